@@ -1,0 +1,35 @@
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: install demo test test-slow bench readme sync nbtest wheel clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): settings.ini setup.py pyproject.toml
+	python3 -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(INSTALLED)
+
+demo: install                  ## the main job: train on human numbers, continue two prompts
+	.venv/bin/rnn_fastai demo
+
+test: install sync             ## everything that CI runs
+	.venv/bin/ruff check .
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n_workers 1 --do_print --timing
+	$(PY) tools/check_wheel.py
+	$(PY) -m pytest -q
+
+test-slow: install             ## the long checks: several seeds, big sets
+	$(PY) -m pytest -q -m slow
+
+bench: install                 ## fastai and this package side by side, in one process
+	$(PY) benchmarks/run.py
+
+sync: install                  ## fails where notebooks, modules and README are not in step
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/check_sync.py
+
+readme: install                ## README.md from nbs/index.ipynb
+	$(PY) tools/readme.py
+
+clean:
+	rm -rf build dist out *.egg-info

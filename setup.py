@@ -1,0 +1,21 @@
+"Package metadata: read once from `settings.ini`; the version stands in `rnn_fastai/__init__.py`."
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+cfg = ConfigParser(delimiters=["="])
+cfg.read(here/"settings.ini", encoding="utf8")
+meta = cfg["DEFAULT"]
+version = re.search(r'__version__ = "(.+)"', (here/"rnn_fastai"/"__init__.py").read_text(encoding="utf8"))[1]
+
+setup(
+    name=meta["name"], version=version, description=meta["description"], author=meta["author"],
+    license=meta["license"], keywords=meta["keywords"].split(), python_requires=f">={meta['min_python']}",
+    long_description=(here/"README.md").read_text(encoding="utf8"), long_description_content_type="text/markdown",
+    packages=find_packages(include=["rnn_fastai", "rnn_fastai.*"]),
+    install_requires=meta["requirements"].split(), extras_require={"dev": meta["dev_requirements"].split()},
+    entry_points={"console_scripts": meta["console_scripts"].split()}, zip_safe=False,
+)

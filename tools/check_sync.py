@@ -1,0 +1,27 @@
+"Fails when exporting and cleaning the notebooks, or making the README, changes a file."
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+from readme import ROOT, make_readme
+
+
+def _digests() -> dict:
+    "File -> digest of its bytes, for all that is made from notebooks, and the notebooks."
+    files = sorted([*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("rnn_fastai/**/*.py"), ROOT/"README.md"])
+    return {f.relative_to(ROOT): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def main() -> int:
+    "Exit status: 0 where all is in step."
+    before = _digests()
+    for cmd in ("nbdev-export", "nbdev-clean"): subprocess.run([cmd], cwd=ROOT, check=True)
+    (ROOT/"README.md").write_text(make_readme(), encoding="utf8")
+    after = _digests()
+    changed = [str(f) for f in sorted(before.keys() | after.keys()) if before.get(f) != after.get(f)]
+    if changed: print("Not in step with the notebooks (now made anew; commit them):", *changed, sep="\n  ")
+    return int(bool(changed))
+
+
+if __name__ == "__main__": sys.exit(main())
