@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TokenStream', 'LMDataset', 'LMDataLoader']
 
-# %% ../../nbs/13_data.lm.ipynb #c5414cb0
+# %% ../../nbs/13_data.lm.ipynb #759079fe
 from typing import Any, Iterable
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastai.data.core import TfmdDL
 from fastai.text.data import LMTensorText, TensorText
 from fastai.torch_core import TitledStr, explode_types, to_device
 from fastcore.basics import ifnone
+from fastcore.foundation import L
 from fastcore.meta import delegates
 
 from ..core import check_count
@@ -54,7 +55,7 @@ class TokenStream:
         else: pos += np.repeat(self.starts[doc] - self.begins[doc], hi-lo)
         return self.ids[pos].astype(np.int64).reshape(len(at), n)
 
-# %% ../../nbs/13_data.lm.ipynb #9859a1ba
+# %% ../../nbs/13_data.lm.ipynb #15842362
 class LMDataset:
     "Documents `docs` of `corpus`, as items of a fastai data set; an item is a tuple of one `TensorText`."
     n_inp,split_idx = 1,None
@@ -108,13 +109,11 @@ class LMDataset:
         "Gather the items of any data set into a corpus, once."
         if isinstance(dataset, LMDataset): return dataset
         docs = [o[0] if isinstance(o, tuple) else o for o in (dataset[i] for i in range(len(dataset)))]
-        vocab = getattr(dataset, 'vocab', ())
-        res = cls(Corpus.from_ids(docs, vocab), items=getattr(dataset, 'items', dataset))
-        res.decode = getattr(dataset, 'decode', res.decode)
-        res.tokenizer = getattr(dataset, 'tokenizer', None)
-        return res
+        tok = getattr(dataset, 'tokenizer', None)   # fastai's transform
+        tokenizer = tok and TextTokenizer(tok.tok, tok.rules, sep=tok.sep)
+        return cls(Corpus.from_ids(docs, getattr(dataset, 'vocab', ())), None, tokenizer, items=getattr(dataset, 'items', dataset))
 
-# %% ../../nbs/13_data.lm.ipynb #1b25b9ee
+# %% ../../nbs/13_data.lm.ipynb #7c3c6dca
 class LMDataLoader(TfmdDL):
     "fastai's `LMDataLoader`, batch for batch, over a `Corpus`: no Python per document, no copy of the ids."
     _block = 50_000   # tokens read from the stream at once
@@ -184,5 +183,6 @@ class LMDataLoader(TfmdDL):
 
     @delegates(TfmdDL.new)
     def new(self, dataset=None, seq_len=None, **kwargs):
-        "The same loader with other arguments, over another data set if one is given."
+        "The same loader with other arguments, over another data set or a list of texts if one is given."
+        if isinstance(dataset, (list, tuple, L)) and len(dataset) and all(isinstance(o, str) for o in dataset): dataset = self.dataset.new(dataset)
         return super().new(dataset=dataset, seq_len=ifnone(seq_len, self.seq_len), **kwargs)

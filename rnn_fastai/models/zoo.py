@@ -72,7 +72,7 @@ class AWD_LSTM(nn.Module):
             new.append(s)
         return out,tuple(new)
 
-# %% ../../nbs/24_models.zoo.ipynb #c85ab01b
+# %% ../../nbs/24_models.zoo.ipynb #1585854f
 class LMOutput(NamedTuple):
     "What a language model gives for a batch."
     logits:Tensor   # bs,sl,vocab
@@ -86,6 +86,10 @@ class LanguageModel(nn.Sequential):
         raw,state = self[0](ids, state)
         logits,dropped = self[1](raw)
         return LMOutput(logits, raw, dropped, state)
+
+    def read(self, ids:Tensor, state:Any=None) -> Any:
+        "The state after reading `ids` (bs,sl), with no logits made."
+        return self[0](ids, state)[1]
 
     def reset(self):
         "For fastai's sake: there is no state in the model to reset."
