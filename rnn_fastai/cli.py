@@ -6,7 +6,7 @@
 __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HONEST', 'commands', 'is_exact', 'train_demo',
            'save_picture', 'stream_scores', 'train_honest', 'demo', 'main']
 
-# %% ../nbs/71_cli.ipynb #deb00185
+# %% ../nbs/71_cli.ipynb #18994238
 import sys
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
-from fastcore.script import Param, call_parse, store_true
+from fastcore.script import call_parse, parse_cli
 from torch.nn import functional as F
 
 from .callback.history import LossHistory
@@ -92,15 +92,15 @@ def train_honest(
     learn.fit_one_cycle(epochs, HONEST['lr'])
     return learn,time.perf_counter() - start
 
-# %% ../nbs/71_cli.ipynb #171708f5
+# %% ../nbs/71_cli.ipynb #a9bdceb4
 commands = Registry('command')
 
 @commands.register()
 @call_parse
 def demo(
-    honest:Param("train on 1 to 7,999 and test on 8,001 to 9,999", store_true)=False,
-    seed:Param("seed of the split, the weights and the batches", int)=42,
-    out:Param("folder for the picture and the models", str)='out',
+    honest:bool=False, # Train on 1 to 7,999 and test on 8,001 to 9,999
+    seed:int=42, # Seed of the split, the weights and the batches
+    out:str='out', # Folder for the picture and the models
 ):
     "Train a language model on human numbers, continue two prompts, and draw the losses."
     if honest: return _honest(seed, Path(out))
@@ -131,4 +131,5 @@ def main():
     try: command = commands.get(name)
     except ValueError as e: sys.exit(f"rnn_fastai: {e}")
     sys.argv = [f'rnn_fastai {name}', *rest]
-    command()
+    args,kwargs,_ = parse_cli(command.__wrapped__)
+    command(*args, **kwargs)
