@@ -25,7 +25,7 @@ def near(
     hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}There is: {', '.join(map(repr, options)) or 'nothing'}."
 
-# %% ../nbs/00_core.ipynb #b7f757a2
+# %% ../nbs/00_core.ipynb #54a78279
 class Registry:
     "Objects by name, each with facts about it; looked up by the name or by the object itself."
     def __init__(self,
@@ -40,7 +40,7 @@ class Registry:
         "Decorate a function or class to enter it under `name`. Raises `ValueError` for a name already taken."
         def enter(obj):
             key = name or obj.__name__
-            if key in self._items: raise ValueError(f"There is a {self.kind} named {key!r} already; choose another name.")
+            if key in self._items: raise ValueError(f"There is a {self.kind} {key!r} already; choose another name.")
             self._items[key] = (obj, facts)
             return obj
         return enter

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from .core import check_count
 
-# %% ../nbs/29_generate.ipynb #96c86d79
+# %% ../nbs/29_generate.ipynb #898bc0a5
 def check_sampling(
     temperature:float, # See `pick_token`
     min_p:float|None, # See `pick_token`
 ):
     "Raise `ValueError` for a temperature below zero or a `min_p` that is no probability."
-    if temperature < 0: raise ValueError(f"temperature={temperature!r} must be at least 0; 0 always takes the most likely token.")
-    if min_p is not None and not 0 <= min_p <= 1: raise ValueError(f"min_p={min_p!r} must be a probability, from 0 to 1, or None.")
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature!r} must be at least 0; 0 always takes the most likely token.")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"min_p={min_p!r} must be a probability, from 0 to 1, or None.")
 
 def pick_token(
     logits:Tensor, # Logits of the next token: vocab
@@ -35,7 +37,7 @@ def pick_token(
     if temperature == 0: return probs.argmax().item()
     if min_p is not None:
         if (probs >= min_p).any(): probs[probs < min_p] = 0.
-        else: warnings.warn(f"No token has a probability of min_p={min_p} or more; it is not applied. Try a lower value.", stacklevel=2)
+        else: warnings.warn(f"No token is as likely as min_p={min_p}, so it is not applied. Try a lower one.", stacklevel=2)
     if temperature != 1.: probs = (probs/probs.max()).pow_(1/temperature)   # scaled, so that no power vanishes
     return torch.multinomial(probs, 1).item()
 

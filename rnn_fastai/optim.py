@@ -13,7 +13,7 @@ from fastai.optimizer import Optimizer
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
-# %% ../nbs/25_optim.ipynb #de85a9e3
+# %% ../nbs/25_optim.ipynb #72491219
 class FusedAdam(Optimizer):
     "A fastai `Optimizer` whose step is torch's fused kernel."
     def __init__(self,
@@ -31,14 +31,15 @@ class FusedAdam(Optimizer):
             if 'grad_avg' not in s: s.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
             s['step'] = torch.as_tensor(s['step'], dtype=torch.float32, device=p.device)
         avg,sqr,steps = ([self.state[p][k] for p in ps] for k in ('grad_avg', 'sqr_avg', 'step'))
-        self.kernel(ps, [p.grad for p in ps], avg, sqr, [], steps, fused=True, amsgrad=False, beta1=float(hyper['mom']),
-                    beta2=float(hyper['sqr_mom']), lr=float(hyper['lr']), weight_decay=float(wd), eps=hyper['eps'], maximize=False)
+        self.kernel(ps, [p.grad for p in ps], avg, sqr, [], steps, fused=True, amsgrad=False, maximize=False,
+                    beta1=float(hyper['mom']), beta2=float(hyper['sqr_mom']), lr=float(hyper['lr']),
+                    weight_decay=float(wd), eps=hyper['eps'])
 
     @torch.no_grad()
     def step(self, closure=None):
         "Update all parameters that have a gradient."
         if closure is not None: raise NotImplementedError("fastai optimizers take no closure.")
-        for pg,hyper in zip(self.param_lists, self.hypers):
+        for pg,hyper in zip(self.param_lists, self.hypers, strict=True):
             ps = [p for p in pg if p.grad is not None]
             decayed = [p for p in ps if self.state[p].get('do_wd', True)]
             other = [p for p in ps if not self.state[p].get('do_wd', True)]

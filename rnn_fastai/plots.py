@@ -31,18 +31,19 @@ def plot_losses(
     ax.legend()
     return ax
 
-# %% ../nbs/60_plots.ipynb #c75bff44
+# %% ../nbs/60_plots.ipynb #0521ccf1
 def plot_probs(
     probs:Any, # steps x tokens, values from -1 to 1
     names:list[str], # A name for each column
     steps:list[str]|None=None, # A name for each row
     ax:Axes|None=None, # Where to draw; a new figure by default
 ) -> Axes:
-    "Draw probabilities (or states) as a map, with its colour scale. Raises `ValueError` where names and columns differ in number."
+    "Draw probabilities (or states) as a map. Raises `ValueError` where names and rows or columns differ in number."
     probs = torch.as_tensor(probs).detach().cpu().numpy()
     if probs.ndim != 2 or probs.shape[1] != len(names):
         raise ValueError(f"probs of shape {probs.shape} must be steps x {len(names)}, as there are {len(names)} names.")
-    if steps is not None and len(steps) != len(probs): raise ValueError(f"There are {len(probs)} steps and {len(steps)} names for them.")
+    if steps is not None and len(steps) != len(probs):
+        raise ValueError(f"There are {len(probs)} steps and {len(steps)} names for them.")
     if ax is None: ax = plt.subplots(figsize=(1.5+0.6*len(names), 1.2+0.35*len(probs)), layout='constrained')[1]
     im = ax.imshow(probs, cmap='bwr', vmin=-1, vmax=1, aspect='auto')
     ax.set_xticks(range(len(names)), names)

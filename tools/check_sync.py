@@ -2,7 +2,6 @@
 import hashlib
 import subprocess
 import sys
-from pathlib import Path
 
 from readme import ROOT, make_readme
 

@@ -10,18 +10,20 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
 
-# %% ../../nbs/40_callback.history.ipynb #03f5304e
+# %% ../../nbs/40_callback.history.ipynb #7fd53519
 class LossHistory(Callback):
     "Keeps smoothed training losses, a number a batch, and the recorder's values, a row an epoch, over all fits."
     order,run_valid = Recorder.order+1,False
     def __init__(self): self.losses,self.rows,self.ends = [],[],[]
+
+    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')   # a search for a rate is no training
 
     def after_batch(self):
         if self.training: self.losses.append(self.learn.smooth_loss.item())
 
     def after_epoch(self):
         names = list(self.recorder.metric_names)[1:]
-        self.rows.append(dict(zip(names, self.recorder.log[1:])))
+        self.rows.append(dict(zip(names, self.recorder.log[1:], strict=True)))
         self.ends.append(len(self.losses))
 
     @property

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ar_penalty', 'tar_penalty', 'RNNRegularizer', 'rnn_cbs']
 
-# %% ../../nbs/28_callback.regularize.ipynb #19d6c359
+# %% ../../nbs/28_callback.regularize.ipynb #f423f31f
 from fastai.callback.core import Callback
 from torch import Tensor
 
-from .state import RNNCallback, StateCarrier
+from .state import RNNCallback, StateFeeder
 
 # %% ../../nbs/28_callback.regularize.ipynb #ab575080
 def ar_penalty(
@@ -25,7 +25,7 @@ def tar_penalty(
     if h.size(1) < 2: return h.new_zeros(())
     return (h[:, 1:] - h[:, :-1]).float().pow(2).mean()
 
-# %% ../../nbs/28_callback.regularize.ipynb #68f01d04
+# %% ../../nbs/28_callback.regularize.ipynb #f505552f
 class RNNRegularizer(Callback):
     "Adds `alpha` times AR and `beta` times TAR to the loss that is differentiated; the reported loss stays."
     order,run_valid = RNNCallback.order+1,False
@@ -36,7 +36,7 @@ class RNNRegularizer(Callback):
         self.alpha,self.beta = alpha,beta
 
     def after_loss(self):
-        if not self.training: return
+        if not self.training or self.rnn.out is None: return   # a model may give its logits alone
         if self.alpha: self.learn.loss_grad += self.alpha * ar_penalty(self.rnn.out)
         if self.beta: self.learn.loss_grad += self.beta * tar_penalty(self.rnn.raw_out)
 
@@ -45,4 +45,4 @@ def rnn_cbs(
     beta:float=0., # Weight of TAR
 ) -> list[Callback]:
     "The callbacks that training a recurrent model needs, with regularisation where asked for."
-    return [RNNCallback(), StateCarrier()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])
+    return [RNNCallback(), StateFeeder()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])

@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['FAKE', 'Vocab', 'Corpus']
 
-# %% ../../nbs/12_data.corpus.ipynb #0a9d2f3a
+# %% ../../nbs/12_data.corpus.ipynb #c94a4e73
+import json
 from array import array
 from collections import Counter
 from functools import cached_property
+from pathlib import Path
 from typing import Iterable
 
 import numpy as np
+from fastai.text.core import UNK
 from fastai.text.data import make_vocab
 from fastcore.basics import defaults
 
 from ..core import check_count
 
-# %% ../../nbs/12_data.corpus.ipynb #001ff2fc
+# %% ../../nbs/12_data.corpus.ipynb #20ae7881
 FAKE = 'xxfake'
 
 class Vocab(list):
@@ -39,6 +42,24 @@ class Vocab(list):
         special = defaults.text_spec_tok if special_toks is None else special_toks
         return cls(make_vocab(count, min_freq=min_freq, max_vocab=max_vocab, special_toks=special))
 
+    @classmethod
+    def check(cls,
+        vocab:Iterable[str], # Tokens by id
+    ) -> 'Vocab':
+        "`vocab` as a `Vocab`. Raises where it is no list of strings, or has no `xxunk` at 0 for what is unknown."
+        if isinstance(vocab, Vocab): return vocab
+        if isinstance(vocab, str) or not all(isinstance(t, str) for t in vocab):
+            raise TypeError(f"The vocabulary must be a list of strings, not {type(vocab).__name__} of {type(vocab[0]).__name__}.")
+        if not len(vocab) or vocab[0] != UNK:
+            raise ValueError(f"The vocabulary must start with {UNK!r}, the token for what it lacks; it starts with {vocab[:1]}.")
+        return cls(vocab)
+
+    def save(self,
+        file:str|Path, # Where to write
+    ):
+        "Write the tokens as JSON, to be read by `read_vocab`."
+        Path(file).write_text(json.dumps(list(self), ensure_ascii=False), encoding='utf8')
+
     def encode(self,
         toks:Iterable[str], # Tokens
     ) -> np.ndarray: # Their ids, int64
@@ -57,7 +78,7 @@ class Vocab(list):
         "Ids that stand for no token."
         return [i for i,t in enumerate(self) if t == FAKE]
 
-# %% ../../nbs/12_data.corpus.ipynb #54f9b8e8
+# %% ../../nbs/12_data.corpus.ipynb #604c4bbe
 def _id_dtype(n:int) -> np.dtype:
     "The smallest unsigned type for ids below `n`."
     return np.min_scalar_type(max(n-1, 0))
@@ -69,10 +90,12 @@ class Corpus:
         offsets:np.ndarray, # Where each document starts, and where the last one ends: documents + 1 numbers
         vocab:Vocab, # What the ids stand for
     ):
-        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(ids):
-            raise ValueError(f"offsets must run from 0 to the number of ids, {len(ids)}; got {np.asarray(offsets)[[0, -1]]}."
-                             if len(offsets) else "offsets is empty; it holds one more number than there are documents.")
+        if len(offsets) == 0: raise ValueError("offsets is empty; it holds one more number than there are documents.")
+        if offsets[0] != 0 or offsets[-1] != len(ids):
+            raise ValueError(f"offsets must run from 0 to the number of ids, {len(ids)}; they run from {offsets[0]} to "
+                             f"{offsets[-1]}.")
         self.ids,self.offsets,self.vocab = ids,np.asarray(offsets, dtype=np.int64),vocab
+        if (np.diff(self.offsets) < 0).any(): raise ValueError("offsets must not fall: each says where a document starts.")
 
     @classmethod
     def from_tokens(cls,
@@ -89,9 +112,9 @@ class Corpus:
             ends.append(len(seen))
         prov = np.frombuffer(seen, dtype=np.int32)
         if vocab is None:
-            count = Counter(dict(zip(known, np.bincount(prov, minlength=len(known)).tolist())))
+            count = Counter(dict(zip(known, np.bincount(prov, minlength=len(known)).tolist(), strict=True)))
             vocab = Vocab.from_counts(count, min_freq, max_vocab, special_toks)
-        vocab = vocab if isinstance(vocab, Vocab) else Vocab(vocab)
+        vocab = Vocab.check(vocab)
         final = vocab.encode(known).astype(_id_dtype(len(vocab)))
         return cls(final[prov] if len(prov) else final, np.array(ends), vocab)
 
@@ -103,6 +126,7 @@ class Corpus:
         "A corpus of documents that are numericalized already."
         docs = [np.asarray(d, dtype=np.int64) for d in docs]
         ids = np.concatenate(docs) if docs else np.zeros(0, dtype=np.int64)
+        if ids.min(initial=0) < 0: raise ValueError(f"An id is negative: {ids.min()}. Ids are places in the vocabulary, from 0 on.")
         vocab = vocab if isinstance(vocab, Vocab) else Vocab(vocab)
         top = max(len(vocab), int(ids.max(initial=0)) + 1)
         return cls(ids.astype(_id_dtype(top)), np.cumsum([0, *map(len, docs)]), vocab)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['TokenStream', 'LMDataset', 'LMDataLoader']
 
-# %% ../../nbs/13_data.lm.ipynb #759079fe
+# %% ../../nbs/13_data.lm.ipynb #da1b6755
+from pathlib import Path
 from typing import Any, Iterable
 
 import numpy as np
+import pandas as pd
 import torch
-from fastai.data.load import DataLoader
 from fastai.data.core import TfmdDL
-from fastai.text.data import LMTensorText, TensorText
+from fastai.text.data import LMTensorText, Numericalize, TensorText
 from fastai.torch_core import TitledStr, explode_types, to_device
 from fastcore.basics import ifnone
 from fastcore.foundation import L
@@ -20,7 +21,7 @@ from fastcore.meta import delegates
 
 from ..core import check_count
 from .corpus import Corpus, Vocab
-from .tokenize import TextTokenizer
+from .tokenize import TextTokenizer, check_texts, frame_texts
 
 # %% ../../nbs/13_data.lm.ipynb #c27f0fad
 class TokenStream:
@@ -55,7 +56,12 @@ class TokenStream:
         else: pos += np.repeat(self.starts[doc] - self.begins[doc], hi-lo)
         return self.ids[pos].astype(np.int64).reshape(len(at), n)
 
-# %% ../../nbs/13_data.lm.ipynb #15842362
+# %% ../../nbs/13_data.lm.ipynb #fffba59d
+def _is_reversed(dataset:Any) -> bool:
+    "Whether fastai's `Datasets` turn every text around."
+    tfms = [f for tl in getattr(dataset, 'tls', []) for f in getattr(tl.tfms, 'fs', [])]
+    return any(getattr(f, 'name', None) == 'reverse_text' for f in tfms)
+
 class LMDataset:
     "Documents `docs` of `corpus`, as items of a fastai data set; an item is a tuple of one `TensorText`."
     n_inp,split_idx = 1,None
@@ -65,8 +71,9 @@ class LMDataset:
         tokenizer:TextTokenizer|None=None, # What made the tokens; decodes them, and tokenizes new texts
         backwards:bool=False, # Every document from its last token to its first
         items:Any=None, # What the documents were made from (rows of a frame, files), in the order of `docs`
+        text_col:Any=0, # Columns of the texts, for new frames
     ):
-        self.corpus,self.tokenizer,self.backwards,self.items = corpus,tokenizer,backwards,items
+        self.corpus,self.tokenizer,self.backwards,self.items,self.text_col = corpus,tokenizer,backwards,items,text_col
         self.docs = np.arange(len(corpus)) if docs is None else np.asarray(docs, dtype=np.int64)
 
     @property
@@ -74,12 +81,13 @@ class LMDataset:
         "Tokens by id."
         return self.corpus.vocab
     @property
-    def numericalize(self) -> Vocab:
-        "What turns tokens into ids; has a `vocab`, as fastai's has."
-        return self
+    def numericalize(self) -> Numericalize:
+        "fastai's transform from tokens to ids and back."
+        return Numericalize(self.vocab)
 
     def __len__(self): return len(self.docs)
     def __getitem__(self, i):
+        if isinstance(i, slice): return [self[j] for j in range(len(self))[i]]
         ids = self.corpus[self.docs[i]].astype(np.int64)
         return (TensorText(torch.from_numpy(ids[::-1].copy() if self.backwards else ids)),)
 
@@ -92,15 +100,30 @@ class LMDataset:
         return tuple(TitledStr(join(self.vocab.decode(o))) for o in b)
 
     def new(self,
-        texts:Iterable[str], # New texts
+        texts:Any, # A text, a list or column of texts, a frame, or text files
     ) -> 'LMDataset':
         "A data set of other texts with the same tokenizer, vocabulary and direction."
-        tokenizer = ifnone(self.tokenizer, TextTokenizer())
-        return LMDataset(Corpus.from_tokens(tokenizer(texts), self.vocab), None, tokenizer, self.backwards, list(texts))
+        tokenizer = TextTokenizer() if self.tokenizer is None else self.tokenizer
+        if isinstance(texts, (str, Path)): texts = [texts]
+        if isinstance(texts, pd.DataFrame): read = frame_texts(texts, self.text_col)
+        else:
+            read = [t.read_text(encoding='utf8') if isinstance(t, Path) else t for t in texts]
+            check_texts(pd.Series(read, dtype=object, name='texts'))
+        return LMDataset(Corpus.from_tokens(tokenizer(read), self.vocab), None, tokenizer, self.backwards, texts, self.text_col)
 
     def new_empty(self) -> 'LMDataset':
         "The same without documents."
         return self.new([])
+
+    @classmethod
+    def like(cls,
+        dataset:Any, # A data set of numericalized texts, such as fastai's `Datasets`, or a list of tensors
+        docs:Iterable=(), # Documents as ids, in reading order
+    ) -> 'LMDataset':
+        "A data set of `docs` with the vocabulary, tokenizer and direction of another; of none, to make `new` ones from."
+        tok = getattr(dataset, 'tokenizer', None)
+        corpus = Corpus.from_ids(docs, getattr(dataset, 'vocab', ()))
+        return cls(corpus, None, None if tok is None else TextTokenizer(tok), _is_reversed(dataset))
 
     @classmethod
     def from_items(cls,
@@ -109,11 +132,16 @@ class LMDataset:
         "Gather the items of any data set into a corpus, once."
         if isinstance(dataset, LMDataset): return dataset
         docs = [o[0] if isinstance(o, tuple) else o for o in (dataset[i] for i in range(len(dataset)))]
-        tok = getattr(dataset, 'tokenizer', None)   # fastai's transform
-        tokenizer = tok and TextTokenizer(tok.tok, tok.rules, sep=tok.sep)
-        return cls(Corpus.from_ids(docs, getattr(dataset, 'vocab', ())), None, tokenizer, items=getattr(dataset, 'items', dataset))
+        res = cls.like(dataset, [d.flip(0) for d in docs] if _is_reversed(dataset) else docs)
+        res.items = getattr(dataset, 'items', dataset)
+        if not res.vocab and hasattr(dataset, 'decode'): res.decode = dataset.decode   # transforms of its own
+        return res
 
-# %% ../../nbs/13_data.lm.ipynb #7c3c6dca
+# %% ../../nbs/13_data.lm.ipynb #0cf98ecc
+def _are_texts(o:Any) -> bool:
+    "Whether `o` is a list of single things, texts or files, not of numericalized documents."
+    return isinstance(o, (list, tuple, L)) and len(o) > 0 and not isinstance(o[0], (torch.Tensor, np.ndarray, list, tuple, L))
+
 class LMDataLoader(TfmdDL):
     "fastai's `LMDataLoader`, batch for batch, over a `Corpus`: no Python per document, no copy of the ids."
     _block = 50_000   # tokens read from the stream at once
@@ -146,8 +174,9 @@ class LMDataLoader(TfmdDL):
     ) -> 'LMDataLoader': # `self`
         "Raise `ValueError` where there are too few tokens for one batch."
         if self.n_batches == 0:
-            raise ValueError(f"{what} are too short for one batch: {self.n_tokens} tokens, and bs={self.bs} rows need at least "
-                             f"{self.bs+1}. Give more text, or a batch size of at most {max(self.n_tokens-1, 0)}.")
+            if not len(self.dataset): raise ValueError(f"{what} are none: the split left no rows for them.")
+            raise ValueError(f"{what} are too short for one batch: {self.n_tokens} tokens, and bs={self.bs} rows need at "
+                             f"least {self.bs+1}. Give more text, or a batch size below {max(self.n_tokens, 2)}.")
         return self
 
     def _stream(self) -> TokenStream:
@@ -183,6 +212,6 @@ class LMDataLoader(TfmdDL):
 
     @delegates(TfmdDL.new)
     def new(self, dataset=None, seq_len=None, **kwargs):
-        "The same loader with other arguments, over another data set or a list of texts if one is given."
-        if isinstance(dataset, (list, tuple, L)) and len(dataset) and all(isinstance(o, str) for o in dataset): dataset = self.dataset.new(dataset)
+        "The same loader with other arguments, over another data set or other texts if they are given."
+        if isinstance(dataset, (str, Path, pd.DataFrame, pd.Series)) or _are_texts(dataset): dataset = self.dataset.new(dataset)
         return super().new(dataset=dataset, seq_len=ifnone(seq_len, self.seq_len), **kwargs)

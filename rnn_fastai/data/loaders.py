@@ -5,31 +5,31 @@
 # %% auto #0
 __all__ = ['lm_loaders', 'TextDataLoaders', 'TextBlock']
 
-# %% ../../nbs/19_data.loaders.ipynb #37ef30ef
+# %% ../../nbs/19_data.loaders.ipynb #508d8fe0
+import inspect
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import pandas as pd
-from fastai.data.core import DataLoaders
 from fastai.data.transforms import ColSplitter, RandomSplitter, get_text_files
 from fastai.text import data as fastai_data
 from fastai.torch_core import default_device
 from fastcore.basics import ifnone
-from fastcore.foundation import L
 from fastcore.meta import delegates
 
-from ..core import check_count
+from ..core import check_count, near
 from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
-from .tokenize import TextTokenizer, check_column, check_texts, frame_texts
+from .tokenize import TextTokenizer, check_column, frame_texts
 
-# %% ../../nbs/19_data.loaders.ipynb #1d40f9d7
+# %% ../../nbs/19_data.loaders.ipynb #294b655b
 @delegates(LMDataLoader.__init__, but=['dataset', 'n', 'shuffle', 'device', 'bs', 'seq_len', 'lens', 'cache'])
 def lm_loaders(
     texts:list[str], # A text a row
     splits:tuple, # Rows for training, rows for validation
     items:Any=None, # What the texts were made from, a frame or a list; kept as `items` of the data sets
+    text_col:Any=0, # Columns of the texts, for new frames
     text_vocab:list|None=None, # Vocabulary; made from all texts by default, as fastai does
     tok_tfm:Any=None, # Called with texts, gives tokens of each; `WordTokenizer` by default
     min_freq:int=3, # A token that occurs less often is unknown
@@ -45,32 +45,36 @@ def lm_loaders(
     **kwargs
 ) -> list: # Training loader, validation loader
     "Tokenize, numericalize and cut into batches. Raises `ValueError` for bad sizes and texts too short for one batch."
+    odd = [k for k in kwargs if k not in inspect.signature(lm_loaders).parameters]
+    if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {near(odd[0], inspect.signature(lm_loaders).parameters)}")
     for name,n in (('bs', bs), ('val_bs', ifnone(val_bs, bs)), ('seq_len', seq_len)): check_count(name, n)
     tokenizer = TextTokenizer(tok_tfm)
-    corpus = Corpus.from_tokens(tokenizer(texts), text_vocab, min_freq, max_vocab, getattr(tokenizer.tok, 'special_toks', None))
+    special_toks = getattr(tokenizer.tok, 'special_toks', None)
+    corpus = Corpus.from_tokens(tokenizer(texts), text_vocab, min_freq, max_vocab, special_toks)
     device = ifnone(device, default_device())
     def one(docs, bs, shuffle, what):
         docs = np.asarray(list(docs), dtype=np.int64)
         its = items.iloc[docs] if isinstance(items, pd.DataFrame) else [ifnone(items, texts)[i] for i in docs]
-        ds = LMDataset(corpus, docs, tokenizer, backwards, its)
-        return LMDataLoader(ds, bs=bs, seq_len=seq_len, shuffle=shuffle, drop_last=shuffle, device=device, **kwargs).check(what)
-    return [one(splits[0], bs, shuffle, 'The training texts'), one(splits[1], ifnone(val_bs, bs), val_shuffle, 'The validation texts')]
+        ds = LMDataset(corpus, docs, tokenizer, backwards, its, text_col)
+        dl = LMDataLoader(ds, bs=bs, seq_len=seq_len, shuffle=shuffle, drop_last=shuffle, device=device, **kwargs)
+        return dl.check(what)
+    return [one(splits[0], bs, shuffle, 'The training texts'),
+            one(splits[1], ifnone(val_bs, bs), val_shuffle, 'The validation texts')]
 
-# %% ../../nbs/19_data.loaders.ipynb #8702aaaf
-# Arguments of fastai's factories that are about labels, or that name a column fastai makes: nothing here for a language model.
-_NOT_LM = {'label_col', 'label_delim', 'y_block', 'tok_text_col', 'vocab', 'num_workers', 'verbose'}
+# %% ../../nbs/19_data.loaders.ipynb #1771f6b7
+# Arguments of fastai's factories that are about labels, or name a column that fastai makes: nothing for a language model.
+_NOT_LM = {'label_col', 'label_delim', 'y_block', 'tok_text_col', 'vocab', 'num_workers', 'verbose', 'drop_last'}
 def _lm_only(kwargs:dict) -> dict:
     "Arguments that mean something for a language model."
     return {k: v for k,v in kwargs.items() if k not in _NOT_LM}
 
 def _folder_splitter(path:str|Path, train:str, valid:str) -> Callable:
     "Split files by the folder below `path` that they lie in, however deep (fastai's looks at the grandparent alone)."
-    def split(files): return tuple([i for i,f in enumerate(files) if f.relative_to(path).parts[0] == o] for o in (train, valid))
-    return split
+    def below(files, name): return [i for i,f in enumerate(files) if f.relative_to(path).parts[0] == name]
+    return lambda files: (below(files, train), below(files, valid))
 
 class TextDataLoaders(fastai_data.TextDataLoaders):
     "fastai's `TextDataLoaders`, with language model loaders that slice one flat array."
-    text_col = 0   # where `test_dl` finds the texts of a frame
     @classmethod
     @delegates(fastai_data.TextDataLoaders.from_df)
     def from_df(cls,
@@ -89,14 +93,14 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
     ) -> 'TextDataLoaders':
         "Loaders from the rows of a frame."
         if not is_lm:
-            return super().from_df(df, path, valid_pct, seed, text_col=text_col, text_vocab=text_vocab, valid_col=valid_col,
-                                   tok_tfm=tok_tfm, seq_len=seq_len, backwards=backwards, **kwargs)
+            return super().from_df(df, path, valid_pct, seed, text_col=text_col, text_vocab=text_vocab,
+                                   valid_col=valid_col, tok_tfm=tok_tfm, seq_len=seq_len, backwards=backwards, **kwargs)
         texts = frame_texts(df, text_col)
-        splitter = RandomSplitter(valid_pct, seed=seed) if valid_col is None else ColSplitter(check_column(df, valid_col, 'valid_col'))
-        dls = lm_loaders(texts, splitter(df), df, text_vocab, tok_tfm, seq_len=seq_len, backwards=backwards, path=path, **_lm_only(kwargs))
-        res = cls(*dls, path=path, device=dls[0].device)
-        res.text_col = text_col
-        return res
+        if valid_col is None: splitter = RandomSplitter(valid_pct, seed=seed)
+        else: splitter = ColSplitter(check_column(df, valid_col, 'valid_col'))
+        dls = lm_loaders(texts, splitter(df), df, text_col, text_vocab, tok_tfm, seq_len=seq_len, backwards=backwards,
+                         path=path, **_lm_only(kwargs))
+        return cls(*dls, path=path, device=dls[0].device)
 
     @classmethod
     @delegates(fastai_data.TextDataLoaders.from_folder)
@@ -119,27 +123,18 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
             return super().from_folder(path, train, valid, valid_pct, seed, text_vocab=text_vocab, tok_tfm=tok_tfm,
                                        seq_len=seq_len, splitter=splitter, backwards=backwards, **kwargs)
         files = get_text_files(Path(path), folders=[train, valid] if valid_pct is None else None)
-        if not files: raise ValueError(f"There is no .txt file below {path}" + (f" in {train!r} or {valid!r}." if valid_pct is None else "."))
-        splitter = ifnone(splitter, _folder_splitter(path, train, valid) if valid_pct is None else RandomSplitter(valid_pct, seed=seed))
+        if not files:
+            where = f" in {train!r} or {valid!r}" if valid_pct is None else ""
+            raise ValueError(f"There is no .txt file below {path}{where}.")
+        if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
+        elif splitter is None: splitter = RandomSplitter(valid_pct, seed=seed)
         texts = [f.read_text(encoding='utf8') for f in files]
-        dls = lm_loaders(texts, splitter(files), files, text_vocab, tok_tfm, seq_len=seq_len, backwards=backwards, path=path, **_lm_only(kwargs))
+        dls = lm_loaders(texts, splitter(files), files, 0, text_vocab, tok_tfm, seq_len=seq_len, backwards=backwards,
+                         path=path, **_lm_only(kwargs))
         return cls(*dls, path=path, device=dls[0].device)
 
-    def test_dl(self,
-        test_items:Any, # Texts: a list, a column, or a frame with the same text columns
-        rm_type_tfms:Any=None, # For fastai's sake, as are labels: a language model's target is its text
-        with_labels:bool=False, # See above
-        **kwargs # Arguments of the loader that are to differ from those for validation
-    ) -> DataLoaders: # A loader in the order of the items
-        "A loader of other texts, with this vocabulary."
-        if not isinstance(self.valid_ds, LMDataset):
-            return super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
-        if isinstance(test_items, pd.DataFrame): texts = frame_texts(test_items, self.text_col)
-        else: texts = check_texts(pd.Series(list(test_items), dtype=object, name='test_items')).tolist()
-        return self.valid.new(self.valid_ds.new(texts), **{'shuffle': False, **kwargs})
-
-# %% ../../nbs/19_data.loaders.ipynb #267c7453
-TextDataLoaders.from_csv = classmethod(delegates(to=TextDataLoaders.from_df)(fastai_data.TextDataLoaders.from_csv.__func__))
+_from_csv = fastai_data.TextDataLoaders.from_csv.__func__
+TextDataLoaders.from_csv = classmethod(delegates(to=TextDataLoaders.from_df)(_from_csv))
 
 class TextBlock(fastai_data.TextBlock):
     "fastai's `TextBlock`, with our loader for language models."

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['number_words', 'human_numbers', 'number_runs', 'human_numbers_100', 'counting']
 
-# %% ../../nbs/10_data.sets.ipynb #966e01a2
+# %% ../../nbs/10_data.sets.ipynb #e89e2de2
+import random
+
 import pandas as pd
 
 from ..core import check_count
@@ -33,17 +35,25 @@ def human_numbers() -> pd.DataFrame: # Columns `text` (a number in words) and `v
     nums = [*range(1, 8000), *range(8001, 10_000)]
     return pd.DataFrame({'text': [number_words(n) for n in nums], 'valid': [n > 8000 for n in nums]})
 
-# %% ../../nbs/10_data.sets.ipynb #ca68a7a5
+# %% ../../nbs/10_data.sets.ipynb #74f46e32
 def number_runs(
-    nums:pd.DataFrame, # Columns `text` and `valid`, as `human_numbers` makes them
-    n:int=100, # How many numbers to a document
+    texts:list[str], # Numbers in words, in order
+    lens:int|tuple[int, int]=100, # How many numbers to a run; or the least and the most, drawn at random
+    n_cuts:int=1, # How many times to cut all of `texts` into runs, each anew
     sep:str=' . ', # What stands between two numbers
-) -> pd.DataFrame: # Columns `text` and `valid`, a document a row; a held-out number is never in a training document
-    "Join every `n` rows on end into one document, the training and the held-out part each on its own."
-    check_count('n', n)
-    parts = [(valid, part.text.tolist()) for valid,part in nums.groupby('valid')]
-    rows = [(sep.join(texts[i:i+n]), valid) for valid,texts in parts for i in range(0, len(texts), n)]
-    return pd.DataFrame(rows, columns=['text', 'valid'])
+    seed:int=0, # Seed of the lengths
+) -> list[str]: # A document a run, in order
+    "Cut a list of numbers into documents of consecutive ones."
+    lo,hi = (lens, lens) if isinstance(lens, int) else lens
+    check_count('lens', lo); check_count('lens', hi, lo); check_count('n_cuts', n_cuts)
+    rng,docs = random.Random(seed),[]
+    for _ in range(n_cuts):
+        i = 0
+        while i < len(texts):
+            n = rng.randint(lo, hi)
+            docs.append(sep.join(texts[i:i+n]))
+            i += n
+    return docs
 
 # %% ../../nbs/10_data.sets.ipynb #36bca885
 def human_numbers_100(

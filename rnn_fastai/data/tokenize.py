@@ -5,42 +5,44 @@
 # %% auto #0
 __all__ = ['WordTokenizer', 'TextTokenizer', 'check_column', 'check_texts', 'frame_texts']
 
-# %% ../../nbs/11_data.tokenize.ipynb #e9e92d2f
+# %% ../../nbs/11_data.tokenize.ipynb #9b8e556a
 import re
+from itertools import pairwise
 from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
-from fastai.text.core import FLD
+from fastai.text.core import FLD, Tokenizer
 from fastcore.basics import compose, defaults
 from fastcore.foundation import L
 
 from ..core import near
 
-# %% ../../nbs/11_data.tokenize.ipynb #b062e605
+# %% ../../nbs/11_data.tokenize.ipynb #ccf20f72
 def _straddling_pairs(tok) -> dict[str, set]:
-    "For the special cases of spaCy's tokenizer `tok`: first character of a token -> the characters that end the one before."
+    "For spaCy's special cases in `tok`: first character of a token -> the characters that end the token before."
     from spacy.tokenizer import Tokenizer
     plain = Tokenizer(tok.vocab, rules={}, prefix_search=tok.prefix_search, suffix_search=tok.suffix_search,
                       infix_finditer=tok.infix_finditer, token_match=tok.token_match, url_match=tok.url_match)
     pairs = {}
     for case in tok.rules:
         toks = [t.text for t in plain(case) if not t.is_space]
-        for a,b in zip(toks, toks[1:]): pairs.setdefault(b[0], set()).add(a[-1])
+        for a,b in pairwise(toks): pairs.setdefault(b[0], set()).add(a[-1])
     return pairs
 
 def _pieces_re(pairs:dict[str, set]) -> re.Pattern:
-    "Finds the pieces of a text: runs without white space, linked by a blank where `pairs` says so; and other white space."
+    "Finds the pieces of a text: runs without white space, linked where `pairs` says so; and other white space."
     befores = {}   # characters before the blank -> characters after it
-    for after,before in pairs.items(): befores.setdefault(''.join(sorted(map(re.escape, before))), []).append(re.escape(after))
+    for after,before in pairs.items():
+        befores.setdefault(''.join(sorted(map(re.escape, before))), []).append(re.escape(after))
     links = '|'.join(f"(?<=[{before}] )(?=[{''.join(sorted(afters))}])" for before,afters in befores.items())
     words = any(re.match(r'\w\w', a+b) for b,before in pairs.items() for a in before)
     quick = '' if words else r'(?:(?<!\w )|(?!\w))'   # between two words there is no link: the common case, told early
     link = rf'(?: {quick}(?:{links})\S+)*' if links else ''
     return re.compile(rf'\S+{link}|\s{{2,}}|[^\S ]')
 
-# %% ../../nbs/11_data.tokenize.ipynb #c1e32ec7
+# %% ../../nbs/11_data.tokenize.ipynb #d84af935
 class WordTokenizer:
-    "spaCy's tokenizer for `lang`, through a cache from piece to tokens; called with texts, it gives a list of tokens each."
+    "spaCy's tokenizer for `lang`, through a cache from piece to tokens: texts in, a list of tokens for each out."
     def __init__(self,
         lang:str='en', # A language code that spaCy knows
         special_toks:list[str]|None=None, # Tokens never to be cut; fastai's `defaults.text_spec_tok` by default
@@ -76,7 +78,7 @@ class WordTokenizer:
     def __call__(self, items): return (self.tokenize(str(t)) for t in items)
     def __repr__(self): return f"WordTokenizer({self.lang!r})"
 
-# %% ../../nbs/11_data.tokenize.ipynb #92054c8f
+# %% ../../nbs/11_data.tokenize.ipynb #338bc437
 class TextTokenizer:
     "Rules before, a word tokenizer, rules after: what turns a text into tokens, and tokens into a text."
     def __init__(self,
@@ -85,8 +87,10 @@ class TextTokenizer:
         post_rules:Iterable[Callable]|None=None, # Token to token; fastai's `defaults.text_postproc_rules` by default
         sep:str=' ', # What stands between tokens in a text
     ):
-        tok = WordTokenizer() if tok is None else tok
-        self.tok = tok() if isinstance(tok, type) else tok
+        tok = WordTokenizer() if tok is None else tok() if isinstance(tok, type) else tok
+        if isinstance(tok, TextTokenizer): tok,rules,post_rules,sep = tok.tok,tok.rules,[tok.post],tok.sep
+        elif isinstance(tok, Tokenizer): tok,rules,sep = tok.tok,tok.rules,tok.sep   # fastai's transform
+        self.tok = tok
         self.rules = list(defaults.text_proc_rules if rules is None else rules)
         self.post = compose(*(defaults.text_postproc_rules if post_rules is None else post_rules))
         self.sep,self._posted = sep,{}
@@ -103,9 +107,10 @@ class TextTokenizer:
             yield t
 
     def __call__(self,
-        texts:Iterable[str], # Texts
-    ) -> Iterator[list[str]]: # The tokens of each, in order
+        texts:Iterable[str]|str, # Texts, or one text
+    ) -> Iterator[list[str]]: # The tokens of each, in order; of one text, its tokens
         "Tokens of each text."
+        if isinstance(texts, str): return next(self([texts]))
         return (list(map(self._post, toks)) for toks in self.tok(self._ruled(texts)))
 
     def decode(self,
@@ -114,21 +119,22 @@ class TextTokenizer:
         "Tokens joined with `sep`."
         return self.sep.join(toks)
 
-# %% ../../nbs/11_data.tokenize.ipynb #971f0e6e
+# %% ../../nbs/11_data.tokenize.ipynb #6333194f
 def check_column(
     df:pd.DataFrame, # A frame
     col:str|int, # Name of a column, or its number
     what:str='text_col', # Name of the argument, for the message
 ) -> Any: # The column's name
     "Name of a column of `df`. Raises `ValueError` that lists the columns where there is none such."
+    if (df.columns == col).sum() > 1: raise ValueError(f"{what}={col!r} names several columns of the frame; rename them.")
     if col in df.columns: return col
-    if isinstance(col, int) and -len(df.columns) <= col < len(df.columns): return df.columns[col]
+    if isinstance(col, int) and not isinstance(col, bool) and -len(df.columns) <= col < len(df.columns): return df.columns[col]
     raise ValueError(f"{what}={col!r} is not a column of the frame. {near(col, df.columns)}")
 
 def check_texts(
     texts:pd.Series, # One column of a frame
 ) -> pd.Series: # The same
-    "Raise `ValueError` for missing values and `TypeError` for anything else that is not a string, naming the first row."
+    "Raise `ValueError` for missing values and `TypeError` for any other that is not a string, naming the first row."
     missing = texts.isna()
     if missing.any():
         raise ValueError(f"Column {texts.name!r} has {missing.sum()} missing texts, the first in row "
@@ -143,12 +149,13 @@ def check_texts(
 def frame_texts(
     df:pd.DataFrame, # A frame
     text_cols:Any=0, # A column, by name or number, or a list of columns
-    mark_fields:bool|None=None, # Open each field with `xxfld` and its number; by default where there are several columns
+    mark_fields:bool|None=None, # Open each field with `xxfld` and its number; by default for several columns
 ) -> list[str]: # A text a row
     "Texts of the rows of `df`. Raises where the frame is empty, a column is missing, or a value is not a text."
     if len(df) == 0: raise ValueError("The frame has no rows, so there is no text to read.")
     cols = [check_column(df, c) for c in L(text_cols)]
+    if not cols: raise ValueError(f"text_col={text_cols!r} names no column. There is: {', '.join(map(repr, df.columns))}.")
     mark_fields = len(cols) > 1 if mark_fields is None else mark_fields
     fields = [check_texts(df[c]).tolist() for c in cols]
     if mark_fields: fields = [[f"{FLD} {i} {t}" for t in f] for i,f in enumerate(fields, 1)]
-    return fields[0] if len(fields) == 1 else [' '.join(row) for row in zip(*fields)]
+    return fields[0] if len(fields) == 1 else [' '.join(row) for row in zip(*fields, strict=True)]

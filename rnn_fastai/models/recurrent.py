@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ..core import check_prob
 from .dropout import drop_weight
 
-# %% ../../nbs/22_models.recurrent.ipynb #4d6af53a
+# %% ../../nbs/22_models.recurrent.ipynb #237cace3
 def _compact(ws:list[Tensor]) -> list[Tensor]:
     "`ws` as views of one buffer, matrices first, as cuDNN wants them; otherwise it would gather them at every call."
     order = sorted(range(len(ws)), key=lambda i: ws[i].dim() == 1)
     flat = torch.cat([ws[i].reshape(-1) for i in order]).split([ws[i].numel() for i in order])
-    views = dict(zip(order, flat))
+    views = dict(zip(order, flat, strict=True))
     return [views[i].view(w.shape) for i,w in enumerate(ws)]
 
 class LSTM(nn.LSTM):
@@ -42,7 +42,7 @@ class LSTM(nn.LSTM):
         "Weights for the kernel, dropped where that is asked for."
         if not (self.training and self.weight_p): return self._flat_weights
         ws = [drop_weight(w, self.weight_p) if n.startswith('weight_hh') else w
-              for n,w in zip(self._flat_weights_names, self._flat_weights)]
+              for n,w in zip(self._flat_weights_names, self._flat_weights, strict=True)]
         return _compact(ws) if ws[0].is_cuda else ws
 
     def forward(self,

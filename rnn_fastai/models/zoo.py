@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['archs', 'awd_lstm_lm_config', 'awd_lstm_lm_split', 'AWD_LSTM', 'LMOutput', 'LanguageModel', 'get_language_model']
 
-# %% ../../nbs/24_models.zoo.ipynb #8597548d
+# %% ../../nbs/24_models.zoo.ipynb #d4e8fadd
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..core import Registry, check_count, near
-from .dropout import EmbeddingDropout, RNNDropout
-from .heads import LinearDecoder
+from .dropout import RNNDropout, WordDropout
+from .heads import LMDecoder
 from .recurrent import LSTM
 
 # %% ../../nbs/24_models.zoo.ipynb #c9b62403
 archs = Registry('architecture')
 
-# %% ../../nbs/24_models.zoo.ipynb #d7dec69e
+# %% ../../nbs/24_models.zoo.ipynb #c797ada5
 def awd_lstm_lm_split(
     model:nn.Module, # A `LanguageModel` over an `AWD_LSTM`
 ) -> list[list[nn.Parameter]]: # A list of parameters for each group
@@ -49,13 +50,14 @@ class AWD_LSTM(nn.Module):
         bidir:bool=False, # Read from both ends (for classifiers)
     ):
         super().__init__()
-        for name,n in (('vocab_sz', vocab_sz), ('emb_sz', emb_sz), ('n_hid', n_hid), ('n_layers', n_layers)): check_count(name, n)
+        sizes = dict(vocab_sz=vocab_sz, emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers)
+        for name,n in sizes.items(): check_count(name, n)
         n_dir = 2 if bidir else 1
         self.encoder = nn.Embedding(vocab_sz, emb_sz, padding_idx=pad_token)
-        sizes = [emb_sz] + [n_hid]*(n_layers-1) + [emb_sz]
-        self.rnns = nn.ModuleList(LSTM(i, o//n_dir, weight_p, bidir) for i,o in zip(sizes, sizes[1:]))
+        widths = [emb_sz] + [n_hid]*(n_layers-1) + [emb_sz]
+        self.rnns = nn.ModuleList(LSTM(i, o//n_dir, weight_p, bidir) for i,o in pairwise(widths))
         self.encoder.weight.data.uniform_(-self.initrange, self.initrange)
-        self.embed_dp,self.input_dp = EmbeddingDropout(embed_p),RNNDropout(input_p)
+        self.embed_dp,self.input_dp = WordDropout(embed_p),RNNDropout(input_p)
         self.hidden_dps = nn.ModuleList(RNNDropout(hidden_p) for _ in range(n_layers-1))
 
     def forward(self,
@@ -72,7 +74,7 @@ class AWD_LSTM(nn.Module):
             new.append(s)
         return out,tuple(new)
 
-# %% ../../nbs/24_models.zoo.ipynb #1585854f
+# %% ../../nbs/24_models.zoo.ipynb #60881d37
 class LMOutput(NamedTuple):
     "What a language model gives for a batch."
     logits:Tensor   # bs,sl,vocab
@@ -107,6 +109,8 @@ def get_language_model(
     config = {**facts['config_lm'], **(config or {})}
     config = {k: v*drop_mult if k.endswith('_p') else v for k,v in config.items()}
     tie_weights,output_p,out_bias = (config.pop(k) for k in ('tie_weights', 'output_p', 'out_bias'))
+    if config.get('bidir'):
+        raise ValueError("bidir=True reads the next token before it is predicted; a language model reads one way only.")
     enc = archs.get(arch)(vocab_sz, **config)
-    dec = LinearDecoder(vocab_sz, config[facts['hid_name']], output_p, enc.encoder if tie_weights else None, out_bias)
+    dec = LMDecoder(vocab_sz, config[facts['hid_name']], output_p, enc.encoder if tie_weights else None, out_bias)
     return LanguageModel(enc, dec)

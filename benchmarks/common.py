@@ -1,0 +1,63 @@
+"Timing in turns, and the description of the machine."
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent/"results"
+
+
+def cpu() -> str:
+    "The processor's name."
+    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError: return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def environment() -> dict:
+    "Hardware and versions."
+    from importlib.metadata import version
+    names = ("fastai", "torch", "spacy", "numpy", "pandas", "rnn_fastai")
+    return dict(cpu=cpu(), cores=len(os.sched_getaffinity(0)), python=platform.python_version(),
+                versions={n: version(n) for n in names}, date=time.strftime("%Y-%m-%d"))
+
+
+def seconds(f) -> float:
+    "Wall time of one call, with the garbage collector out of the way."
+    gc.collect()
+    gc.disable()
+    start = time.perf_counter()
+    try: f()
+    finally: gc.enable()
+    return time.perf_counter() - start
+
+
+def in_turns(fs: dict, repeats: int, warmup: int = 1) -> dict:
+    "Call the functions in turn, `repeats` times; the times of each, in seconds. The slow ones warm up once only."
+    for f in fs.values():
+        for _ in range(warmup): f()
+    times = {k: [] for k in fs}
+    for _ in range(repeats):
+        for k, f in fs.items(): times[k].append(seconds(f))
+    return times
+
+
+def row(what: str, times: dict, unit: str = "s", per: dict | None = None, floor: str | None = None) -> dict:
+    "A row of the report: medians of `times`, turned into a rate where `per` says how much was done in each."
+    med = {k: statistics.median(v) for k, v in times.items()}
+    value = {k: per[k]/v if per else v for k, v in med.items()}
+    ratio = value["ours"]/value["fastai"] if per else value["fastai"]/value["ours"]
+    res = dict(what=what, unit=unit, fastai=value["fastai"], ours=value["ours"], ratio=ratio, runs=times)
+    if floor: res.update(bare=value[floor], bare_is=floor)
+    bare = f", bare loop {value[floor]:,.4g}" if floor else ""
+    print(f"{what}: fastai {value['fastai']:,.4g} {unit}, ours {value['ours']:,.4g} {unit}{bare}: {ratio:,.2f}x", flush=True)
+    return res
+
+
+def save(name: str, rows: list, **extra):
+    "Write the results as JSON, with hardware and versions."
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS/f"{name}.json").write_text(json.dumps({**environment(), **extra, "rows": rows}, indent=1) + "\n")
