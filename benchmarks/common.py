@@ -53,7 +53,7 @@ def row(what: str, times: dict, unit: str = "s", per: dict | None = None, floor:
     res = dict(what=what, unit=unit, fastai=value["fastai"], ours=value["ours"], ratio=ratio, runs=times)
     if floor: res.update(bare=value[floor], bare_is=floor)
     bare = f", bare loop {value[floor]:,.4g}" if floor else ""
-    print(f"{what}: fastai {value['fastai']:,.4g} {unit}, ours {value['ours']:,.4g} {unit}{bare}: {ratio:,.2f}x", flush=True)
+    print(f"{what}: fastai {value['fastai']:,.4g}, ours {value['ours']:,.4g} {unit}{bare}: {ratio:,.2f}x", flush=True)
     return res
 
 

@@ -45,8 +45,9 @@ def bench_loader(seq_len: int, n_theirs: int) -> dict:
     rows = flat[:64*(len(flat)//64)].view(64, -1)
 
     def bare():
-        for i in range(n_ours): rows[:, i*seq_len:(i+1)*seq_len].contiguous(), rows[:, i*seq_len+1:(i+1)*seq_len+1].contiguous()
-    times = common.in_turns(dict(fastai=partial(take, theirs, n_theirs), ours=partial(take, ours, n_ours), bare=bare), 5)
+        for i in range(0, n_ours*seq_len, seq_len): [rows[:, j:j+seq_len].contiguous() for j in (i, i+1)]
+    fs = dict(fastai=partial(take, theirs, n_theirs), ours=partial(take, ours, n_ours), bare=bare)
+    times = common.in_turns(fs, 5)
     n = 64*seq_len
     per = dict(fastai=n*n_theirs, ours=n*n_ours, bare=n*n_ours)
     return common.row(f"LM loader, 64 x {seq_len}", times, "tokens/s", per, "bare")
@@ -55,7 +56,8 @@ def bench_loader(seq_len: int, n_theirs: int) -> dict:
 def bench_corpus_size() -> dict:
     "Time a batch for a corpus and for one a hundred times larger, both ours, after the shuffle that opens an epoch."
     def loader(n):
-        c = rf.Corpus(np.random.default_rng(0).integers(0, 30_000, n, dtype=np.uint16), np.arange(0, n+1, 500), rf.Vocab(["x"]))
+        ids = np.random.default_rng(0).integers(0, 30_000, n, dtype=np.uint16)
+        c = rf.Corpus(ids, np.arange(0, n+1, 500), rf.Vocab(["x"]))
         return rf.LMDataLoader(rf.LMDataset(c), bs=64, seq_len=5, shuffle=True)
     its = {k: loader(n) for k, n in (("small", 1_000_000), ("large", 100_000_000))}
     live = {k: iter(dl) for k, dl in its.items()}
@@ -67,7 +69,8 @@ def bench_corpus_size() -> dict:
     times = common.in_turns({k: partial(step, k) for k in its}, 9)
     med = {k: float(np.median(v))/500*1e6 for k, v in times.items()}
     print(f"a batch of a corpus of 1 and of 100 million tokens: {med['small']:.1f} and {med['large']:.1f} microseconds")
-    return dict(what="time a batch, corpus 100 times larger", unit="microseconds", **med, ratio=med["large"]/med["small"])
+    what = "time a batch, corpus 100 times larger"
+    return dict(what=what, unit="microseconds", **med, ratio=med["large"]/med["small"])
 
 
 def bench_build() -> dict:
@@ -76,7 +79,8 @@ def bench_build() -> dict:
     df = fa.pd.DataFrame({"text": ["".join(rng.choices("abcdefgh ", k=10)) for _ in range(50_000)]})
 
     def build(cls): cls.from_df(df, is_lm=True, text_col="text", seed=0)
-    times = common.in_turns(dict(fastai=partial(build, fa.TextDataLoaders), ours=partial(build, rf.TextDataLoaders)), 3, warmup=0)
+    fs = dict(fastai=partial(build, fa.TextDataLoaders), ours=partial(build, rf.TextDataLoaders))
+    times = common.in_turns(fs, 3, warmup=0)
     return common.row("loaders from 50,000 rows of ten characters", times)
 
 
@@ -126,7 +130,8 @@ def bench_epoch(repeats: int) -> dict:
     for k, lib, arch in (("fastai", fa, fa.AWD_LSTM), ("ours", rf, rf.AWD_LSTM)):
         dls = lib.TextDataLoaders.from_df(df, is_lm=True, seq_len=5, text_col="text", seed=0)
         config = {**rf.awd_lstm_lm_config, **DEMO_CONFIG}
-        both[k] = lib.language_model_learner(dls, arch, config=config, drop_mult=DEMO["drop_mult"], pretrained=False, metrics=fa.accuracy)
+        both[k] = lib.language_model_learner(dls, arch, config=config, drop_mult=DEMO["drop_mult"], pretrained=False,
+                                             metrics=fa.accuracy)
     times = common.in_turns({k: partial(silent, v) for k, v in both.items()}, repeats, warmup=0)
     return common.row("an epoch of the demo", times)
 
@@ -134,7 +139,8 @@ def bench_epoch(repeats: int) -> dict:
 def bench_predict() -> list:
     "Fifty words from one prompt, default config; and time a word for ten times as many."
     df = rf.human_numbers_100(100)
-    dls = {k: lib.TextDataLoaders.from_df(df, is_lm=True, seq_len=5, text_col="text", seed=0, bs=8) for k, lib in (("fastai", fa), ("ours", rf))}
+    dls = {k: lib.TextDataLoaders.from_df(df, is_lm=True, seq_len=5, text_col="text", seed=0, bs=8)
+           for k, lib in (("fastai", fa), ("ours", rf))}
     both = dict(fastai=fa.language_model_learner(dls["fastai"], fa.AWD_LSTM, pretrained=False),
                 ours=rf.language_model_learner(dls["ours"], rf.AWD_LSTM, pretrained=False))
     cells = [nn.LSTMCell(i, o) for i, o in ((400, 1152), (1152, 1152), (1152, 400))]
@@ -154,16 +160,17 @@ def bench_predict() -> list:
     long = common.in_turns({n: partial(predict, both["ours"], n) for n in (50, 500)}, 5)
     med = {n: float(np.median(v))/n*1e3 for n, v in long.items()}
     print(f"time a word for 50 and for 500 words: {med[50]:.2f} and {med[500]:.2f} ms")
-    return rows + [dict(what="time a word, 500 words against 50", unit="ms", short=med[50], long=med[500], ratio=med[500]/med[50])]
+    what = "time a word, 500 words against 50"
+    return rows + [dict(what=what, unit="ms", short=med[50], long=med[500], ratio=med[500]/med[50])]
 
 
 def main():
     "Run all, or those named."
-    jobs = dict(loader5=lambda: [bench_loader(5, 60)], loader72=lambda: [bench_loader(72, 40)], size=lambda: [bench_corpus_size()],
-                build=lambda: [bench_build()], step5=lambda: [bench_step(5, 4)], step72=lambda: [bench_step(72, 1)],
-                predict=bench_predict, epoch=lambda: [bench_epoch(2)])
+    jobs = dict(loader5=lambda: [bench_loader(5, 60)], loader72=lambda: [bench_loader(72, 40)],
+                size=lambda: [bench_corpus_size()], build=lambda: [bench_build()], step5=lambda: [bench_step(5, 4)],
+                step72=lambda: [bench_step(72, 1)], predict=bench_predict, epoch=lambda: [bench_epoch(2)])
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("only", nargs="*", help=f"which of {', '.join(jobs)}; all by default, and only then results are written")
+    p.add_argument("only", nargs="*", help=f"which of {', '.join(jobs)}; only a run of all writes results")
     only = p.parse_args().only
     rows = [r for name in only or jobs for r in jobs[name]()]
     if not only:

@@ -100,7 +100,7 @@ def honest_loaders(
                                        bs=HONEST['bs'], val_bs=1, seq_len=HONEST['seq_len'])
     return [loaders(*docs) for docs in stages]
 
-# %% ../nbs/71_cli.ipynb #9b2f9b53
+# %% ../nbs/71_cli.ipynb #a0e060a9
 def train_honest(
     seed:int=42, # Seed of the cuts, the weights and the batches
     path:str|Path='out', # Where models are saved
@@ -110,7 +110,8 @@ def train_honest(
     set_seed(seed)
     loaders = honest_loaders(seed, path)
     learn = language_model_learner(loaders[0], 'AWD_LSTM', HONEST_CONFIG, pretrained=False, metrics=accuracy,
-                                   cbs=LossHistory(), alpha=HONEST['alpha'], beta=0., wd=HONEST['wd'], moms=HONEST['moms'])
+                                   cbs=LossHistory(), alpha=HONEST['alpha'], beta=0., wd=HONEST['wd'],
+                                   moms=HONEST['moms'])
     start = time.perf_counter()
     for dls,stage,n in zip(loaders, STAGES, epochs, strict=True):
         learn.dls,learn.model[1].output_dp.p = dls,stage['output_p']

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .core import check_count
 
-# %% ../nbs/29_generate.ipynb #898bc0a5
+# %% ../nbs/29_generate.ipynb #7cbe1da8
 def check_sampling(
     temperature:float, # See `pick_token`
     min_p:float|None, # See `pick_token`
@@ -37,7 +37,7 @@ def pick_token(
     if temperature == 0: return probs.argmax().item()
     if min_p is not None:
         if (probs >= min_p).any(): probs[probs < min_p] = 0.
-        else: warnings.warn(f"No token is as likely as min_p={min_p}, so it is not applied. Try a lower one.", stacklevel=2)
+        else: warnings.warn(f"No token is as likely as min_p={min_p}, so it is not applied.", stacklevel=2)
     if temperature != 1.: probs = (probs/probs.max()).pow_(1/temperature)   # scaled, so that no power vanishes
     return torch.multinomial(probs, 1).item()
 

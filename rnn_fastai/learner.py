@@ -36,7 +36,7 @@ from .optim import Adam
 from .transfer import (fetch_pretrained, fit_opt_state, fit_weights, load_weights, match_embeds, read_vocab,
                                  read_weights, write_weights)
 
-# %% ../nbs/30_learner.ipynb #7380cc10
+# %% ../nbs/30_learner.ipynb #ab534a9d
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
 ) -> list: # Tokens by id
@@ -84,7 +84,7 @@ class TextLearner(fastai_learner.TextLearner):
         return self
 
     def _opt_state(self, saved:dict, names:dict, must:bool|None) -> dict|None:
-        "The saved optimizer state for this optimizer; where it does not fit, an error if it `must`, else a warning and none."
+        "The saved state for this optimizer; where it does not fit, an error if it `must`, else a warning and none."
         try: return fit_opt_state(get_model(self.model), self.opt, saved, names)
         except ValueError as e:
             if must: raise
@@ -127,7 +127,7 @@ class TextLearner(fastai_learner.TextLearner):
         self.freeze()
         return self
 
-# %% ../nbs/30_learner.ipynb #f3893247
+# %% ../nbs/30_learner.ipynb #febe3f4b
 @delegates(Learner.__init__)
 class LMLearner(TextLearner):
     "A `Learner` of a language model: carries the state from batch to batch, and continues prompts."
@@ -151,14 +151,15 @@ class LMLearner(TextLearner):
 
     def _prompt(self, text:str) -> torch.Tensor:
         "Ids of a prompt in the model's direction. Raises where there is nothing in it to go on from."
-        if not isinstance(text, str): raise TypeError(f"The prompt must be a text, not {type(text).__name__}: {text!r}.")
+        if not isinstance(text, str): raise TypeError(f"The prompt must be a text, not {type(text).__name__} {text!r}.")
         if not text.strip(): raise ValueError(f"The prompt {text!r} is empty; give at least one word.")
         ds = self._texts()
-        ids,known = ds.new([text])[0][0],[t for t in ds.vocab if t.isalnum() and t not in [*defaults.text_spec_tok, FAKE]]
-        words = [t for t in ds.vocab.decode(ids) if t.isalnum() and (t == UNK or t not in defaults.text_spec_tok)]
+        ids,special = ds.new([text])[0][0],{*defaults.text_spec_tok, FAKE}
+        words = [t for t in ds.vocab.decode(ids) if t.isalnum() and t not in special - {UNK}]
         if words and all(t == UNK for t in words):
-            raise ValueError(f"The prompt {text!r} holds no word that the model knows. It knows {len(known):,}, such as "
-                             f"{', '.join(map(repr, known[:6]))}.")
+            known = [t for t in ds.vocab if t.isalnum() and t not in special]
+            raise ValueError(f"The prompt {text!r} holds no word that the model knows. It knows {len(known):,}, such "
+                             f"as {', '.join(map(repr, known[:6]))}.")
         # Backwards, the text's first token comes last, and nothing comes before the beginning of a text.
         return ids[ids != ds.vocab.index(BOS)] if ds.backwards else ids
 

@@ -18,7 +18,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-# %% ../nbs/26_transfer.ipynb #da1c1a90
+# %% ../nbs/26_transfer.ipynb #c151bcc6
 def _plain(o:Any) -> Any:
     "`o` with lists for `L` and floats for numpy's, so that a file of it holds tensors and plain Python only."
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
@@ -56,8 +56,8 @@ def read_weights(
         raise ValueError(f"{file} holds objects besides weights; reading them could run code, so it is not loaded. "
                          f"{code[0]}") from e
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e:
-        raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or no file of weights; copy or save "
-                         f"it anew. {e}") from e
+        raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or no file of weights; copy "
+                         f"or save it anew. {e}") from e
 
 # %% ../nbs/26_transfer.ipynb #5588c835
 def canonical_name(
@@ -101,28 +101,28 @@ def load_weights(
     "Load weights by name. Raises `ValueError` where they do not fit, before anything is changed."
     model.load_state_dict(fit_weights(model, wgts, strict, source), strict=False)
 
-# %% ../nbs/26_transfer.ipynb #f0fca9a5
+# %% ../nbs/26_transfer.ipynb #39328be6
 def fit_opt_state(
     model:nn.Module, # The model, ours or fastai's
     opt:Any, # Its optimizer, a fastai `Optimizer`
     saved:dict, # The saved optimizer's state: `state` and `hypers`
     names:Iterable[str], # Names of the weights in the file, in its order
 ) -> dict: # The same for `opt`
-    "Put the saved state of an optimizer in the order of `opt`. Raises `ValueError` where it is the state of something else."
+    "Put the saved state of an optimizer in the order of `opt`. Raises `ValueError` where it does not fit."
     params = {canonical_name(k): p for k,p in model.named_parameters(remove_duplicate=False)}
     group = {id(p): i for i,pg in enumerate(opt.param_lists) for p in pg}
     seen = {id(params[s]): None for s in map(canonical_name, names) if s in params}   # each once, in the file's order
     order = sorted((i for i in seen if i in group), key=group.get)
     if len(order) != len(saved['state']) or len(saved['hypers']) != len(opt.hypers):
-        raise ValueError(f"The saved optimizer has {len(saved['state'])} parameters in {len(saved['hypers'])} groups, this one "
-                         f"{len(order)} in {len(opt.hypers)}.")
+        raise ValueError(f"The saved optimizer has {len(saved['state'])} parameters in {len(saved['hypers'])} groups, "
+                         f"this one {len(order)} in {len(opt.hypers)}.")
     odd = sorted(set(opt.hypers[0]) ^ set(saved['hypers'][0]))
     if odd: raise ValueError(f"The saved optimizer is of another kind: only one of the two has {', '.join(odd)}.")
     by_param = dict(zip(order, saved['state'], strict=True))
     state = []
     for p in (p for pg in opt.param_lists for p in pg):
         odd = [k for k,v in by_param[id(p)].items() if isinstance(v, Tensor) and v.dim() and v.shape != p.shape]
-        if odd: raise ValueError(f"The saved optimizer's {odd[0]} is for a weight of another shape than {tuple(p.shape)}.")
+        if odd: raise ValueError(f"The saved optimizer's {odd[0]} is for another shape than {tuple(p.shape)}.")
         state.append(by_param[id(p)])
     return {'state': state, 'hypers': saved['hypers']}
 
@@ -170,7 +170,7 @@ def read_vocab(
         raise ValueError(f"{file} holds {type(vocab).__name__}, not a list of strings, so it is no vocabulary.")
     return vocab
 
-# %% ../nbs/26_transfer.ipynb #30593ba9
+# %% ../nbs/26_transfer.ipynb #16d44d67
 def fetch_pretrained(
     url:str, # Address of an archive
 ) -> tuple[Path, Path]: # File of weights, file of the vocabulary
@@ -180,7 +180,8 @@ def fetch_pretrained(
     try: folder = untar_data(url, c_key='model')
     except Exception as e:   # whatever the network, the archive or the disk may raise: the remedy is the same
         raise RuntimeError(f"Pretrained weights could not be had from {url} ({type(e).__name__}: {e}). Unpacked ones "
-                           f"are looked for in {home}/{Path(url).stem}. For random weights, pass pretrained=False.") from e
+                           f"are looked for in {home}/{Path(url).stem}. For random weights, pass "
+                           "pretrained=False.") from e
     found = [next(iter(sorted(folder.glob(f'*.{ext}'))), None) for ext in ('pth', 'pkl')]
     if None in found:
         raise RuntimeError(f"{folder} lacks a .pth or .pkl file: the archive from {url} is incomplete. Delete "

@@ -87,7 +87,8 @@ def test_bidirectional_encoder_equals_fastai(n_layers):
 @pytest.mark.parametrize('sl', [1, 2, 9])
 def test_layer_equals_torch_kernel(sl, bidir):
     torch.manual_seed(2)
-    ours,kernel = rf.LSTM(5, 4, 0.5, bidir).double().eval(),nn.LSTM(5, 4, batch_first=True, bidirectional=bidir).double()
+    ours = rf.LSTM(5, 4, 0.5, bidir).double().eval()
+    kernel = nn.LSTM(5, 4, batch_first=True, bidirectional=bidir).double()
     kernel.load_state_dict(ours.state_dict())
     x,n_dir = torch.randn(3, sl, 5, dtype=torch.double),2 if bidir else 1
     state = tuple(torch.randn(2, n_dir, 3, 4, dtype=torch.double))
@@ -213,7 +214,7 @@ def test_variational_dropout_has_one_mask_for_all_steps():
     assert abs((out[:, 0] == 0).double().mean().item() - 0.3) < 5*(0.21/3200)**0.5
     emb = nn.Embedding(2000, 4)
     ids = torch.arange(2000).repeat(2, 3)
-    words = rf.EmbeddingDropout(0.3).train()(ids, emb)/emb(ids)   # one mask for a word, wherever it stands
+    words = rf.WordDropout(0.3).train()(ids, emb)/emb(ids)   # one mask for a word, wherever it stands
     assert_close(words, words[:1, :2000, :1].repeat(2, 3, 4), rtol=1e-6, atol=0)
     assert abs((words[0, :2000, 0] == 0).double().mean().item() - 0.3) < 5*(0.21/2000)**0.5
 
@@ -336,14 +337,15 @@ def test_trained_model_is_copied(loaders, tmp_path):
     assert not torch.equal(learn.model.eval()(ids).logits, want)
     assert twin[1].decoder.weight is twin[0].encoder.weight
 
-@pytest.mark.xfail(strict=True, reason='losses are put in order as if they were rows: those after the first batch are lost')
+@pytest.mark.xfail(strict=True, reason='losses are put in order as if they were rows, and most are lost')
 def test_loss_of_every_batch_is_kept(loaders, tmp_path):
     ours,theirs = learners(loaders, tmp_path)
-    assert_close(quietly(ours, 'get_preds', with_loss=True)[2], quietly(theirs, 'get_preds', with_loss=True, reorder=False)[2])
+    want = quietly(theirs, 'get_preds', with_loss=True, reorder=False)[2]
+    assert_close(quietly(ours, 'get_preds', with_loss=True)[2], want)
 
 def test_predictions_and_validation_equal_fastai(loaders, tmp_path):
     ours,theirs = learners(loaders, tmp_path)
-    assert_close(torch.tensor(quietly(ours, 'validate')), torch.tensor(quietly(theirs, 'validate')), rtol=1e-5, atol=1e-6)
+    assert list(quietly(ours, 'validate')) == pytest.approx(list(quietly(theirs, 'validate')), rel=1e-5)
     for a,b in zip(quietly(ours, 'get_preds'), quietly(theirs, 'get_preds', reorder=False), strict=True):
         assert_close(torch.Tensor(a), torch.Tensor(b), rtol=1e-5, atol=1e-6)
     assert quietly(ours, 'validate') == quietly(ours, 'validate')   # each validation starts from no state

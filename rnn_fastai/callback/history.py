@@ -10,7 +10,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
 
-# %% ../../nbs/40_callback.history.ipynb #7fd53519
+# %% ../../nbs/40_callback.history.ipynb #d09b52a4
 class LossHistory(Callback):
     "Keeps smoothed training losses, a number a batch, and the recorder's values, a row an epoch, over all fits."
     order,run_valid = Recorder.order+1,False
@@ -22,8 +22,9 @@ class LossHistory(Callback):
         if self.training: self.losses.append(self.learn.smooth_loss.item())
 
     def after_epoch(self):
-        names = list(self.recorder.metric_names)[1:]
-        self.rows.append(dict(zip(names, self.recorder.log[1:], strict=True)))
+        names,values = list(self.recorder.metric_names)[1:],self.recorder.log[1:]
+        if len(values) != len(names): return   # validation or prediction alone, which end with this event too
+        self.rows.append(dict(zip(names, values, strict=True)))
         self.ends.append(len(self.losses))
 
     @property

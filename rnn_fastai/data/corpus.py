@@ -20,7 +20,7 @@ from fastcore.basics import defaults
 
 from ..core import check_count
 
-# %% ../../nbs/12_data.corpus.ipynb #20ae7881
+# %% ../../nbs/12_data.corpus.ipynb #f76d6f5b
 FAKE = 'xxfake'
 
 class Vocab(list):
@@ -49,9 +49,10 @@ class Vocab(list):
         "`vocab` as a `Vocab`. Raises where it is no list of strings, or has no `xxunk` at 0 for what is unknown."
         if isinstance(vocab, Vocab): return vocab
         if isinstance(vocab, str) or not all(isinstance(t, str) for t in vocab):
-            raise TypeError(f"The vocabulary must be a list of strings, not {type(vocab).__name__} of {type(vocab[0]).__name__}.")
+            raise TypeError(f"The vocabulary must be a list of strings, not {type(vocab).__name__} of "
+                            f"{type(vocab[0]).__name__}.")
         if not len(vocab) or vocab[0] != UNK:
-            raise ValueError(f"The vocabulary must start with {UNK!r}, the token for what it lacks; it starts with {vocab[:1]}.")
+            raise ValueError(f"The vocabulary must start with {UNK!r}, the token for what it lacks, not {vocab[:1]}.")
         return cls(vocab)
 
     def save(self,
@@ -78,7 +79,7 @@ class Vocab(list):
         "Ids that stand for no token."
         return [i for i,t in enumerate(self) if t == FAKE]
 
-# %% ../../nbs/12_data.corpus.ipynb #604c4bbe
+# %% ../../nbs/12_data.corpus.ipynb #51a4fe8e
 def _id_dtype(n:int) -> np.dtype:
     "The smallest unsigned type for ids below `n`."
     return np.min_scalar_type(max(n-1, 0))
@@ -95,7 +96,7 @@ class Corpus:
             raise ValueError(f"offsets must run from 0 to the number of ids, {len(ids)}; they run from {offsets[0]} to "
                              f"{offsets[-1]}.")
         self.ids,self.offsets,self.vocab = ids,np.asarray(offsets, dtype=np.int64),vocab
-        if (np.diff(self.offsets) < 0).any(): raise ValueError("offsets must not fall: each says where a document starts.")
+        if (np.diff(self.offsets) < 0).any(): raise ValueError("offsets must not fall: each starts a document.")
 
     @classmethod
     def from_tokens(cls,
@@ -126,7 +127,7 @@ class Corpus:
         "A corpus of documents that are numericalized already."
         docs = [np.asarray(d, dtype=np.int64) for d in docs]
         ids = np.concatenate(docs) if docs else np.zeros(0, dtype=np.int64)
-        if ids.min(initial=0) < 0: raise ValueError(f"An id is negative: {ids.min()}. Ids are places in the vocabulary, from 0 on.")
+        if ids.min(initial=0) < 0: raise ValueError(f"An id is negative: {ids.min()}. Ids count from 0.")
         vocab = vocab if isinstance(vocab, Vocab) else Vocab(vocab)
         top = max(len(vocab), int(ids.max(initial=0)) + 1)
         return cls(ids.astype(_id_dtype(top)), np.cumsum([0, *map(len, docs)]), vocab)

@@ -56,7 +56,7 @@ class TokenStream:
         else: pos += np.repeat(self.starts[doc] - self.begins[doc], hi-lo)
         return self.ids[pos].astype(np.int64).reshape(len(at), n)
 
-# %% ../../nbs/13_data.lm.ipynb #fffba59d
+# %% ../../nbs/13_data.lm.ipynb #4428c1c6
 def _is_reversed(dataset:Any) -> bool:
     "Whether fastai's `Datasets` turn every text around."
     tfms = [f for tl in getattr(dataset, 'tls', []) for f in getattr(tl.tfms, 'fs', [])]
@@ -109,7 +109,8 @@ class LMDataset:
         else:
             read = [t.read_text(encoding='utf8') if isinstance(t, Path) else t for t in texts]
             check_texts(pd.Series(read, dtype=object, name='texts'))
-        return LMDataset(Corpus.from_tokens(tokenizer(read), self.vocab), None, tokenizer, self.backwards, texts, self.text_col)
+        corpus = Corpus.from_tokens(tokenizer(read), self.vocab)
+        return LMDataset(corpus, None, tokenizer, self.backwards, texts, self.text_col)
 
     def new_empty(self) -> 'LMDataset':
         "The same without documents."
@@ -120,7 +121,7 @@ class LMDataset:
         dataset:Any, # A data set of numericalized texts, such as fastai's `Datasets`, or a list of tensors
         docs:Iterable=(), # Documents as ids, in reading order
     ) -> 'LMDataset':
-        "A data set of `docs` with the vocabulary, tokenizer and direction of another; of none, to make `new` ones from."
+        "A data set of `docs` with the vocabulary, tokenizer and direction of another."
         tok = getattr(dataset, 'tokenizer', None)
         corpus = Corpus.from_ids(docs, getattr(dataset, 'vocab', ()))
         return cls(corpus, None, None if tok is None else TextTokenizer(tok), _is_reversed(dataset))
@@ -137,10 +138,11 @@ class LMDataset:
         if not res.vocab and hasattr(dataset, 'decode'): res.decode = dataset.decode   # transforms of its own
         return res
 
-# %% ../../nbs/13_data.lm.ipynb #0cf98ecc
+# %% ../../nbs/13_data.lm.ipynb #b09b21a9
 def _are_texts(o:Any) -> bool:
     "Whether `o` is a list of single things, texts or files, not of numericalized documents."
-    return isinstance(o, (list, tuple, L)) and len(o) > 0 and not isinstance(o[0], (torch.Tensor, np.ndarray, list, tuple, L))
+    lists = list, tuple, L
+    return isinstance(o, lists) and len(o) > 0 and not isinstance(o[0], (torch.Tensor, np.ndarray, *lists))
 
 class LMDataLoader(TfmdDL):
     "fastai's `LMDataLoader`, batch for batch, over a `Corpus`: no Python per document, no copy of the ids."
@@ -175,8 +177,8 @@ class LMDataLoader(TfmdDL):
         "Raise `ValueError` where there are too few tokens for one batch."
         if self.n_batches == 0:
             if not len(self.dataset): raise ValueError(f"{what} are none: the split left no rows for them.")
-            raise ValueError(f"{what} are too short for one batch: {self.n_tokens} tokens, and bs={self.bs} rows need at "
-                             f"least {self.bs+1}. Give more text, or a batch size below {max(self.n_tokens, 2)}.")
+            raise ValueError(f"{what} are too short for one batch: {self.n_tokens} tokens, and bs={self.bs} rows need "
+                             f"at least {self.bs+1}. Give more text, or a batch size below {max(self.n_tokens, 2)}.")
         return self
 
     def _stream(self) -> TokenStream:
@@ -213,5 +215,6 @@ class LMDataLoader(TfmdDL):
     @delegates(TfmdDL.new)
     def new(self, dataset=None, seq_len=None, **kwargs):
         "The same loader with other arguments, over another data set or other texts if they are given."
-        if isinstance(dataset, (str, Path, pd.DataFrame, pd.Series)) or _are_texts(dataset): dataset = self.dataset.new(dataset)
+        if isinstance(dataset, (str, Path, pd.DataFrame, pd.Series)) or _are_texts(dataset):
+            dataset = self.dataset.new(dataset)
         return super().new(dataset=dataset, seq_len=ifnone(seq_len, self.seq_len), **kwargs)

@@ -61,8 +61,8 @@ def lm_loaders(
     return [one(splits[0], bs, shuffle, 'The training texts'),
             one(splits[1], ifnone(val_bs, bs), val_shuffle, 'The validation texts')]
 
-# %% ../../nbs/19_data.loaders.ipynb #1771f6b7
-# Arguments of fastai's factories that are about labels, or name a column that fastai makes: nothing for a language model.
+# %% ../../nbs/19_data.loaders.ipynb #e0c66265
+# Arguments of fastai's factories that are about labels, or that have no meaning for a language model's loaders.
 _NOT_LM = {'label_col', 'label_delim', 'y_block', 'tok_text_col', 'vocab', 'num_workers', 'verbose', 'drop_last'}
 def _lm_only(kwargs:dict) -> dict:
     "Arguments that mean something for a language model."
@@ -139,6 +139,13 @@ TextDataLoaders.from_csv = classmethod(delegates(to=TextDataLoaders.from_df)(_fr
 class TextBlock(fastai_data.TextBlock):
     "fastai's `TextBlock`, with our loader for language models."
     @delegates(fastai_data.TextBlock.__init__)
-    def __init__(self, tok_tfm, vocab=None, is_lm=False, seq_len=72, backwards=False, **kwargs):
+    def __init__(self,
+        tok_tfm:Any, # fastai's transform from texts to tokens
+        vocab:list|None=None, # Vocabulary; made from the training texts by default
+        is_lm:bool=False, # Loaders for a language model
+        seq_len:int=72, # Columns of a batch
+        backwards:bool=False, # Read every text from its end
+        **kwargs
+    ):
         super().__init__(tok_tfm, vocab, is_lm, seq_len, backwards, **kwargs)
         if is_lm: self.dl_type = LMDataLoader

@@ -119,16 +119,16 @@ class TextTokenizer:
         "Tokens joined with `sep`."
         return self.sep.join(toks)
 
-# %% ../../nbs/11_data.tokenize.ipynb #6333194f
+# %% ../../nbs/11_data.tokenize.ipynb #3d9d14ff
 def check_column(
     df:pd.DataFrame, # A frame
     col:str|int, # Name of a column, or its number
     what:str='text_col', # Name of the argument, for the message
 ) -> Any: # The column's name
     "Name of a column of `df`. Raises `ValueError` that lists the columns where there is none such."
-    if (df.columns == col).sum() > 1: raise ValueError(f"{what}={col!r} names several columns of the frame; rename them.")
+    if (df.columns == col).sum() > 1: raise ValueError(f"{what}={col!r} names several columns; rename them.")
     if col in df.columns: return col
-    if isinstance(col, int) and not isinstance(col, bool) and -len(df.columns) <= col < len(df.columns): return df.columns[col]
+    if type(col) is int and -len(df.columns) <= col < len(df.columns): return df.columns[col]
     raise ValueError(f"{what}={col!r} is not a column of the frame. {near(col, df.columns)}")
 
 def check_texts(
@@ -154,7 +154,7 @@ def frame_texts(
     "Texts of the rows of `df`. Raises where the frame is empty, a column is missing, or a value is not a text."
     if len(df) == 0: raise ValueError("The frame has no rows, so there is no text to read.")
     cols = [check_column(df, c) for c in L(text_cols)]
-    if not cols: raise ValueError(f"text_col={text_cols!r} names no column. There is: {', '.join(map(repr, df.columns))}.")
+    if not cols: raise ValueError(f"text_col={text_cols!r} names no column. {near(text_cols, df.columns)}")
     mark_fields = len(cols) > 1 if mark_fields is None else mark_fields
     fields = [check_texts(df[c]).tolist() for c in cols]
     if mark_fields: fields = [[f"{FLD} {i} {t}" for t in f] for i,f in enumerate(fields, 1)]

@@ -74,7 +74,7 @@ class AWD_LSTM(nn.Module):
             new.append(s)
         return out,tuple(new)
 
-# %% ../../nbs/24_models.zoo.ipynb #60881d37
+# %% ../../nbs/24_models.zoo.ipynb #ef457933
 class LMOutput(NamedTuple):
     "What a language model gives for a batch."
     logits:Tensor   # bs,sl,vocab
@@ -89,7 +89,10 @@ class LanguageModel(nn.Sequential):
         logits,dropped = self[1](raw)
         return LMOutput(logits, raw, dropped, state)
 
-    def read(self, ids:Tensor, state:Any=None) -> Any:
+    def read(self,
+        ids:Tensor, # bs,sl
+        state:Any=None, # State to go on from; zeros by default
+    ) -> Any: # The state after the last of `ids`
         "The state after reading `ids` (bs,sl), with no logits made."
         return self[0](ids, state)[1]
 

@@ -1,0 +1,141 @@
+"The house: notebooks, modules and README in step; no star imports; documented arguments; sizes."
+import ast
+import configparser
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from fastcore.docments import docments
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+MODULES = [p for p in sorted((ROOT/"rnn_fastai").rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py", "all.py")]
+
+
+def cells(nb: Path) -> list: return json.loads(nb.read_text(encoding="utf8"))["cells"]
+def source(c: dict) -> str: return "".join(c["source"])
+def module_name(p: Path) -> str: return ".".join(p.relative_to(ROOT/"rnn_fastai").with_suffix("").parts)
+
+
+def exports(nb: Path) -> str | None:
+    "The module that a notebook exports to, if it does."
+    found = [m[1] for c in cells(nb) for m in [re.search(r"^#\| default_exp (\S+)", source(c), re.M)] if m]
+    return found[0] if found else None
+
+
+def test_every_module_has_its_notebook_and_the_other_way_round():
+    assert {module_name(p) for p in MODULES} == {e for e in map(exports, NOTEBOOKS) if e}
+    for nb in NOTEBOOKS:
+        if exports(nb): assert nb.stem.split("_", 1)[1] == exports(nb)
+
+
+def test_modules_import_only_from_lower_numbers():
+    number = {exports(nb): nb.name.split("_")[0] for nb in NOTEBOOKS if exports(nb)}
+    for nb in NOTEBOOKS:
+        if not exports(nb): continue
+        src = "\n".join(source(c) for c in cells(nb) if source(c).startswith("#| export"))
+        for name in re.findall(r"^from rnn_fastai\.(\S+) import", src, re.M):
+            assert number[name] < nb.name.split("_")[0], f"{nb.name} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["core", "models.zoo", "generate"])
+def test_models_do_not_need_fastai(module):
+    import subprocess
+    code = f"import sys, rnn_fastai.{module}; sys.exit(any(m == 'fastai' or m.startswith('fastai.') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_readme_is_made_from_the_index():
+    sys.path.insert(0, str(ROOT/"tools"))
+    from readme import make_readme
+    assert (ROOT/"README.md").read_text(encoding="utf8") == make_readme()
+
+
+def test_no_star_imports_and_no_bare_except():
+    for p in MODULES:
+        for n in ast.walk(ast.parse(p.read_text(encoding="utf8"))):
+            assert not (isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names)), p
+            assert not (isinstance(n, ast.ExceptHandler) and n.type is None), p
+
+
+def functions(p: Path) -> list:
+    return [n for n in ast.walk(ast.parse(p.read_text(encoding="utf8"))) if isinstance(n, ast.FunctionDef)]
+
+
+def test_functions_and_lines_are_short():
+    sizes = sorted(n.end_lineno - n.lineno + 1 for p in MODULES for n in functions(p))
+    assert sizes[-1] <= 60 and sizes[len(sizes)*9//10] <= 25 and sizes[len(sizes)//2] <= 10, sizes
+    for p in MODULES:
+        lines = enumerate(p.read_text(encoding="utf8").splitlines(), 1)
+        assert not [i for i, line in lines if len(line) > 120 and not line.startswith("__all__")], p
+
+
+def public_callables() -> list:
+    "Public functions, classes and their public methods that the package defines, with a name to tell them by."
+    import importlib
+    res = []
+    for p in MODULES:
+        mod = importlib.import_module(f"rnn_fastai.{module_name(p)}")
+        for name in mod.__all__:
+            o = getattr(mod, name)
+            if getattr(o, "__module__", None) != mod.__name__: continue
+            if inspect.isclass(o):
+                own = [v for k, v in vars(o).items() if inspect.isfunction(v) and (k == "__init__" or not k.startswith("_"))]
+                res += [(f"{name}.{f.__name__}", f) for f in own] + [(name, o)]
+            elif inspect.isfunction(o): res.append((name, o))
+    return res
+
+
+# What fastai calls by name: events of callbacks, and methods whose arguments are fastai's own.
+INHERITED = {"fit", "new", "get_preds", "step", "forward", "after_pred", "after_batch", "before_batch", "before_fit",
+             "before_train", "before_validate", "after_fit", "after_loss", "after_epoch", "after_cancel_batch", "create_opt"}
+
+
+def test_public_things_are_documented():
+    lacking = []
+    for name, o in public_callables():
+        last = name.split(".")[-1]
+        if last in INHERITED: continue
+        if last != "__init__" and not inspect.getdoc(o): lacking.append(f"{name}: no docstring")
+        if inspect.isclass(o): continue
+        f = inspect.unwrap(o)
+        own = f.__code__.co_varnames[:f.__code__.co_argcount]   # delegated arguments are documented where they come from
+        params = [p for k, p in inspect.signature(f).parameters.items() if k in own]
+        docs = docments(f, full=True, returns=False)
+        for p in params:
+            if p.name in ("self", "cls"): continue
+            if p.annotation is p.empty: lacking.append(f"{name}({p.name}): no type")
+            if not docs[p.name].docment: lacking.append(f"{name}({p.name}): no comment")
+    assert not lacking, "\n".join(lacking)
+
+
+def test_notebooks_are_lean_and_tested():
+    for nb in NOTEBOOKS:
+        cs = cells(nb)
+        src = [source(c) for c in cs if c["cell_type"] == "code"]
+        assert not any("skip_exec" in s for s in src), nb
+        assert sum(len(json.dumps(c.get("outputs", []))) for c in cs) < 200_000, nb
+        n_exports = sum(s.startswith("#| export") for s in src)
+        n_tests = sum(bool(re.search(r"\bassert|test_eq|assert_close|expect_fail", s)) for s in src)
+        assert n_tests >= n_exports - 1, (nb, n_exports, n_tests)   # the cell of imports needs none
+
+
+def test_all_gives_fastais_names_and_ours():
+    import fastai.text.all as fa
+    import rnn_fastai.all as rf
+    missing = [n for n in dir(fa) if not n.startswith("_") and not hasattr(rf, n)]
+    assert not missing
+    for name in ("TextDataLoaders", "AWD_LSTM", "language_model_learner", "LMLearner", "LMDataLoader", "Adam"):
+        assert getattr(rf, name) is not getattr(fa, name)
+        assert getattr(rf, name).__module__.startswith("rnn_fastai.")
+
+
+def test_metadata_stands_once():
+    cfg = configparser.ConfigParser(delimiters=["="])
+    cfg.read(ROOT/"settings.ini")
+    assert "version" not in cfg["DEFAULT"]
+    import rnn_fastai
+    assert rnn_fastai.__version__ in (ROOT/"CHANGELOG.md").read_text()
