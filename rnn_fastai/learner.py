@@ -127,7 +127,7 @@ class TextLearner(fastai_learner.TextLearner):
         self.freeze()
         return self
 
-# %% ../nbs/30_learner.ipynb #febe3f4b
+# %% ../nbs/30_learner.ipynb #47a8a077
 @delegates(Learner.__init__)
 class LMLearner(TextLearner):
     "A `Learner` of a language model: carries the state from batch to batch, and continues prompts."
@@ -180,21 +180,22 @@ class LMLearner(TextLearner):
         banned = [i for i,t in enumerate(vocab) if t == FAKE or (no_unk and t == UNK)]
         banned = torch.tensor(banned, dtype=torch.long, device=device)
         pick = partial(pick_token, temperature=temperature, min_p=min_p, banned=banned)
-        was_training = model.training
+        modes = {m: m.training for m in model.modules()}
         model.eval()
         try:
             steps = generate(model, ids.to(device), n_words, pick)
             if not no_bar and hasattr(self, 'progress'): steps = progress_bar(steps, total=n_words, leave=False)
             new = list(steps)
-        finally: model.train(was_training)
+        finally:
+            for m,mode in modes.items(): m.training = mode
         toks = [t for t in (vocab[i] for i in ids.tolist() + new) if t not in (BOS, PAD)]
         ds = self._texts()
         return ds.tokenizer.decode(decoder(toks[::-1] if ds.backwards else toks))
 
     @delegates(Learner.get_preds)
-    def get_preds(self, concat_dim=1, **kwargs):
+    def get_preds(self, concat_dim=1, reorder=False, **kwargs):
         "Predictions, targets: rows of the stream as the loader cuts it, batches joined along the time axis."
-        return super().get_preds(concat_dim=concat_dim, **kwargs)
+        return super().get_preds(concat_dim=concat_dim, reorder=reorder, **kwargs)
 
 def pretrained_files(
     facts:dict, # What the registry knows of an architecture

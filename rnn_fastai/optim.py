@@ -13,7 +13,7 @@ from fastai.optimizer import Optimizer
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
-# %% ../nbs/25_optim.ipynb #72491219
+# %% ../nbs/25_optim.ipynb #2c44461c
 class FusedAdam(Optimizer):
     "A fastai `Optimizer` whose step is torch's fused kernel."
     def __init__(self,
@@ -45,6 +45,16 @@ class FusedAdam(Optimizer):
             other = [p for p in ps if not self.state[p].get('do_wd', True)]
             if decayed: self._update(decayed, hyper, hyper['wd'])
             if other: self._update(other, hyper, 0.)
+
+    def load_state_dict(self,
+        sd:dict, # `state`, a dict for each parameter, and `hypers`, a dict for each group
+    ):
+        "Take a saved state over. Raises `ValueError` where its shapes are not those of the parameters."
+        for (p,*_),s in zip(self.all_params(), sd['state'], strict=True):
+            for k,v in s.items():
+                if getattr(v, 'ndim', 0) and v.shape != p.shape:
+                    raise ValueError(f"{k} of shape {tuple(v.shape)} does not fit a weight of shape {tuple(p.shape)}.")
+        super().load_state_dict(sd)
 
     def zero_grad(self):
         "Forget the gradients; the next backward pass writes them instead of adding to zeros."

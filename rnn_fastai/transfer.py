@@ -6,7 +6,7 @@
 __all__ = ['write_weights', 'read_weights', 'canonical_name', 'canonical_names', 'fit_weights', 'load_weights', 'fit_opt_state',
            'match_embeds', 'read_vocab', 'fetch_pretrained']
 
-# %% ../nbs/26_transfer.ipynb #3ab1b338
+# %% ../nbs/26_transfer.ipynb #78bbaa47
 import json
 import os
 import pickle
@@ -14,11 +14,12 @@ import re
 from pathlib import Path
 from typing import Any, Iterable
 
+import numpy as np
 import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-# %% ../nbs/26_transfer.ipynb #c151bcc6
+# %% ../nbs/26_transfer.ipynb #1b73da28
 def _plain(o:Any) -> Any:
     "`o` with lists for `L` and floats for numpy's, so that a file of it holds tensors and plain Python only."
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
@@ -38,6 +39,10 @@ def write_weights(
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
+# What fastai's files hold besides tensors: its list, and numpy's numbers among the hyper-parameters.
+_HARMLESS = [L, np.dtype, type(np.dtype('f8')), type(np.dtype('f4')), np._core.multiarray.scalar,
+             (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar')]
+
 def read_weights(
     file:str|Path, # A file that torch wrote
     device:Any='cpu', # Where tensors go
@@ -49,13 +54,13 @@ def read_weights(
         raise FileNotFoundError(f"There is no file {file}; the folder holds: {there}.")
     if isinstance(device, int): device = torch.device('cuda', device)
     try:
-        with torch.serialization.safe_globals([L]): return torch.load(file, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS): return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as e:
         code = re.search(r'(?i)unsupported (?:global|class).*', str(e))
         if code is None: raise ValueError(f"{file} is damaged, or no file of weights; copy or save it anew.") from e
-        raise ValueError(f"{file} holds objects besides weights; reading them could run code, so it is not loaded. "
+        raise ValueError(f"{file} holds objects besides weights, or is damaged; reading it could run code, so it is not. "
                          f"{code[0]}") from e
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e:
+    except Exception as e:   # a damaged file of the old format may raise anything
         raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or no file of weights; copy "
                          f"or save it anew. {e}") from e
 
@@ -170,20 +175,22 @@ def read_vocab(
         raise ValueError(f"{file} holds {type(vocab).__name__}, not a list of strings, so it is no vocabulary.")
     return vocab
 
-# %% ../nbs/26_transfer.ipynb #16d44d67
+# %% ../nbs/26_transfer.ipynb #97bc25c6
 def fetch_pretrained(
     url:str, # Address of an archive
 ) -> tuple[Path, Path]: # File of weights, file of the vocabulary
     "Download and unpack pretrained weights, unless they are there. Raises `RuntimeError` that tells where it looked."
     from fastai.data.external import fastai_path, untar_data
-    home = fastai_path('model')
+    home,archive = fastai_path('model'),fastai_path('archive')/Path(url).name
     try: folder = untar_data(url, c_key='model')
     except Exception as e:   # whatever the network, the archive or the disk may raise: the remedy is the same
+        archive.unlink(missing_ok=True)   # one that was cut off would be taken for whole the next time
         raise RuntimeError(f"Pretrained weights could not be had from {url} ({type(e).__name__}: {e}). Unpacked ones "
                            f"are looked for in {home}/{Path(url).stem}. For random weights, pass "
                            "pretrained=False.") from e
     found = [next(iter(sorted(folder.glob(f'*.{ext}'))), None) for ext in ('pth', 'pkl')]
     if None in found:
+        archive.unlink(missing_ok=True)
         raise RuntimeError(f"{folder} lacks a .pth or .pkl file: the archive from {url} is incomplete. Delete "
                            "the folder to download again, or pass pretrained=False.")
     return tuple(found)

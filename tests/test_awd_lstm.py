@@ -178,7 +178,6 @@ def test_weight_drop_of_few_entries(n):
     mean = torch.stack([rf.drop_weight(torch.full((n,), 3.), 0.25) for _ in range(3000)]).mean(0)
     assert_close(mean, torch.full((n,), 3.), rtol=0, atol=0.2)   # ten standard errors
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason='a probability within 2**-17 of 1 rounds to 1')
 def test_weight_drop_of_nearly_all():
     assert rf.drop_weight(torch.ones(8), 1-1e-6).isfinite().all()
 
@@ -337,9 +336,9 @@ def test_trained_model_is_copied(loaders, tmp_path):
     assert not torch.equal(learn.model.eval()(ids).logits, want)
     assert twin[1].decoder.weight is twin[0].encoder.weight
 
-@pytest.mark.xfail(strict=True, reason='losses are put in order as if they were rows, and most are lost')
 def test_loss_of_every_batch_is_kept(loaders, tmp_path):
     ours,theirs = learners(loaders, tmp_path)
+    for learn in (ours, theirs): learn.remove_cb(Losses)   # which wants one loss a batch
     want = quietly(theirs, 'get_preds', with_loss=True, reorder=False)[2]
     assert_close(quietly(ours, 'get_preds', with_loss=True)[2], want)
 

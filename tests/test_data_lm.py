@@ -260,12 +260,10 @@ def test_from_folder_equals_fastai(tmp_path, args):
     same_dls(ours, theirs)
     if args: assert content(ours) != content(rf.TextDataLoaders.from_folder(str(tmp_path/'texts'), **folder_base()))
 
-@pytest.mark.xfail(strict=True, reason="fastai counts words of all files below the path; ours those of train and valid")
 def test_from_folder_counts_words_of_other_folders_too(tmp_path):
     make_folder(tmp_path/'texts', ('train/a', 'valid/a', 'unsup'))
     same_dls(*(m.TextDataLoaders.from_folder(tmp_path/'texts', **folder_base()) for m in (rf, ft)))
 
-@pytest.mark.xfail(strict=True, reason="fastai's vocabulary opens with its own special tokens whatever the tokenizer's")
 @pytest.mark.parametrize('special', [['xxunk', 'xxpad', 'xxbos', 'two'], ft.defaults.text_spec_tok + ['two'], ['two']])
 def test_special_tokens_of_the_tokenizer_equal_fastai(special):
     same_dls(*(m.TextDataLoaders.from_df(make_frame(), tok_tfm=m.WordTokenizer(special_toks=special), **BASE)
@@ -279,9 +277,9 @@ def test_fastai_loader_arguments_are_taken(args):
     same_dls(ours, theirs)
 
 def test_misspelt_argument_is_refused():
-    with pytest.raises(TypeError, match="'seqlen'.*'seq_len'"): rf.TextDataLoaders.from_df(make_frame(), seqlen=5, **BASE)
+    with pytest.raises(TypeError, match="'seqlen'.*'seq_len'"):
+        rf.TextDataLoaders.from_df(make_frame(), seqlen=5, **BASE)
 
-@pytest.mark.xfail(strict=True, reason='fastai takes a number as a place; ours first as a name')
 def test_number_of_a_column_is_its_place():
     df = make_frame()[['text', 'body']].set_axis([1, 0], axis=1)
     same_dls(*(m.TextDataLoaders.from_df(df, **{**BASE, 'text_col': 0}) for m in (rf, ft)))

@@ -133,7 +133,6 @@ def test_predict_leaves_the_model_alone(ours, training):
     assert not any(m._forward_hooks for m in model.modules())
     ours.model.zero_grad()
 
-@pytest.mark.xfail(strict=True, reason='the whole model is put back into one mode, that of its root')
 def test_modules_in_different_modes_stay_so(ours):
     ours.model.train()
     ours.model[1].eval()

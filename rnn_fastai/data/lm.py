@@ -138,7 +138,7 @@ class LMDataset:
         if not res.vocab and hasattr(dataset, 'decode'): res.decode = dataset.decode   # transforms of its own
         return res
 
-# %% ../../nbs/13_data.lm.ipynb #b09b21a9
+# %% ../../nbs/13_data.lm.ipynb #7d1b364f
 def _are_texts(o:Any) -> bool:
     "Whether `o` is a list of single things, texts or files, not of numericalized documents."
     lists = list, tuple, L
@@ -205,10 +205,6 @@ class LMDataLoader(TfmdDL):
         for b in self._batches():
             yield self.after_batch(b if self.device is None else to_device(b, self.device))
         self.after_iter()
-
-    def get_idxs(self) -> list:
-        "Rows of the batches: predictions come back as they are read, row by row."
-        return list(range(self.bs))
 
     def _one_pass(self): self._n_inp,self._types = 1,explode_types((LMTensorText(0), TensorText(0)))
 

@@ -23,7 +23,7 @@ from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
 from .tokenize import TextTokenizer, check_column, frame_texts
 
-# %% ../../nbs/19_data.loaders.ipynb #294b655b
+# %% ../../nbs/19_data.loaders.ipynb #2f716b44
 @delegates(LMDataLoader.__init__, but=['dataset', 'n', 'shuffle', 'device', 'bs', 'seq_len', 'lens', 'cache'])
 def lm_loaders(
     texts:list[str], # A text a row
@@ -49,8 +49,7 @@ def lm_loaders(
     if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {near(odd[0], inspect.signature(lm_loaders).parameters)}")
     for name,n in (('bs', bs), ('val_bs', ifnone(val_bs, bs)), ('seq_len', seq_len)): check_count(name, n)
     tokenizer = TextTokenizer(tok_tfm)
-    special_toks = getattr(tokenizer.tok, 'special_toks', None)
-    corpus = Corpus.from_tokens(tokenizer(texts), text_vocab, min_freq, max_vocab, special_toks)
+    corpus = Corpus.from_tokens(tokenizer(texts), text_vocab, min_freq, max_vocab)
     device = ifnone(device, default_device())
     def one(docs, bs, shuffle, what):
         docs = np.asarray(list(docs), dtype=np.int64)
@@ -61,7 +60,7 @@ def lm_loaders(
     return [one(splits[0], bs, shuffle, 'The training texts'),
             one(splits[1], ifnone(val_bs, bs), val_shuffle, 'The validation texts')]
 
-# %% ../../nbs/19_data.loaders.ipynb #e0c66265
+# %% ../../nbs/19_data.loaders.ipynb #f4d7b684
 # Arguments of fastai's factories that are about labels, or that have no meaning for a language model's loaders.
 _NOT_LM = {'label_col', 'label_delim', 'y_block', 'tok_text_col', 'vocab', 'num_workers', 'verbose', 'drop_last'}
 def _lm_only(kwargs:dict) -> dict:
@@ -122,10 +121,8 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         if not is_lm:
             return super().from_folder(path, train, valid, valid_pct, seed, text_vocab=text_vocab, tok_tfm=tok_tfm,
                                        seq_len=seq_len, splitter=splitter, backwards=backwards, **kwargs)
-        files = get_text_files(Path(path), folders=[train, valid] if valid_pct is None else None)
-        if not files:
-            where = f" in {train!r} or {valid!r}" if valid_pct is None else ""
-            raise ValueError(f"There is no .txt file below {path}{where}.")
+        files = get_text_files(Path(path))   # words of other folders count for the vocabulary, as with fastai
+        if not files: raise ValueError(f"There is no .txt file below {path}.")
         if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
         elif splitter is None: splitter = RandomSplitter(valid_pct, seed=seed)
         texts = [f.read_text(encoding='utf8') for f in files]

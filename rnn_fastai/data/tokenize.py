@@ -119,7 +119,7 @@ class TextTokenizer:
         "Tokens joined with `sep`."
         return self.sep.join(toks)
 
-# %% ../../nbs/11_data.tokenize.ipynb #3d9d14ff
+# %% ../../nbs/11_data.tokenize.ipynb #2f98b54d
 def check_column(
     df:pd.DataFrame, # A frame
     col:str|int, # Name of a column, or its number
@@ -127,8 +127,8 @@ def check_column(
 ) -> Any: # The column's name
     "Name of a column of `df`. Raises `ValueError` that lists the columns where there is none such."
     if (df.columns == col).sum() > 1: raise ValueError(f"{what}={col!r} names several columns; rename them.")
+    if type(col) is int and -len(df.columns) <= col < len(df.columns): return df.columns[col]   # a place, as in fastai
     if col in df.columns: return col
-    if type(col) is int and -len(df.columns) <= col < len(df.columns): return df.columns[col]
     raise ValueError(f"{what}={col!r} is not a column of the frame. {near(col, df.columns)}")
 
 def check_texts(

@@ -50,13 +50,13 @@ class WordDropout(nn.Module):
 
     def extra_repr(self): return f"embed_p={self.embed_p}"
 
-# %% ../../nbs/21_models.dropout.ipynb #54dca857
+# %% ../../nbs/21_models.dropout.ipynb #6c9553f3
 def drop_weight(
     w:Tensor, # A weight
     p:float, # Probability to drop an entry
 ) -> Tensor: # `w` with entries dropped and the others scaled; differentiable
     "DropConnect on `w`: the expectation stays, and so does the gradient's."
-    n_drop = round(p * 2**16)   # of the 65,536 values that sixteen bits take
+    n_drop = min(round(p * 2**16), 2**16 - 1)   # of the 65,536 values that sixteen bits take
     if n_drop == 0: return w
     bits = torch.empty(-(-w.numel()//4), dtype=torch.int64, device=w.device).random_(-2**63, None)
     keep = bits.view(torch.int16)[:w.numel()].view(w.shape) >= n_drop - 2**15

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['LMDecoder']
 
-# %% ../../nbs/23_models.heads.ipynb #4c14ade9
+# %% ../../nbs/23_models.heads.ipynb #13718284
+import torch
 from torch import Tensor, nn
 
 from .dropout import RNNDropout
+from .recurrent import thin_linear
 
-# %% ../../nbs/23_models.heads.ipynb #cb432e19
+# %% ../../nbs/23_models.heads.ipynb #6e9fd70c
 class LMDecoder(nn.Module):
     "Logits over `n_out` words from states, after variational dropout."
     initrange = 0.1   # weights start uniform in this range, as fastai's do
@@ -30,4 +32,6 @@ class LMDecoder(nn.Module):
 
     def forward(self, x:Tensor) -> tuple[Tensor, Tensor]:   # bs,sl,hid -> logits: bs,sl,vocab; dropped x: bs,sl,hid
         dropped = self.output_dp(x)
+        if x.size(1) == 1 and not torch.is_grad_enabled():   # a step of generation
+            return thin_linear(dropped[:, 0], self.decoder.weight, self.decoder.bias)[:, None],dropped
         return self.decoder(dropped),dropped
