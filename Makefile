@@ -20,10 +20,11 @@ test: install sync             ## everything that CI runs
 	$(PY) -m pytest -q
 
 test-slow: install             ## the long checks: several seeds, big sets
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -s -m slow
 
 bench: install                 ## fastai and this package side by side, in one process
 	$(PY) benchmarks/run.py
+	$(PY) benchmarks/human_numbers.py
 
 sync: install                  ## fails where notebooks, modules and README are not in step
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/check_sync.py

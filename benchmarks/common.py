@@ -57,7 +57,16 @@ def row(what: str, times: dict, unit: str = "s", per: dict | None = None, floor:
     return res
 
 
-def save(name: str, rows: list, **extra):
-    "Write the results as JSON, with hardware and versions."
+def write(name: str, rows: list, **extra):
+    "Write results as JSON, with hardware and versions."
     RESULTS.mkdir(exist_ok=True)
     (RESULTS/f"{name}.json").write_text(json.dumps({**environment(), **extra, "rows": rows}, indent=1) + "\n")
+
+
+def save(name: str, rows: list, **extra):
+    "Write results; rows that were not run anew stay as they are."
+    file = RESULTS/f"{name}.json"
+    old = json.loads(file.read_text())["rows"] if file.exists() else []
+    new = {r["what"]: r for r in rows}
+    kept = [new.pop(r["what"], r) for r in old]
+    write(name, kept + list(new.values()), **extra)

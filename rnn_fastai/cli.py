@@ -71,10 +71,10 @@ def save_picture(
     plt.close(ax.figure)
     return file
 
-# %% ../nbs/71_cli.ipynb #77dd30ce
-HONEST_CONFIG = dict(emb_sz=128, n_hid=128, n_layers=1, input_p=0.5, embed_p=0.05, weight_p=0., output_p=0.1)
+# %% ../nbs/71_cli.ipynb #7a15b4e9
+HONEST_CONFIG = dict(emb_sz=200, n_hid=200, n_layers=1, input_p=0.5, embed_p=0.05, weight_p=0., output_p=0.1)
 HONEST = dict(bs=32, seq_len=64, wd=0.1, alpha=1., lr=1e-2, moms=(0.95, 0.85, 0.95))
-STAGES = (dict(epochs=150, output_p=0.1, slow=1.), dict(epochs=30, output_p=0.5, slow=0.03))
+STAGES = (dict(epochs=100, output_p=0.1, slow=1.), dict(epochs=20, output_p=0.5, slow=0.03))
 
 def honest_docs(
     seed:int=0, # Seed of the cuts
@@ -83,7 +83,7 @@ def honest_docs(
     nums = human_numbers()
     train,valid = (nums.text[nums.valid == v].tolist() for v in (False, True))
     first = number_runs(train[:999], (3, 30), n_cuts=5, seed=seed)
-    small = number_runs(train[:999], (50, 300), n_cuts=2, seed=seed)
+    small = number_runs(train[:999], (50, 300), n_cuts=4, seed=seed)
     n = len(first)*4//5   # the last of five cuts, or nearly, shows whether the first stage works
     return [(first[:n], first[n:]), (number_runs(train, (50, 300), seed=seed) + small, [' . '.join(valid)])]
 
@@ -100,7 +100,7 @@ def honest_loaders(
                                        bs=HONEST['bs'], val_bs=1, seq_len=HONEST['seq_len'])
     return [loaders(*docs) for docs in stages]
 
-# %% ../nbs/71_cli.ipynb #a0e060a9
+# %% ../nbs/71_cli.ipynb #49fba43b
 def train_honest(
     seed:int=42, # Seed of the cuts, the weights and the batches
     path:str|Path='out', # Where models are saved
@@ -114,6 +114,7 @@ def train_honest(
                                    moms=HONEST['moms'])
     start = time.perf_counter()
     for dls,stage,n in zip(loaders, STAGES, epochs, strict=True):
+        set_seed(seed)   # each stage has its own, however long the one before was
         learn.dls,learn.model[1].output_dp.p = dls,stage['output_p']
         lrs = [HONEST['lr'], HONEST['lr']*stage['slow']]   # of the LSTM; of embedding and decoder
         learn.fit_one_cycle(n, lrs, reset_opt=True)

@@ -41,7 +41,7 @@ def pick_token(
     if temperature != 1.: probs = (probs/probs.max()).pow_(1/temperature)   # scaled, so that no power vanishes
     return torch.multinomial(probs, 1).item()
 
-# %% ../nbs/29_generate.ipynb #a7f6d3ca
+# %% ../nbs/29_generate.ipynb #eeee5248
 @torch.no_grad()
 def generate(
     model:torch.nn.Module, # A `LanguageModel`, in evaluation mode
@@ -52,7 +52,7 @@ def generate(
     "Continue a prompt, token by token."
     check_count('n_words', n_words)
     if len(ids) == 0: raise ValueError("The prompt is empty; it needs one token at least.")
-    ids,state = ids[None],None   # 1,sl
+    ids,state = ids.as_subclass(Tensor)[None],None   # 1,sl; a subclass would cost more at each step than the step
     if ids.size(1) > 1: state = model.read(ids[:, :-1])
     for _ in range(n_words):
         out = model(ids[:, -1:], state)

@@ -19,7 +19,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-# %% ../nbs/26_transfer.ipynb #1b73da28
+# %% ../nbs/26_transfer.ipynb #94f3d5cc
 def _plain(o:Any) -> Any:
     "`o` with lists for `L` and floats for numpy's, so that a file of it holds tensors and plain Python only."
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
@@ -54,12 +54,13 @@ def read_weights(
         raise FileNotFoundError(f"There is no file {file}; the folder holds: {there}.")
     if isinstance(device, int): device = torch.device('cuda', device)
     try:
-        with torch.serialization.safe_globals(_HARMLESS): return torch.load(file, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as e:
         code = re.search(r'(?i)unsupported (?:global|class).*', str(e))
         if code is None: raise ValueError(f"{file} is damaged, or no file of weights; copy or save it anew.") from e
-        raise ValueError(f"{file} holds objects besides weights, or is damaged; reading it could run code, so it is not. "
-                         f"{code[0]}") from e
+        raise ValueError(f"{file} holds objects besides weights, or is damaged. As reading it could run code, it is "
+                         f"not read: {code[0]}") from e
     except Exception as e:   # a damaged file of the old format may raise anything
         raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or no file of weights; copy "
                          f"or save it anew. {e}") from e

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['WordTokenizer', 'TextTokenizer', 'check_column', 'check_texts', 'frame_texts']
 
-# %% ../../nbs/11_data.tokenize.ipynb #9b8e556a
+# %% ../../nbs/11_data.tokenize.ipynb #6b87705d
 import re
+from functools import lru_cache
 from itertools import pairwise
+from operator import eq
 from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
-from fastai.text.core import FLD, Tokenizer
+from fastai.text.core import (FLD, Tokenizer, fix_html, replace_all_caps, replace_maj, replace_wrep,
+                              rm_useless_spaces, spec_add_spaces)
 from fastcore.basics import compose, defaults
 from fastcore.foundation import L
 
@@ -40,7 +43,16 @@ def _pieces_re(pairs:dict[str, set]) -> re.Pattern:
     link = rf'(?: {quick}(?:{links})\S+)*' if links else ''
     return re.compile(rf'\S+{link}|\s{{2,}}|[^\S ]')
 
-# %% ../../nbs/11_data.tokenize.ipynb #d84af935
+# %% ../../nbs/11_data.tokenize.ipynb #971e7c97
+@lru_cache(maxsize=8)
+def _load_spacy(lang:str, special_toks:tuple) -> tuple:
+    "spaCy's tokenizer, the finder of its pieces, and their cache: all instances with the same settings share them."
+    import spacy
+    from spacy.symbols import ORTH
+    tok = spacy.blank(lang).tokenizer
+    for w in special_toks: tok.add_special_case(w, [{ORTH: w}])
+    return tok,_pieces_re(_straddling_pairs(tok)),{}
+
 class WordTokenizer:
     "spaCy's tokenizer for `lang`, through a cache from piece to tokens: texts in, a list of tokens for each out."
     def __init__(self,
@@ -48,18 +60,23 @@ class WordTokenizer:
         special_toks:list[str]|None=None, # Tokens never to be cut; fastai's `defaults.text_spec_tok` by default
         buf_sz:int=1_000_000, # Most pieces to keep; the cache starts anew beyond it
     ):
-        import spacy
-        from spacy.symbols import ORTH
         self.lang,self.buf_sz = lang,buf_sz
         self.special_toks = defaults.text_spec_tok if special_toks is None else special_toks
-        try: self._tok = spacy.blank(lang).tokenizer
+        try: self._tok,self._pieces,self._cache = _load_spacy(lang, tuple(self.special_toks))
         except ImportError as e: raise ValueError(f"lang={lang!r} is not a language that spaCy has: {e}") from e
-        for w in self.special_toks: self._tok.add_special_case(w, [{ORTH: w}])
-        self._pieces,self._cache = _pieces_re(_straddling_pairs(self._tok)),{}
+
+    def _is_token(self, piece:str) -> bool:
+        "Whether spaCy leaves `piece` whole: no special case, and nothing to split off at either end or within."
+        t = self._tok
+        if ' ' in piece or piece in t.rules: return False
+        if any(f is not None and f(piece) for f in (t.prefix_search, t.suffix_search)): return False
+        return t.infix_finditer is None or next(iter(t.infix_finditer(piece)), None) is None
 
     def _cut(self, piece:str) -> list[str]:
         "Tokens of a piece met for the first time."
-        toks = [piece[1:] if piece[0] == ' ' else piece] if piece.isspace() else [t.text for t in self._tok(piece)]
+        if piece.isspace(): toks = [piece[1:] if piece[0] == ' ' else piece]
+        elif self._is_token(piece): toks = [piece]   # most new pieces are, and to ask is cheaper than to let spaCy cut
+        else: toks = [t.text for t in self._tok(piece)]
         if len(self._cache) >= self.buf_sz: self._cache.clear()
         self._cache[piece] = toks
         return toks
@@ -78,7 +95,14 @@ class WordTokenizer:
     def __call__(self, items): return (self.tokenize(str(t)) for t in items)
     def __repr__(self): return f"WordTokenizer({self.lang!r})"
 
-# %% ../../nbs/11_data.tokenize.ipynb #338bc437
+# %% ../../nbs/11_data.tokenize.ipynb #7d0f856f
+def _always(t): return True
+def _repeats_a_word(t): return any(map(eq, (words := t.split()), words[1:]))
+# What a text must hold for one of fastai's rules to change it; a rule that is not here is always run.
+_NEEDS = {fix_html: re.compile(r'[;&\\<@]|\.\.\.').search, spec_add_spaces: re.compile(r'[/#\\]').search,
+          rm_useless_spaces: re.compile('  ').search, replace_all_caps: re.compile('[A-Z]').search,
+          replace_maj: re.compile('[A-Z]').search, replace_wrep: _repeats_a_word}
+
 class TextTokenizer:
     "Rules before, a word tokenizer, rules after: what turns a text into tokens, and tokens into a text."
     def __init__(self,
@@ -102,8 +126,10 @@ class TextTokenizer:
 
     def _ruled(self, texts:Iterable[str]) -> Iterator[str]:
         "Texts after the rules for texts."
+        rules = [(rule, _NEEDS.get(rule, _always)) for rule in self.rules]
         for t in texts:
-            for rule in self.rules: t = rule(t)
+            for rule,may_match in rules:
+                if may_match(t): t = rule(t)
             yield t
 
     def __call__(self,
