@@ -15,7 +15,7 @@ demo: install                  ## the main job: train on human numbers, continue
 
 test: install sync             ## everything that CI runs
 	.venv/bin/ruff check .
-	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n_workers 1 --do_print --timing
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 1 --do-print --timing
 	$(PY) tools/check_wheel.py
 	$(PY) -m pytest -q
 
