@@ -63,10 +63,14 @@ def write(name: str, rows: list, **extra):
     (RESULTS/f"{name}.json").write_text(json.dumps({**environment(), **extra, "rows": rows}, indent=1) + "\n")
 
 
+def read(name: str) -> list:
+    "Rows written before; none where there is no such file."
+    file = RESULTS/f"{name}.json"
+    return json.loads(file.read_text())["rows"] if file.exists() else []
+
+
 def save(name: str, rows: list, **extra):
     "Write results; rows that were not run anew stay as they are."
-    file = RESULTS/f"{name}.json"
-    old = json.loads(file.read_text())["rows"] if file.exists() else []
     new = {r["what"]: r for r in rows}
-    kept = [new.pop(r["what"], r) for r in old]
+    kept = [new.pop(r["what"], r) for r in read(name)]
     write(name, kept + list(new.values()), **extra)

@@ -29,21 +29,28 @@ def honest(seed: int, path: str) -> dict:
     return dict(what="honest", seed=seed, **stream_scores(learn), seconds=took)
 
 
+def record(row: dict):
+    "Write one more row; another run of the same seed takes the place of the one before."
+    rows = {(r["what"], r["seed"]): r for r in [*common.read("human_numbers"), row]}
+    acc = {k: [r["accuracy"] for r in rows.values() if r["what"] == k] for k, _ in rows}
+    summary = {k: dict(median=statistics.median(v), least=min(v), most=max(v)) for k, v in acc.items()}
+    common.write("human_numbers", [rows[k] for k in sorted(rows)], summary=summary)
+
+
 def main():
-    "Run both for the seeds asked for."
+    "Run both, or the one asked for, for several seeds."
+    jobs = dict(demo=demo, honest=honest)
     p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("which", nargs="*", default=list(jobs), help="demo, honest; both by default")
     p.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
-    n = p.parse_args().seeds
+    args = p.parse_args()
     defaults.callbacks = [cb for cb in defaults.callbacks if cb is not ProgressCallback]
-    rows = []
     with tempfile.TemporaryDirectory() as d:
-        for f in (honest, demo):
-            for seed in range(n):
-                rows.append(f(seed, d))
-                print(rows[-1], flush=True)
-    summary = {k: dict(median=statistics.median(r["accuracy"] for r in rows if r["what"] == k),
-                       least=min(r["accuracy"] for r in rows if r["what"] == k)) for k in ("demo", "honest")}
-    common.write("human_numbers", rows, threads=torch.get_num_threads(), summary=summary)
+        for which in args.which:
+            for seed in range(args.seeds):
+                row = dict(jobs[which](seed, d), threads=torch.get_num_threads())
+                print(row, flush=True)
+                record(row)
 
 
 if __name__ == "__main__": main()
