@@ -129,7 +129,7 @@ def stream_scores(
     loss = F.nll_loss(probs.flatten(0, 1).clamp_min(1e-12).log(), y.flatten()).item()
     return dict(accuracy=(probs.argmax(-1) == y).float().mean().item(), perplexity=math.exp(loss), tokens=y.numel())
 
-# %% ../nbs/71_cli.ipynb #95f34396
+# %% ../nbs/71_cli.ipynb #0052d003
 commands = Registry('command')
 
 @commands.register()
@@ -145,7 +145,7 @@ def demo(
     df = human_numbers_100()
     learn,took = train_demo(df, seed, out)
     for prompt in PROMPTS:
-        text = learn.predict(prompt, n_words=50, temperature=0)
+        text = learn.predict(prompt, n_words=50, temperature=0, no_bar=True)
         print(f"\n{prompt!r} goes on:\n{text}\n{'exact' if is_exact(text, df.text[0]) else 'NOT exact'}")
     print(f"\nAccuracy {learn.recorder.values[-1][2]:.6f}. Trained in {took:.0f} s on {torch.get_num_threads()} CPU "
           f"threads; the course took {REFERENCE_S} s on a GPU.")
