@@ -14,18 +14,19 @@ from typing import Any, Callable, Iterable
 import numpy as np
 import torch
 
-# %% ../nbs/00_core.ipynb #2fb7b1cd
+# %% ../nbs/00_core.ipynb #4dc090b4
 def near(
     name:str, # What was asked for
     options:Iterable[str], # What there is
 ) -> str: # A sentence: the near matches first, then all options
     "Tell which of `options` are near to `name`."
     options = [str(o) for o in options]
-    close = get_close_matches(str(name), options, n=3, cutoff=0.5)
+    folded = {o.casefold(): o for o in options}   # a name in the wrong case is near
+    close = [folded[c] for c in get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}There is: {', '.join(map(repr, options)) or 'nothing'}."
 
-# %% ../nbs/00_core.ipynb #54a78279
+# %% ../nbs/00_core.ipynb #b75402da
 class Registry:
     "Objects by name, each with facts about it; looked up by the name or by the object itself."
     def __init__(self,
@@ -40,7 +41,8 @@ class Registry:
         "Decorate a function or class to enter it under `name`. Raises `ValueError` for a name already taken."
         def enter(obj):
             key = name or obj.__name__
-            if key in self._items: raise ValueError(f"There is a {self.kind} {key!r} already; choose another name.")
+            if key in self._items:
+                raise ValueError(f"The name {key!r} is taken by another {self.kind}; choose another name.")
             self._items[key] = (obj, facts)
             return obj
         return enter

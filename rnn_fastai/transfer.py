@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['write_weights', 'read_weights', 'canonical_name', 'canonical_names', 'fit_weights', 'load_weights', 'fit_opt_state',
-           'match_embeds', 'read_vocab', 'fetch_pretrained']
+           'match_embeds', 'read_vocab', 'fetch_pretrained', 'read_vectors', 'word_vectors']
 
-# %% ../nbs/26_transfer.ipynb #78bbaa47
+# %% ../nbs/26_transfer.ipynb #367fbed4
+import bz2
+import gzip
 import json
+import lzma
 import os
 import pickle
 import re
@@ -107,7 +110,7 @@ def load_weights(
     "Load weights by name. Raises `ValueError` where they do not fit, before anything is changed."
     model.load_state_dict(fit_weights(model, wgts, strict, source), strict=False)
 
-# %% ../nbs/26_transfer.ipynb #39328be6
+# %% ../nbs/26_transfer.ipynb #a339a4d5
 def fit_opt_state(
     model:nn.Module, # The model, ours or fastai's
     opt:Any, # Its optimizer, a fastai `Optimizer`
@@ -195,3 +198,57 @@ def fetch_pretrained(
         raise RuntimeError(f"{folder} lacks a .pth or .pkl file: the archive from {url} is incomplete. Delete "
                            "the folder to download again, or pass pretrained=False.")
     return tuple(found)
+
+# %% ../nbs/26_transfer.ipynb #4df8d42d
+def _open_text(file:Path):
+    "Open a text file, unpacking it by its ending."
+    return {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}.get(file.suffix, open)(file, 'rt', encoding='utf8')
+
+def _text_vectors(lines:Iterable[str], file:Path, keep:set|None) -> dict[str, np.ndarray]:
+    "Vectors of the words in `keep` from lines of a word and its numbers."
+    vecs,width = {},None
+    for i,line in enumerate(lines, 1):
+        word,*nums = line.rstrip().split(' ')
+        if i == 1 and len(nums) == 1: continue   # word2vec: how many words, how many features
+        width = len(nums) if width is None else width
+        if len(nums) != width:
+            raise ValueError(f"{file}, line {i}: {len(nums)} numbers after {word!r}, not {width} as before.")
+        if keep is not None and word not in keep: continue
+        try: vecs[word] = np.array(nums, dtype=np.float32)
+        except ValueError as e:
+            raise ValueError(f"{file}, line {i}: {word!r} is not followed by numbers only ({e}).") from e
+    return vecs
+
+def read_vectors(
+    file:str|Path, # Text (`.txt`, `.vec`) or JSON (`.json`), as it is or packed (`.gz`, `.xz`, `.bz2`)
+    words:Iterable[str]|None=None, # Read these only; all by default
+) -> dict[str, np.ndarray]: # Vectors by word
+    "Read word vectors. Raises `FileNotFoundError`, or `ValueError` that names the line that does not fit."
+    file,keep = Path(file),None if words is None else set(words)
+    if not file.exists():
+        raise FileNotFoundError(f"There is no file {file}; GloVe's are at https://nlp.stanford.edu/data/glove.6B.zip.")
+    with _open_text(file) as f:
+        if '.json' not in file.suffixes: return _text_vectors(f, file, keep)
+        try: vecs = json.load(f)
+        except ValueError as e: raise ValueError(f"{file} is no JSON: {e}") from e
+    return {w: np.array(v, dtype=np.float32) for w,v in vecs.items() if keep is None or w in keep}
+
+def word_vectors(
+    vocab:list[str], # Tokens by id
+    vectors:str|Path|dict, # A file of vectors, or vectors by word
+    seed:int=0, # Seed of the vectors of words that are not there
+) -> tuple[Tensor, list[str]]: # Vectors: vocab,features; words that were not found
+    "Vectors for a vocabulary. Raises `ValueError` where none of its words is found."
+    names = [str(w) for w in vocab]
+    if not isinstance(vectors, dict): vectors = read_vectors(vectors, {*names, *map(str.lower, names)})
+    found = {}
+    for i,w in enumerate(names):
+        vec = vectors.get(w, vectors.get(w.lower()))
+        if vec is not None: found[i] = vec
+    if not found:
+        raise ValueError(f"None of the {len(names)} words of the vocabulary has a vector, {names[0]!r} for one.")
+    have = np.stack(list(found.values()))
+    rng = np.random.default_rng(seed)
+    out = rng.normal(have.mean(0), have.std(0), (len(names), have.shape[1])).astype(np.float32)
+    out[list(found)] = have
+    return torch.from_numpy(out),[w for i,w in enumerate(names) if i not in found]

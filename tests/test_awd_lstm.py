@@ -38,6 +38,10 @@ def pair(dtype=torch.float64, seed=0, **kwargs):
     theirs.reset()
     return ours,theirs
 
+def layer(n_in, n_hid, weight_p, bidirectional=False):
+    "One layer of the kind that AWD_LSTM stacks."
+    return rf.Recurrent('LSTM', n_in, n_hid, batch_first=True, weight_p=weight_p, bidirectional=bidirectional)
+
 def same_params(ours, theirs, what, **tol):
     "Parameters have equal names, and `what` of them is equal."
     a,b = dict(ours.named_parameters()),{our_name(n): p for n,p in theirs.named_parameters()}
@@ -87,7 +91,7 @@ def test_bidirectional_encoder_equals_fastai(n_layers):
 @pytest.mark.parametrize('sl', [1, 2, 9])
 def test_layer_equals_torch_kernel(sl, bidir):
     torch.manual_seed(2)
-    ours = rf.LSTM(5, 4, 0.5, bidir).double().eval()
+    ours = layer(5, 4, 0.5, bidir).double().eval()
     kernel = nn.LSTM(5, 4, batch_first=True, bidirectional=bidir).double()
     kernel.load_state_dict(ours.state_dict())
     x,n_dir = torch.randn(3, sl, 5, dtype=torch.double),2 if bidir else 1
@@ -101,7 +105,7 @@ def test_layer_equals_torch_kernel(sl, bidir):
 @pytest.mark.parametrize('sl', [1, 3])
 def test_gradcheck(sl):
     torch.manual_seed(3)
-    rnn = rf.LSTM(2, 3, 0.4).double().train()
+    rnn = layer(2, 3, 0.4).double().train()
     x,h,c = (torch.randn(*sz, dtype=torch.double, requires_grad=True) for sz in ((2, sl, 2), (1, 2, 3), (1, 2, 3)))
     def run(x, h, c, *ws):
         torch.manual_seed(0)   # the same weights drop in every call
@@ -184,7 +188,7 @@ def test_weight_drop_of_nearly_all():
 def test_weight_drop_acts_on_recurrent_weights_in_training():
     "The property of the reference implementation: from no state the first step is the same, later ones differ."
     torch.manual_seed(6)
-    rnn,x = rf.LSTM(5, 7, 0.5).double(),torch.randn(3, 6, 5, dtype=torch.double)
+    rnn,x = layer(5, 7, 0.5).double(),torch.randn(3, 6, 5, dtype=torch.double)
     weights = {k: v.clone() for k,v in rnn.state_dict().items()}
     plain = rnn.eval()(x)[0]
     a,b = rnn.train()(x)[0],rnn(x)[0]
