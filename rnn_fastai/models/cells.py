@@ -7,7 +7,8 @@ __all__ = ['cells', 'thin_linear', 'Cell', 'check_input', 'check_state', 'get_ce
            'GRUCell', 'PeepholeLSTMCell', 'LayerNormLSTMCell', 'MogrifierLSTMCell', 'SLSTMCell', 'IndRNNCell',
            'SRUCell', 'linear_scan', 'LinearCell', 'MinGRUCell', 'MinLSTMCell', 'QRNNCell']
 
-# %% ../../nbs/20_models.cells.ipynb #cdaf3632
+# %% ../../nbs/20_models.cells.ipynb #b211e422
+import copy
 import math
 from typing import Any
 
@@ -18,21 +19,23 @@ from torch.nn import functional as F
 
 from ..core import Registry, check_count
 
-# %% ../../nbs/20_models.cells.ipynb #985fca72
+# %% ../../nbs/20_models.cells.ipynb #815d5fe8
 def thin_linear(
     x:Tensor, # ...,n_in
     w:Tensor, # n_out,n_in
     b:Tensor|None=None, # n_out
 ) -> Tensor: # ...,n_out
     "`F.linear`, on all CPU threads where `x` has few rows, `w` is large and no gradient is wanted."
+    # (Where torch compiles, `get_num_threads` would cut the graph in two.)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_cuda: return F.linear(x, w, b)
     n,rows = torch.get_num_threads(),x.numel()//max(x.size(-1), 1)
-    if torch.is_grad_enabled() or x.is_cuda or rows >= 8 or w.numel() < 2**17 or w.size(0) % n: return F.linear(x, w, b)
+    if not 0 < rows < 8 or w.numel() < 2**17 or w.size(0) % n: return F.linear(x, w, b)
     blocks = w.view(n, -1, w.size(1)).transpose(1, 2)                           # n,n_in,n_out/n
     out = torch.bmm(x.reshape(1, rows, -1).expand(n, -1, -1), blocks)           # n,rows,n_out/n
     out = out.transpose(0, 1).reshape(*x.shape[:-1], w.size(0))
     return out if b is None else out + b
 
-# %% ../../nbs/20_models.cells.ipynb #8ad7fc89
+# %% ../../nbs/20_models.cells.ipynb #946c10d5
 cells = Registry('cell')
 
 class Cell(nn.Module):
@@ -41,6 +44,7 @@ class Cell(nn.Module):
     recurrent = True           # has `weight_hh` and `bias_hh`
     states = ('h',)            # names of the state's entries; the first is the output
     dropped = ('weight_hh',)   # what weight drop acts on
+    zoned = None               # entries of the state that zoneout acts on; all by default
     kernel = None              # torch's fused kernel for all steps: 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
     scan = None                # a method (gx, state) -> all entries of the state at all steps, without a loop of `step`
 
@@ -56,17 +60,23 @@ class Cell(nn.Module):
         if self.recurrent: self.weight_hh = nn.Parameter(torch.empty(rows, self.sizes[0]))
         for name in ('bias_ih', 'bias_hh')[:2 if self.recurrent else 1]:
             self.register_parameter(name, nn.Parameter(torch.empty(rows)) if bias else None)
+        self.add_parameters()
         self.reset_parameters()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if {'step', 'project'} & set(vars(cls)):   # another step: what the parent has for all steps at once is not its
-            for name in {'kernel', 'scan'} - set(vars(cls)): setattr(cls, name, None)
+        def depth(name): return next(i for i,c in enumerate(cls.__mro__) if name in vars(c) or c is Cell)
+        # With another step than the class that brought them, kernel and scan are those of another cell.
+        if depth('kernel') > min(map(depth, ('step', 'project', 'recur', 'update'))): cls.kernel = None
+        if depth('scan') > depth('step'): cls.scan = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         "Features of each entry of the state."
         return (self.hidden_size,)*len(self.states)
+
+    def add_parameters(self):
+        "Make what a cell has besides the four; called before `reset_parameters`."
 
     def reset_parameters(self):
         "Start all parameters uniform within 1/sqrt(hidden_size), in order, as torch does."
@@ -115,7 +125,7 @@ class Cell(nn.Module):
 
     def extra_repr(self): return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
-# %% ../../nbs/20_models.cells.ipynb #72c3a886
+# %% ../../nbs/20_models.cells.ipynb #edc2bec1
 def check_input(
     x:Tensor, # Input
     n_in:int, # Features it must have
@@ -139,6 +149,9 @@ def check_state(
     x:Tensor, # Input; gives type and device
 ) -> tuple[Tensor, ...]: # The entries
     "Raise `ValueError` or `TypeError` unless `state` has these entries in these shapes and the type of `x`."
+    if not isinstance(state, (Tensor, tuple, list)):
+        raise TypeError(f"The state is {type(state).__name__} {state!r}; it must be a tensor, or a tuple of "
+                        f"{len(names)}: {', '.join(names)}.")
     state = (state,) if isinstance(state, Tensor) else tuple(state)
     if len(state) != len(names):
         raise ValueError(f"The state has {len(state)} entries; it must have {len(names)}: {', '.join(names)}.")
@@ -151,7 +164,7 @@ def check_state(
         if s.device != x.device: raise ValueError(f"State {name} is on {s.device} and the input on {x.device}.")
     return state
 
-# %% ../../nbs/20_models.cells.ipynb #029af0d7
+# %% ../../nbs/20_models.cells.ipynb #8714b11f
 def get_cell(
     which:Any, # A registered name, or a subclass of `Cell`
 ) -> type[Cell]:
@@ -169,12 +182,14 @@ def check_cell(
 ) -> Cell: # `cell`
     "Try one step. Raises `TypeError` that says which part of the contract the cell does not keep."
     name = type(cell).__name__
+    cell_ = copy.deepcopy(cell)   # a step may count or keep something
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         x = next(cell.parameters()).new_zeros(2, cell.input_size)
-        state = cell.zero_state(x)
-        new = cell.step(cell.project(x), state)
-    if not isinstance(new, tuple):
-        raise TypeError(f"{name}.step gives {type(new).__name__}; it must give a tuple of tensors, one for each of "
+        state = cell_.zero_state(x)
+        new = cell_.step(cell_.project(x), state)
+    if not isinstance(new, tuple) or not all(isinstance(s, Tensor) for s in new):
+        kinds = f"({', '.join(type(s).__name__ for s in new)})" if isinstance(new, tuple) else type(new).__name__
+        raise TypeError(f"{name}.step gives {kinds}; it must give a tuple of tensors, one for each of "
                         f"states = {cell.states}.")
     got,want = [tuple(s.shape) for s in new],[tuple(s.shape) for s in state]
     if got != want:
@@ -204,7 +219,7 @@ class RNNCell(Cell):
 
     def step(self, gx, state): return (getattr(torch, self.nonlinearity)(gx + self.recur(state[0])),)
 
-# %% ../../nbs/20_models.cells.ipynb #12acf6ed
+# %% ../../nbs/20_models.cells.ipynb #a21bbba9
 @cells.register('LSTM')
 class LSTMCell(Cell):
     "LSTM with a forget gate ([Gers et al., 1999](https://doi.org/10.1049/cp:19991218)), as `nn.LSTMCell`."
@@ -215,7 +230,7 @@ class LSTMCell(Cell):
         bias:bool=True, # Add biases
         proj_size:int=0, # Features of a projected output; `hidden_size`, not projected, by default
     ):
-        if check_count('proj_size', proj_size, 0) >= hidden_size > 0:
+        if check_count('proj_size', proj_size, 0) >= check_count('hidden_size', hidden_size):
             raise ValueError(f"proj_size={proj_size} must be smaller than hidden_size={hidden_size}.")
         self.proj_size,self.hidden_size = proj_size,hidden_size   # the parameters' shapes depend on them
         super().__init__(input_size, hidden_size, bias)
@@ -225,10 +240,9 @@ class LSTMCell(Cell):
         "Features of h and of c."
         return self.proj_size or self.hidden_size,self.hidden_size
 
-    def reset_parameters(self):
-        "As `Cell` does; the projection comes last."
+    def add_parameters(self):
+        "The projection."
         if self.proj_size: self.weight_hr = nn.Parameter(torch.empty(self.proj_size, self.hidden_size))
-        super().reset_parameters()
 
     def update(self,
         c:Tensor, # Cell state: bs,hid
@@ -253,14 +267,14 @@ class GRUCell(Cell):
         n = (nx + (rx + rh).sigmoid()*nh).tanh()
         return (n + (zx + zh).sigmoid()*(h - n),)
 
-# %% ../../nbs/20_models.cells.ipynb #ad94475d
+# %% ../../nbs/20_models.cells.ipynb #d3339316
 @cells.register('PeepholeLSTM')
 class PeepholeLSTMCell(LSTMCell):
     "LSTM whose gates see the cell state ([Graves, 2013](https://arxiv.org/abs/1308.0850))."
-    def reset_parameters(self):
-        "As `LSTMCell` does; the peepholes' weights (for input, forget and output gate) come last."
+    def add_parameters(self):
+        "The peepholes' weights, for input, forget and output gate."
+        super().add_parameters()
         self.weight_ch = nn.Parameter(torch.empty(3, self.hidden_size))
-        super().reset_parameters()
 
     def step(self, gx, state):
         h,c = state
@@ -270,17 +284,22 @@ class PeepholeLSTMCell(LSTMCell):
         h = (o + wo*c).sigmoid()*c.tanh()
         return thin_linear(h, self.weight_hr) if self.proj_size else h,c
 
-# %% ../../nbs/20_models.cells.ipynb #140d3f98
+# %% ../../nbs/20_models.cells.ipynb #c1a6be61
 @cells.register('LayerNormLSTM')
 class LayerNormLSTMCell(Cell):
     "LSTM with layer normalization ([Ba et al., 2016](https://arxiv.org/abs/1607.06450))."
     gates,states = 4,('h', 'c')
+    def add_parameters(self):
+        "The gains of the normalizations, and the bias of the cell state's."
+        self.norm_ih,self.norm_hh = (nn.Parameter(torch.empty(4*self.hidden_size)) for _ in range(2))
+        self.norm_c = nn.Parameter(torch.empty(self.hidden_size))
+        self.register_parameter('bias_c', nn.Parameter(torch.empty(self.hidden_size)) if self.bias else None)
+
     def reset_parameters(self):
         "As `Cell` does; gains start at one, the cell state's bias at zero."
         super().reset_parameters()
-        self.norm_ih,self.norm_hh = (nn.Parameter(torch.ones(4*self.hidden_size)) for _ in range(2))
-        self.norm_c = nn.Parameter(torch.ones(self.hidden_size))
-        self.register_parameter('bias_c', nn.Parameter(torch.zeros(self.hidden_size)) if self.bias else None)
+        for p in (self.norm_ih, self.norm_hh, self.norm_c): nn.init.ones_(p)
+        if self.bias: nn.init.zeros_(self.bias_c)
 
     def project(self, x):
         return F.layer_norm(thin_linear(x, self.weight_ih), self.norm_ih.shape, self.norm_ih, self.bias_ih)
@@ -292,7 +311,7 @@ class LayerNormLSTMCell(Cell):
         c = f.sigmoid()*c + i.sigmoid()*g.tanh()
         return o.sigmoid()*F.layer_norm(c, self.norm_c.shape, self.norm_c, self.bias_c).tanh(),c
 
-# %% ../../nbs/20_models.cells.ipynb #8065dd65
+# %% ../../nbs/20_models.cells.ipynb #0465a8cc
 @cells.register('MogrifierLSTM')
 class MogrifierLSTMCell(LSTMCell):
     "LSTM whose input and state gate each other first ([Melis et al., 2020](https://arxiv.org/abs/1909.01792))."
@@ -306,11 +325,11 @@ class MogrifierLSTMCell(LSTMCell):
         self.rounds = check_count('rounds', rounds, 0)
         super().__init__(input_size, hidden_size, bias, proj_size)
 
-    def reset_parameters(self):
-        "As `LSTMCell` does, and the same for the matrices of the rounds: Q for even ones, R for odd ones."
+    def add_parameters(self):
+        "The matrices of the rounds: Q for even ones, R for odd ones."
+        super().add_parameters()
         shapes = [(self.input_size, self.sizes[0]), (self.sizes[0], self.input_size)]
         for i in range(self.rounds): self.register_parameter(f'weight_m{i}', nn.Parameter(torch.empty(shapes[i % 2])))
-        super().reset_parameters()
 
     def project(self, x): return x
 
@@ -322,43 +341,46 @@ class MogrifierLSTMCell(LSTMCell):
             else: x = 2*thin_linear(h, w).sigmoid()*x
         return super().step(super().project(x), (h, c))
 
-# %% ../../nbs/20_models.cells.ipynb #ff920ab9
+# %% ../../nbs/20_models.cells.ipynb #af812d51
 @cells.register('sLSTM')
 class SLSTMCell(Cell):
     "xLSTM's scalar-memory cell, stabilised ([Beck et al., 2024](https://arxiv.org/abs/2405.04517))."
-    gates,states = 4,('h', 'c', 'n', 'm')
+    gates,states,zoned = 4,('h', 'c', 'n', 'm'),('h',)   # c, n and m mean something only together
     def step(self, gx, state):
         h,c,n,m = state
         i,f,z,o = (gx + self.recur(h)).chunk(4, -1)
-        f = F.logsigmoid(f) + m
+        f = F.logsigmoid(f) + m.masked_fill(n == 0, -math.inf)   # before the first step there is nothing to keep
         m = torch.maximum(f, i)
         i,f = (i - m).exp(),(f - m).exp()
         c,n = f*c + i*z.tanh(),f*n + i
         return o.sigmoid()*c/n,c,n,m
 
-# %% ../../nbs/20_models.cells.ipynb #71b6fe48
+# %% ../../nbs/20_models.cells.ipynb #526621b8
 @cells.register('IndRNN')
 class IndRNNCell(Cell):
     "Independently recurrent cell ([Li et al., 2018](https://arxiv.org/abs/1803.04831))."
     recurrent = False
+    def add_parameters(self):
+        "The recurrent weights, one for each unit."
+        self.weight_hh = nn.Parameter(torch.empty(self.hidden_size))
+
     def reset_parameters(self):
         "As `Cell` does; the recurrent weights start between 0 and 1, as the paper has it."
         super().reset_parameters()
-        self.weight_hh = nn.Parameter(torch.rand(self.hidden_size))
+        nn.init.uniform_(self.weight_hh)
 
     def step(self, gx, state): return ((gx + self.weight_hh*state[0]).relu(),)
 
-# %% ../../nbs/20_models.cells.ipynb #2f721649
+# %% ../../nbs/20_models.cells.ipynb #37279eae
 @cells.register('SRU')
 class SRUCell(Cell):
     "Simple recurrent unit ([Lei et al., 2018](https://arxiv.org/abs/1709.02755))."
-    gates,recurrent,states,dropped = 3,False,('h', 'c'),('weight_ih',)
-    def reset_parameters(self):
-        "As `Cell` does, with the vectors for forget and reset gate, and a matrix for the highway where it is needed."
+    gates,recurrent,states,dropped,zoned = 3,False,('h', 'c'),('weight_ih',),('c',)
+    def add_parameters(self):
+        "The vectors for forget and reset gate, and a matrix for the highway where it is needed."
         self.weight_ch = nn.Parameter(torch.empty(2, self.hidden_size))
         skip = None if self.input_size == self.hidden_size else torch.empty(self.hidden_size, self.input_size)
         self.register_parameter('weight_ix', None if skip is None else nn.Parameter(skip))
-        super().reset_parameters()
 
     def project(self, x):
         skip = x if self.weight_ix is None else thin_linear(x, self.weight_ix)
@@ -372,7 +394,7 @@ class SRUCell(Cell):
         c = g + f*(c - g)
         return skip + r*(c - skip),c
 
-# %% ../../nbs/20_models.cells.ipynb #ae1da9a1
+# %% ../../nbs/20_models.cells.ipynb #6853ce81
 def _scan(a:Tensor, b:Tensor, s0:Tensor) -> Tensor:
     "All s of s' = a s + b from `s0`, time first."
     sl,row = len(a),a[0].numel()
@@ -396,10 +418,10 @@ def _scan(a:Tensor, b:Tensor, s0:Tensor) -> Tensor:
 class _LinearScan(torch.autograd.Function):
     "`_scan` with its gradient: the same recurrence from the end."
     @staticmethod
-    def forward(ctx, a, b, s0):
-        s = _scan(a, b, s0)
-        ctx.save_for_backward(a, s, s0)
-        return s
+    def forward(a, b, s0): return _scan(a, b, s0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, s): ctx.save_for_backward(inputs[0], s, inputs[2])
 
     @staticmethod
     @once_differentiable
@@ -457,18 +479,19 @@ class MinLSTMCell(LinearCell):
         f = (F.logsigmoid(f) - F.logsigmoid(i)).sigmoid()
         return f,(1-f)*g
 
-# %% ../../nbs/20_models.cells.ipynb #4daa59da
+# %% ../../nbs/20_models.cells.ipynb #a55bd292
 @cells.register('QRNN')
 class QRNNCell(Cell):
     "Quasi-recurrent cell with fo-pooling ([Bradbury et al., 2016](https://arxiv.org/abs/1611.01576))."
-    gates,recurrent,dropped = 3,False,('weight_ih', 'weight_ip')
+    gates,recurrent,dropped,zoned = 3,False,('weight_ih', 'weight_ip'),('c',)
     def __init__(self,
         input_size:int, # Features of the input
         hidden_size:int, # Features of the state
         bias:bool=True, # Add biases
         window:int=2, # Steps of input that gates and candidate see: 1 or 2
     ):
-        if window not in (1, 2): raise ValueError(f"window={window!r} must be 1 or 2 steps of input.")
+        if type(window) is not int or window not in (1, 2):
+            raise ValueError(f"window={window!r} must be 1 or 2 steps of input.")
         self.window,self.states = window,('h', 'c', 'p')[:window+1]
         if window == 1: self.dropped = ('weight_ih',)
         super().__init__(input_size, hidden_size, bias)
@@ -478,10 +501,9 @@ class QRNNCell(Cell):
         "Features of h, of c and, with a window of two, of p."
         return tuple(self.hidden_size*n for n in (1, 1, 3)[:self.window+1])
 
-    def reset_parameters(self):
-        "As `Cell` does, with the matrix for the input of the step before."
+    def add_parameters(self):
+        "The matrix for the input of the step before."
         if self.window == 2: self.weight_ip = nn.Parameter(torch.empty_like(self.weight_ih))
-        super().reset_parameters()
 
     def project(self, x):
         gx = super().project(x)

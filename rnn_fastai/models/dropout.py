@@ -62,7 +62,7 @@ def drop_weight(
     keep = bits.view(torch.int16)[:w.numel()].view(w.shape) >= n_drop - 2**15
     return w * keep.to(w.dtype).mul_(2**16/(2**16 - n_drop))
 
-# %% ../../nbs/21_models.dropout.ipynb #db2932df
+# %% ../../nbs/21_models.dropout.ipynb #9c66e417
 def zoneout(
     old:Tensor, # State before the step: bs,hid
     new:Tensor, # State after the step: bs,hid
@@ -70,4 +70,4 @@ def zoneout(
     noise:Tensor|None=None, # Uniform between 0 and 1: bs,hid; none in evaluation
 ) -> Tensor: # bs,hid
     "Some units of `old`, the others of `new`; without noise, the expectation of that."
-    return torch.lerp(new, old, p) if noise is None else torch.where(noise < p, old, new)
+    return torch.lerp(new, old.to(new.dtype), p) if noise is None else torch.where(noise < p, old, new)

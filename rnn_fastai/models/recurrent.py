@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['check_lengths', 'reverse_padded', 'last_steps', 'Recurrent']
 
-# %% ../../nbs/22_models.recurrent.ipynb #7004c8d9
+# %% ../../nbs/22_models.recurrent.ipynb #131c4279
 import inspect
+import warnings
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from ..core import check_count, check_prob, near
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight, zoneout
 
-# %% ../../nbs/22_models.recurrent.ipynb #8f7bdb33
+# %% ../../nbs/22_models.recurrent.ipynb #c9ac716c
 def check_lengths(
     lengths:Any, # A length for each sequence
     bs:int, # Number of sequences
@@ -28,7 +30,9 @@ def check_lengths(
     device:Any=None, # Where the result goes
 ) -> Tensor|None: # int64: bs; none where all sequences fill the batch
     "Raise `ValueError` or `TypeError` unless these are `bs` whole numbers from 1 to `sl`."
-    lengths = torch.as_tensor(lengths)
+    try: lengths = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"lengths={lengths!r} must be a tensor or a list of {bs} whole numbers.") from e
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths are {lengths.dtype}; they must be whole numbers.")
     if lengths.shape != (bs,):
@@ -42,9 +46,9 @@ def check_lengths(
 class _Permute(torch.autograd.Function):
     "Take rows in the order of a permutation that is its own inverse; so is the gradient's."
     @staticmethod
-    def forward(ctx, x, order):
-        ctx.save_for_backward(order)
-        return x.index_select(0, order)
+    def forward(x, order): return x.index_select(0, order)
+    @staticmethod
+    def setup_context(ctx, inputs, out): ctx.save_for_backward(inputs[1])
     @staticmethod
     def backward(ctx, grad): return grad.index_select(0, ctx.saved_tensors[0]),None
 
@@ -59,6 +63,10 @@ def reverse_padded(
     t = torch.where(t < lengths, lengths - 1 - t, t)                            # sl,bs
     return _Permute.apply(x.flatten(0, 1), (t*bs + b).flatten()).view(x.shape)
 
+def _padding(x:Tensor, lengths:Tensor) -> Tensor:
+    "Where sl,bs,features are padding: sl,bs,1."
+    return (torch.arange(len(x), device=x.device)[:, None] >= lengths)[..., None]
+
 def last_steps(
     x:Tensor, # sl,bs,...
     lengths:Tensor|None=None, # Length of each sequence: bs; all fill the batch by default
@@ -66,7 +74,7 @@ def last_steps(
     "Each sequence's own last step."
     return x[-1] if lengths is None else x[lengths - 1, torch.arange(x.size(1), device=x.device)]
 
-# %% ../../nbs/22_models.recurrent.ipynb #266e8445
+# %% ../../nbs/22_models.recurrent.ipynb #03a58092
 def _compact(ws:list[Tensor]) -> list[Tensor]:
     "`ws` as views of one buffer, matrices first."
     order = sorted(range(len(ws)), key=lambda i: ws[i].dim() == 1)
@@ -74,45 +82,46 @@ def _compact(ws:list[Tensor]) -> list[Tensor]:
     views = dict(zip(order, flat, strict=True))
     return [views[i].view(w.shape) for i,w in enumerate(ws)]
 
+_KERNEL_WEIGHTS = 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr'
 _SHUT = 1e4   # its sigmoid is exactly one, and that of its negative exactly zero, in every floating type
 
-def _hold_c(x:Tensor, w_ih:Tensor, lengths:Tensor) -> tuple[Tensor, Tensor]:
-    "Input and weight with one more feature, which keeps an LSTM's c as it is at padded steps."
-    pad = (torch.arange(len(x), device=x.device)[:, None] >= lengths).to(x.dtype)[..., None]   # sl,bs,1
-    shut = torch.zeros(4, len(w_ih)//4, 1, dtype=w_ih.dtype, device=w_ih.device)
-    shut[0],shut[1] = -_SHUT,_SHUT
-    return torch.cat([x, pad], -1),torch.cat([w_ih, shut.flatten(0, 1)], 1)
+def _hold(kind:str, x:Tensor, w_ih:Tensor, lengths:Tensor) -> tuple[Tensor, Tensor]:
+    "Input and weight with one more feature, which at padded steps keeps an LSTM's c, and a rectifier's state at zero."
+    if kind not in ('lstm', 'rnn_relu'): return x,w_ih
+    shut = w_ih.new_full((len(w_ih), 1), -_SHUT)
+    if kind == 'lstm': shut.view(4, -1)[1:] = w_ih.new_tensor([_SHUT, 0., 0.])[:, None]   # input, forget, cell, output
+    return torch.cat([x, _padding(x, lengths).to(x.dtype)], -1),torch.cat([w_ih, shut], 1)
 
-# %% ../../nbs/22_models.recurrent.ipynb #666a78e7
-def _steps(cell:Cell, gx:Tensor, state:tuple, zone:tuple, noise:tuple, keep:int) -> tuple[tuple, tuple]:
-    "The first `keep` entries of the state after every step (sl,bs,features each), and the state after the last one."
-    kept = []
+# %% ../../nbs/22_models.recurrent.ipynb #c4ed87cc
+def _steps(cell:Cell, gx:Tensor, state:tuple, pad:Tensor|None, zone:tuple, noise:tuple) -> tuple[Tensor, tuple]:
+    "Output of every step (sl,bs,features), and the state after the last one."
+    out = []
     for t,g in enumerate(gx.unbind(0)):
         new = cell.step(g, state)
         if zone: new = tuple(zoneout(o, n, p, u[t] if u is not None else None)
                              for o,n,p,u in zip(state, new, zone, noise, strict=True))
-        state = new
-        kept.append(state[:keep])
-    return tuple(torch.stack(s) for s in zip(*kept, strict=True)),state
+        state = new if pad is None else tuple(torch.where(pad[t], o, n) for o,n in zip(state, new, strict=True))
+        out.append(state[0])
+    return torch.stack(out),state
 
 _CHUNK = 8   # steps compiled as one: more take longer to compile, fewer run slower
 
 @cache
-def _compiled_steps():
-    "`_steps`, compiled once for all layers."
-    return torch.compile(_steps)
+def _compiled_steps(kind:type[Cell]):
+    "`_steps`, compiled for a class of cells: from code of its own, as torch counts its variants by the code."
+    return torch.compile(FunctionType(_steps.__code__.replace(), globals(), f'steps_of_{kind.__name__}'))
 
-def _compiled_chunks(cell:Cell, gx:Tensor, state:tuple, zone:tuple, noise:tuple, keep:int) -> tuple[tuple, tuple]:
+def _compiled_chunks(cell:Cell, gx:Tensor, state:tuple, pad:Tensor|None, zone:tuple, noise:tuple) -> tuple[Tensor, tuple]:
     "`_steps` by compiled chunks."
-    if torch.is_grad_enabled():   # else the first chunk, whose state needs no gradient, would be compiled apart
+    if gx.requires_grad:   # else the first chunk, whose state needs no gradient, would be compiled apart
         state = tuple(s if s.requires_grad else s.detach().requires_grad_() for s in state)
-    kept = []
+    outs = []
     for i in range(0, len(gx), _CHUNK):
-        part = gx[i:i+_CHUNK]
-        run = _compiled_steps() if len(part) == _CHUNK else _steps
-        all_,state = run(cell, part, state, zone, tuple(u if u is None else u[i:i+_CHUNK] for u in noise), keep)
-        kept.append(all_)
-    return tuple(torch.cat(s) for s in zip(*kept, strict=True)),state
+        part,*rest = (t if t is None else t[i:i+_CHUNK] for t in (gx, pad, *noise))
+        run = _compiled_steps(type(cell)) if len(part) == _CHUNK else _steps
+        out,state = run(cell, part, state, rest[0], zone, tuple(rest[1:]))
+        outs.append(out)
+    return torch.cat(outs),state
 
 class _Run(nn.Module):
     "A cell over all steps in one direction, as a module, so that `functional_call` can put other weights into it."
@@ -126,11 +135,20 @@ class _Run(nn.Module):
             every = self.cell.scan(gx, state)
             return every[0],tuple(last_steps(s, lengths) for s in every)
         run = _compiled_chunks if backend == 'compile' else _steps
-        every,last = run(self.cell, gx, state, zone, noise, 1 if lengths is None else len(state))
-        return every[0],last if lengths is None else tuple(last_steps(s, lengths) for s in every)
+        return run(self.cell, gx, state, None if lengths is None else _padding(x, lengths), zone, noise)
 
-# %% ../../nbs/22_models.recurrent.ipynb #7670cd86
+# %% ../../nbs/22_models.recurrent.ipynb #15fceeab
 _BACKENDS = 'auto', 'fused', 'scan', 'compile', 'loop'
+
+def _cell_args(cls:type[Cell], args:dict, bias:bool) -> dict:
+    "Arguments for the constructor of a cell. Raises `TypeError` for one that it does not take."
+    params = inspect.signature(cls.__init__).parameters
+    if 'bias' in params or not bias: args = dict(args, bias=bias)
+    known = [n for n in params if n not in ('self', 'input_size', 'hidden_size')]
+    odd = [a for a in args if a not in known]
+    if odd and not any(p.kind is p.VAR_KEYWORD for p in params.values()):
+        raise TypeError(f"{cls.__name__} takes no argument {odd[0]!r}. {near(odd[0], known)}")
+    return args
 
 class Recurrent(nn.Module):
     "Layers of any cell over time, with the arguments and returns of `nn.LSTM`."
@@ -155,19 +173,17 @@ class Recurrent(nn.Module):
         self.num_layers,self.batch_first = check_count('num_layers', num_layers),batch_first
         self.bidirectional,self.proj_size = bidirectional,proj_size
         self.dropout,self.weight_p = check_prob('dropout', dropout),check_prob('weight_p', weight_p)
-        cls,args = get_cell(cell),dict(cell_args, **(dict(proj_size=proj_size) if proj_size else {}))
-        known = inspect.signature(cls.__init__).parameters.keys() - {'self', 'input_size', 'hidden_size', 'bias'}
-        odd = [a for a in args if a not in known]
-        if odd: raise TypeError(f"{cls.__name__} takes no argument {odd[0]!r}. {near(odd[0], sorted(known))}")
-        n_dir = 2 if bidirectional else 1
-        first = check_cell(cls(input_size, hidden_size, bias, **args))
-        rest = [cls(input_size if i < n_dir else n_dir*first.sizes[0], hidden_size, bias, **args)
+        cls,n_dir = get_cell(cell),2 if bidirectional else 1
+        args = _cell_args(cls, dict(cell_args, **(dict(proj_size=proj_size) if proj_size else {})), bias)
+        first = check_cell(cls(input_size, hidden_size, **args))
+        rest = [cls(input_size if i < n_dir else n_dir*first.sizes[0], hidden_size, **args)
                 for i in range(1, num_layers*n_dir)]
         self._cells = first,*rest
         self._share([f'_l{l}{d}' for l in range(num_layers) for d in ('', '_reverse')[:n_dir]])
-        self.zoneout_p = self._check_zoneout(zoneout_p)
-        self.backend,self.check_nan = backend,check_nan
-        self.plan(2)   # raises where the backend cannot be had
+        self._zone,self.check_nan = self._check_zoneout(zoneout_p),check_nan
+        self.zoneout_p = zoneout_p
+        self.backend = backend
+        self._check_drops(cls)
 
     @classmethod
     def from_torch(cls,
@@ -192,20 +208,55 @@ class Recurrent(nn.Module):
                     for name,t in getattr(m, store).items():
                         if t is None: continue
                         own = f"{path}.{name}".lstrip('.').replace('.', '_') + suffix
-                        register(own, t)
+                        if hasattr(self, own):
+                            raise ValueError(f"{type(c).__name__} has two parameters that would both be {own}; rename one.")
+                        if store == '_buffers': register(own, t, persistent=name not in m._non_persistent_buffers_set)
+                        else: register(own, t)
                         self._shared.append((m, store, name, own))
+
+    def __getstate__(self):
+        _ = self.cells   # so that a copy or a file holds each weight once, and the one in use
+        return self.__dict__
+
+    def _release(self):
+        "After a call: buffers as the cells left them; tensors that only stood in for parameters do not stay in the cells."
+        for m,store,name,own in self._shared:
+            t = getattr(m, store)[name]
+            if store == '_buffers': setattr(self, own, t)
+            elif not isinstance(t, nn.Parameter): getattr(m, store)[name] = None
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        "The cells, layer by layer, forwards before backwards."
-        for m,store,name,own in self._shared: getattr(m, store)[name] = getattr(self, store)[own]
+        "The cells, layer by layer, forwards before backwards, with the layer's parameters as they are now."
+        for m,store,name,own in self._shared: getattr(m, store)[name] = getattr(self, own)
         for c in self._cells: c.train(self.training)
         return self._cells
 
+    @property
+    def backend(self) -> str:
+        "What was asked for: 'auto', 'fused', 'scan', 'compile' or 'loop'."
+        return self._backend
+    @backend.setter
+    def backend(self, name:str):
+        old,self._backend = getattr(self, '_backend', 'auto'),name
+        try: self.plan(2)
+        except ValueError:
+            self._backend = old
+            raise
+
+    def _check_drops(self, cls:type[Cell]):
+        "Dropouts that would drop nothing: an error for weights, a warning (as torch has it) between layers."
+        names = self._cells[0].dropped
+        if self.weight_p and not any(n in names for n,_ in self._cells[0].named_parameters()):
+            raise ValueError(f"weight_p={self.weight_p}: {cls.__name__} has no {' or '.join(names)} to drop entries of. Name "
+                             "its weights in the class attribute `dropped`.")
+        if self.dropout and self.num_layers == 1:
+            warnings.warn(f"dropout={self.dropout} acts between layers, and there is one only.", stacklevel=3)
+
     def _check_zoneout(self, p:float|tuple) -> tuple:
         "A probability for each entry of the state; none at all where all are zero."
-        names = self._cells[0].states
-        ps = tuple(p) if isinstance(p, (tuple, list)) else (p,)*len(names)
+        names,zoned = self._cells[0].states,self._cells[0].zoned
+        ps = tuple(p) if isinstance(p, (tuple, list)) else tuple(p if zoned is None or n in zoned else 0. for n in names)
         if len(ps) != len(names):
             raise ValueError(f"zoneout_p has {len(ps)} entries; the state has {len(names)}: {', '.join(names)}.")
         for q in ps: check_prob('zoneout_p', q)
@@ -217,15 +268,15 @@ class Recurrent(nn.Module):
     ) -> tuple[str, str]: # Backend, and why
         "Which backend a call takes. Raises `ValueError` for one that is unknown or that the cell has not."
         cell = self._cells[0]
-        name,zone = type(cell).__name__,bool(self.zoneout_p)
+        name,zone = type(cell).__name__,bool(self._zone)
         reasons = dict(fused=f"torch has a kernel, {cell.kernel}" if cell.kernel and not zone else None,
                        scan=f"{name} is linear in its state" if cell.scan and not zone else None,
                        compile="compiled in chunks of steps, which takes a while at the first call",
                        loop="one step needs no more" if n_steps == 1 else "zoneout acts between steps" if zone else
                             f"{name} has neither a kernel nor a scan; backend='compile' is for long runs")
+        if self.backend not in _BACKENDS:
+            raise ValueError(f"backend={self.backend!r} is unknown. {near(self.backend, _BACKENDS)}")
         if self.backend != 'auto':
-            if self.backend not in _BACKENDS:
-                raise ValueError(f"backend={self.backend!r} is unknown. {near(self.backend, _BACKENDS)}")
             if reasons[self.backend] is None:
                 lacks = "zoneout acts between steps" if zone else f"{name} has none"
                 raise ValueError(f"backend={self.backend!r} cannot be had: {lacks}. Take 'auto', 'loop' or 'compile'.")
@@ -236,11 +287,10 @@ class Recurrent(nn.Module):
         return pick,reasons[pick]
 
     def zero_state(self,
-        x:Tensor, # Gives type and device
-        bs:int, # Sequences in the batch
+        x:Tensor, # Input, ...,bs,features; gives batch size, type and device
     ) -> tuple[Tensor, ...]: # Entries of the state: layers*directions,bs,features
-        "The state before the first step."
-        return tuple(x.new_zeros(len(self._cells), bs, n) for n in self._cells[0].sizes)
+        "The state before the first step, as the cells have it."
+        return tuple(torch.stack(s) for s in zip(*(c.zero_state(x) for c in self.cells), strict=True))
 
     @property
     def n_out(self) -> int:
@@ -257,38 +307,39 @@ class Recurrent(nn.Module):
         if self._cells[0].kernel and next(self.parameters()).is_cuda: self.flatten_parameters()
         return self
 
-    def _drops(self, cell:Cell) -> dict[str, Tensor]:
-        "Dropped weights of a cell by name, in training."
-        if not (self.training and self.weight_p): return {}
-        return {n: drop_weight(p, self.weight_p) for n,p in cell.named_parameters() if n in cell.dropped}
+    def _drops(self) -> list[dict[str, Tensor]]:
+        "Dropped weights of each cell by name, in training."
+        if not (self.training and self.weight_p): return [{}]*len(self._cells)
+        return [{n: drop_weight(p, self.weight_p) for n,p in c.named_parameters() if n in c.dropped} for c in self._cells]
 
-    def _kernel(self, cells:tuple[Cell, ...], x:Tensor, state:tuple, lengths:Tensor|None=None) -> tuple[Tensor, tuple]:
+    def _kernel(self, cells:tuple[Cell, ...], drops:list[dict], x:Tensor, state:tuple,
+                lengths:Tensor|None=None) -> tuple[Tensor, tuple]:
         "Output and last state of torch's kernel over `cells`: the whole stack, or one cell where there are lengths."
-        ws = [drops.get(n, p) for c in cells for drops in [self._drops(c)] for n,p in c.named_parameters()]
+        ws = [d.get(n, p) for c,d in zip(cells, drops, strict=True) for n,p in c.named_parameters() if n in _KERNEL_WEIGHTS]
         kind,n_dir = cells[0].kernel,2 if self.bidirectional and len(cells) > 1 else 1
-        lstm = kind == 'lstm'
-        if lengths is not None and lstm: x,ws[0] = _hold_c(x, ws[0], lengths)
-        if x.is_cuda and (self.training and self.weight_p or lengths is not None and lstm): ws = _compact(ws)
+        lstm,plain = kind == 'lstm',ws
+        if lengths is not None: x,w_ih = _hold(kind, x, ws[0], lengths); ws = [w_ih, *ws[1:]]
+        if x.is_cuda and (any(drops) or ws[0] is not plain[0]): ws = _compact(ws)
         out,*last = getattr(torch, kind)(x, state if lstm else state[0], ws, self.bias, len(cells)//n_dir,
                                          self.dropout, self.training, n_dir == 2, False)
         if lengths is not None: last[0] = last_steps(out, lengths)
         return out,tuple(last) if lengths is None else (last[0], *(s[0] for s in last[1:]))
 
-    def _direction(self, i:int, x:Tensor, state:tuple, lengths:Tensor|None, backend:str) -> tuple[Tensor, tuple]:
+    def _direction(self, i:int, drops:dict, x:Tensor, state:tuple, lengths:Tensor|None,
+                   backend:str) -> tuple[Tensor, tuple]:
         "Output (sl,bs,features) and last state of cell `i`."
         cell = self._cells[i]
         if backend == 'fused':
-            out,last = self._kernel((cell,), x, tuple(s[None] for s in state), lengths)
+            out,last = self._kernel((cell,), [drops], x, tuple(s[None] for s in state), lengths)
             return out,last if lengths is not None else tuple(s[0] for s in last)
-        noise = (None,)*len(self.zoneout_p)
-        if self.zoneout_p and self.training:   # entries of a unit's state share their noise
+        noise = (None,)*len(self._zone)
+        if self._zone and self.training:   # entries of a unit's state share their noise
             draws = {n: torch.rand(*x.shape[:2], n, device=x.device) for n in dict.fromkeys(cell.sizes)}
             noise = tuple(draws[n] for n in cell.sizes)
-        run,args = _Run(cell),(x, state, lengths, backend, self.zoneout_p, noise)
-        drops = {f'cell.{n}': w for n,w in self._drops(cell).items()}
-        return functional_call(run, drops, args) if drops else run(*args)
+        run,args = _Run(cell),(x, state, lengths, backend, self._zone, noise)
+        return functional_call(run, {f'cell.{n}': w for n,w in drops.items()}, args) if drops else run(*args)
 
-    def _layers(self, x:Tensor, state:tuple, lengths:Tensor|None, backend:str) -> tuple[Tensor, tuple]:
+    def _layers(self, drops:list[dict], x:Tensor, state:tuple, lengths:Tensor|None, backend:str) -> tuple[Tensor, tuple]:
         "Layer by layer and direction by direction."
         n_dir,lasts = 2 if self.bidirectional else 1,[]
         for l in range(self.num_layers):
@@ -297,7 +348,7 @@ class Recurrent(nn.Module):
             for i in range(l*n_dir, (l+1)*n_dir):
                 back = i % n_dir == 1
                 seq = reverse_padded(x, lengths) if back else x
-                out,last = self._direction(i, seq, tuple(s[i] for s in state), lengths, backend)
+                out,last = self._direction(i, drops[i], seq, tuple(s[i] for s in state), lengths, backend)
                 if self.check_nan: self._raise_nan(i, out, lengths if back else None, back)
                 outs.append(reverse_padded(out, lengths) if back else out)
                 lasts.append(last)
@@ -310,13 +361,13 @@ class Recurrent(nn.Module):
         if not bad.any(): return
         t,b = (n.item() for n in bad.nonzero()[0])
         if back: t = (len(out) if lengths is None else lengths[b].item()) - 1 - t
-        ws = [n for n,p in self._cells[i].named_parameters() if p.isnan().any()]
-        why = f"its {' and '.join(ws)} hold NaN" if ws else "its weights are numbers; an overflow in the cell made it"
+        ws = [n for n,p in self._cells[i].named_parameters() if not p.isfinite().all()]
+        why = f"its {' and '.join(ws)} hold NaN or inf" if ws else "its weights are numbers; an overflow in the cell made it"
         raise FloatingPointError(f"NaN first appears in layer {i//(2 if self.bidirectional else 1)}"
                                  f"{' (backwards)' if back else ''}, step {t}, sequence {b}: {why}.")
 
-    def _unpack(self, x:Any, state:Any, lengths:Any) -> tuple[Tensor, tuple, Tensor|None]:
-        "Input as sl,bs,features, state as layers*directions,bs,features, and lengths; all checked."
+    def _unpack(self, x:Any, state:Any, lengths:Any) -> tuple[Tensor, tuple, Tensor|None, bool]:
+        "Input as sl,bs,features, state as layers*directions,bs,features, lengths, whether there is no batch; all checked."
         if isinstance(x, PackedSequence):
             if lengths is not None: raise ValueError("A packed input has its own lengths; leave `lengths` out.")
             x,lengths = pad_packed_sequence(x, batch_first=self.batch_first)
@@ -326,16 +377,17 @@ class Recurrent(nn.Module):
         if x.numel() == 0: raise ValueError(f"The input has no steps or no sequences: {tuple(x.shape)}.")
         x = x[:, None] if flat else x.transpose(0, 1) if self.batch_first else x
         sl,bs = x.shape[:2]
-        if state is None: state = self.zero_state(x, bs)
+        lengths = None if lengths is None else check_lengths(lengths, bs, sl, x.device)
+        if lengths is not None: x = x.masked_fill(_padding(x, lengths), 0.)   # whatever it held: NaN would spread
+        if state is None: state = self.zero_state(x)
         else:
             n,names = len(self._cells),self._cells[0].states
             shapes = [(n, k) if flat else (n, bs, k) for k in self._cells[0].sizes]
             state = tuple(s.unsqueeze(1) if flat else s for s in check_state(state, names, shapes, x))
-        lengths = None if lengths is None else check_lengths(lengths, bs, sl, x.device)
         if self.check_nan and x.isnan().any():
             t,b = x.isnan().any(-1).nonzero()[0].tolist()
             raise FloatingPointError(f"The input holds NaN: first at step {t}, sequence {b}.")
-        return x,state,lengths
+        return x,state,lengths,flat
 
     def forward(self,
         x:Tensor|PackedSequence, # sl,bs,n_in; bs,sl,n_in with `batch_first`; sl,n_in for one sequence
@@ -344,17 +396,17 @@ class Recurrent(nn.Module):
     ) -> tuple[Any, Any]: # Output, like `x`, directions*hid features; state after each sequence's last step
         "Run all steps. Raises `ValueError` or `TypeError` for shapes, types and lengths that do not fit."
         packed = x if isinstance(x, PackedSequence) else None
-        flat = packed is None and x.dim() == 2
-        x,state,lengths = self._unpack(x, state, lengths)
-        cells = self.cells   # with the layer's parameters as they are now
-        backend = self.plan(len(x), x.device)[0]
-        if backend == 'fused' and lengths is None and not self.check_nan: out,last = self._kernel(cells, x, state)
-        else: out,last = self._layers(x, state, lengths, backend)
+        cells = self.cells
+        try:
+            x,state,lengths,flat = self._unpack(x, state, lengths)
+            drops,backend = self._drops(),self.plan(len(x), x.device)[0]
+            if backend == 'fused' and lengths is None and not self.check_nan:
+                out,last = self._kernel(cells, drops, x, state)
+            else: out,last = self._layers(drops, x, state, lengths, backend)
+        finally: self._release()
         if packed is not None: out = _repack(out, packed)
         else:
-            if lengths is not None:
-                pad = torch.arange(len(out), device=out.device)[:, None] >= lengths
-                out = out.masked_fill(pad[..., None], 0.)
+            if lengths is not None: out = out.masked_fill(_padding(out, lengths), 0.)
             out = out[:, 0] if flat else out.transpose(0, 1) if self.batch_first else out
         if flat: last = tuple(s[:, 0] for s in last)
         return out,last if len(last) > 1 else last[0]
