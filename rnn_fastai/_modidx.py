@@ -299,6 +299,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'rnn_fastai.learner.text_vocab': ('learner.html#text_vocab', 'rnn_fastai/learner.py')},
             'rnn_fastai.many': { 'rnn_fastai.many.ManyNets': ('many.html#manynets', 'rnn_fastai/many.py'),
                                  'rnn_fastai.many.ManyNets.__init__': ('many.html#manynets.__init__', 'rnn_fastai/many.py'),
+                                 'rnn_fastai.many.ManyNets._states': ('many.html#manynets._states', 'rnn_fastai/many.py'),
                                  'rnn_fastai.many.ManyNets._weights': ('many.html#manynets._weights', 'rnn_fastai/many.py'),
                                  'rnn_fastai.many.ManyNets.fit': ('many.html#manynets.fit', 'rnn_fastai/many.py'),
                                  'rnn_fastai.many.ManyNets.forward': ('many.html#manynets.forward', 'rnn_fastai/many.py')},

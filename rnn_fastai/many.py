@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from .core import check_count, flush_denormals, seeded
 from .models.cells import get_cell
 
-# %% ../nbs/35_many.ipynb #58a9cc14
+# %% ../nbs/35_many.ipynb #be1d875e
+_WIDTH = 200   # units of a layer that nets share; measured on a CPU
+
 class ManyNets(nn.Module):
     "Nets of one recurrent layer and a linear head, each from a seed of its own, run as one."
     def __init__(self,
@@ -39,23 +41,28 @@ class ManyNets(nn.Module):
         self.rnn,self.head = (nn.ParameterDict([(n, nn.Parameter(torch.stack([m.state_dict()[n] for m in mods])))
                                                 for n in mods[0].state_dict()]) for mods in zip(*made, strict=True))
 
-    def _weights(self) -> list[Tensor]:
-        "Weights of the one large layer: gate by gate, and within a gate net by net."
-        def by_gate(w): return w.unflatten(1, (-1, self.n_hid)).transpose(0, 1)      # gates,nets,hid,...
+    def _weights(self, part:slice) -> list[Tensor]:
+        "Weights of one large layer for some of the nets: gate by gate, and within a gate net by net."
+        def by_gate(w): return w[part].unflatten(1, (-1, self.n_hid)).transpose(0, 1)   # gates,nets,hid,...
         ws = {n: by_gate(w) for n,w in self.rnn.items()}
-        blocks = torch.diag_embed(ws['weight_hh'].permute(0, 2, 3, 1))              # gates,hid,hid,nets,nets
-        ws['weight_hh'] = blocks.permute(0, 3, 1, 4, 2).flatten(3)                  # gates,nets,hid,nets*hid
+        blocks = torch.diag_embed(ws['weight_hh'].permute(0, 2, 3, 1))                  # gates,hid,hid,nets,nets
+        ws['weight_hh'] = blocks.permute(0, 3, 1, 4, 2).flatten(3)                      # gates,nets,hid,nets*hid
         return [w.flatten(0, 2) for w in ws.values()]
+
+    def _states(self, x:Tensor, part:slice) -> Tensor:
+        "States of some of the nets: nets,sl,bs,hid."
+        n = len(range(self.n_nets)[part])
+        h0 = x.new_zeros(1, x.size(1), n*self.n_hid)
+        out = getattr(torch, self.kernel)(x, h0 if self.n_states == 1 else (h0, h0), self._weights(part), self.bias,
+                                          1, 0., self.training, False, False)[0]
+        return out.unflatten(-1, (n, self.n_hid)).movedim(-2, 0)
 
     def forward(self,
         x:Tensor, # One input for all nets: sl,n_in, or sl,bs,n_in
     ) -> tuple[Tensor, Tensor]: # States: nets,sl,hid, or nets,sl,bs,hid; logits: the same with outputs for states
         "Run all nets over `x` from a state of zero."
-        seq = x if x.dim() == 3 else x[:, None]
-        h0 = x.new_zeros(1, seq.size(1), self.n_nets*self.n_hid)
-        out = getattr(torch, self.kernel)(seq, h0 if self.n_states == 1 else (h0, h0), self._weights(), self.bias,
-                                          1, 0., self.training, False, False)[0]
-        h = out.unflatten(-1, (self.n_nets, self.n_hid)).movedim(-2, 0)             # nets,sl,bs,hid
+        seq,at_once = x if x.dim() == 3 else x[:, None],max(_WIDTH//self.n_hid, 1)
+        h = torch.cat([self._states(seq, slice(i, i+at_once)) for i in range(0, self.n_nets, at_once)])
         logits = torch.einsum('nsbh,noh->nsbo', h, self.head['weight']) + self.head['bias'][:, None, None]
         return (h, logits) if x.dim() == 3 else (h[:, :, 0], logits[:, :, 0])
 

@@ -92,7 +92,7 @@ def _hold(kind:str, x:Tensor, w_ih:Tensor, lengths:Tensor) -> tuple[Tensor, Tens
     if kind == 'lstm': shut.view(4, -1)[1:] = w_ih.new_tensor([_SHUT, 0., 0.])[:, None]   # input, forget, cell, output
     return torch.cat([x, _padding(x, lengths).to(x.dtype)], -1),torch.cat([w_ih, shut], 1)
 
-# %% ../../nbs/22_models.recurrent.ipynb #c4ed87cc
+# %% ../../nbs/22_models.recurrent.ipynb #0869e189
 def _steps(cell:Cell, gx:Tensor, state:tuple, pad:Tensor|None, zone:tuple, noise:tuple) -> tuple[Tensor, tuple]:
     "Output of every step (sl,bs,features), and the state after the last one."
     out = []
@@ -111,7 +111,8 @@ def _compiled_steps(kind:type[Cell]):
     "`_steps`, compiled for a class of cells: from code of its own, as torch counts its variants by the code."
     return torch.compile(FunctionType(_steps.__code__.replace(), globals(), f'steps_of_{kind.__name__}'))
 
-def _compiled_chunks(cell:Cell, gx:Tensor, state:tuple, pad:Tensor|None, zone:tuple, noise:tuple) -> tuple[Tensor, tuple]:
+def _compiled_chunks(cell:Cell, gx:Tensor, state:tuple, pad:Tensor|None, zone:tuple,
+                     noise:tuple) -> tuple[Tensor, tuple]:
     "`_steps` by compiled chunks."
     if gx.requires_grad:   # else the first chunk, whose state needs no gradient, would be compiled apart
         state = tuple(s if s.requires_grad else s.detach().requires_grad_() for s in state)
@@ -137,7 +138,7 @@ class _Run(nn.Module):
         run = _compiled_chunks if backend == 'compile' else _steps
         return run(self.cell, gx, state, None if lengths is None else _padding(x, lengths), zone, noise)
 
-# %% ../../nbs/22_models.recurrent.ipynb #15fceeab
+# %% ../../nbs/22_models.recurrent.ipynb #4fa1b275
 _BACKENDS = 'auto', 'fused', 'scan', 'compile', 'loop'
 
 def _cell_args(cls:type[Cell], args:dict, bias:bool) -> dict:
@@ -209,7 +210,7 @@ class Recurrent(nn.Module):
                         if t is None: continue
                         own = f"{path}.{name}".lstrip('.').replace('.', '_') + suffix
                         if hasattr(self, own):
-                            raise ValueError(f"{type(c).__name__} has two parameters that would both be {own}; rename one.")
+                            raise ValueError(f"{type(c).__name__} has two parameters for the name {own}; rename one.")
                         if store == '_buffers': register(own, t, persistent=name not in m._non_persistent_buffers_set)
                         else: register(own, t)
                         self._shared.append((m, store, name, own))
@@ -219,7 +220,7 @@ class Recurrent(nn.Module):
         return self.__dict__
 
     def _release(self):
-        "After a call: buffers as the cells left them; tensors that only stood in for parameters do not stay in the cells."
+        "After a call: keep buffers as the cells left them, but no tensor that only stood in for a parameter."
         for m,store,name,own in self._shared:
             t = getattr(m, store)[name]
             if store == '_buffers': setattr(self, own, t)
@@ -248,15 +249,16 @@ class Recurrent(nn.Module):
         "Dropouts that would drop nothing: an error for weights, a warning (as torch has it) between layers."
         names = self._cells[0].dropped
         if self.weight_p and not any(n in names for n,_ in self._cells[0].named_parameters()):
-            raise ValueError(f"weight_p={self.weight_p}: {cls.__name__} has no {' or '.join(names)} to drop entries of. Name "
-                             "its weights in the class attribute `dropped`.")
+            raise ValueError(f"weight_p={self.weight_p}: {cls.__name__} has no {' or '.join(names)} to drop. "
+                             "Name its weights in the class attribute `dropped`.")
         if self.dropout and self.num_layers == 1:
             warnings.warn(f"dropout={self.dropout} acts between layers, and there is one only.", stacklevel=3)
 
     def _check_zoneout(self, p:float|tuple) -> tuple:
         "A probability for each entry of the state; none at all where all are zero."
         names,zoned = self._cells[0].states,self._cells[0].zoned
-        ps = tuple(p) if isinstance(p, (tuple, list)) else tuple(p if zoned is None or n in zoned else 0. for n in names)
+        if isinstance(p, (tuple, list)): ps = tuple(p)
+        else: ps = tuple(p if zoned is None or n in zoned else 0. for n in names)
         if len(ps) != len(names):
             raise ValueError(f"zoneout_p has {len(ps)} entries; the state has {len(names)}: {', '.join(names)}.")
         for q in ps: check_prob('zoneout_p', q)
@@ -310,15 +312,19 @@ class Recurrent(nn.Module):
     def _drops(self) -> list[dict[str, Tensor]]:
         "Dropped weights of each cell by name, in training."
         if not (self.training and self.weight_p): return [{}]*len(self._cells)
-        return [{n: drop_weight(p, self.weight_p) for n,p in c.named_parameters() if n in c.dropped} for c in self._cells]
+        return [{n: drop_weight(p, self.weight_p) for n,p in c.named_parameters() if n in c.dropped}
+                for c in self._cells]
 
     def _kernel(self, cells:tuple[Cell, ...], drops:list[dict], x:Tensor, state:tuple,
                 lengths:Tensor|None=None) -> tuple[Tensor, tuple]:
         "Output and last state of torch's kernel over `cells`: the whole stack, or one cell where there are lengths."
-        ws = [d.get(n, p) for c,d in zip(cells, drops, strict=True) for n,p in c.named_parameters() if n in _KERNEL_WEIGHTS]
+        ws = [d.get(n, p) for c,d in zip(cells, drops, strict=True) for n,p in c.named_parameters()
+              if n in _KERNEL_WEIGHTS]
         kind,n_dir = cells[0].kernel,2 if self.bidirectional and len(cells) > 1 else 1
         lstm,plain = kind == 'lstm',ws
-        if lengths is not None: x,w_ih = _hold(kind, x, ws[0], lengths); ws = [w_ih, *ws[1:]]
+        if lengths is not None:
+            x,w_ih = _hold(kind, x, ws[0], lengths)
+            ws = [w_ih, *ws[1:]]
         if x.is_cuda and (any(drops) or ws[0] is not plain[0]): ws = _compact(ws)
         out,*last = getattr(torch, kind)(x, state if lstm else state[0], ws, self.bias, len(cells)//n_dir,
                                          self.dropout, self.training, n_dir == 2, False)
@@ -339,7 +345,8 @@ class Recurrent(nn.Module):
         run,args = _Run(cell),(x, state, lengths, backend, self._zone, noise)
         return functional_call(run, {f'cell.{n}': w for n,w in drops.items()}, args) if drops else run(*args)
 
-    def _layers(self, drops:list[dict], x:Tensor, state:tuple, lengths:Tensor|None, backend:str) -> tuple[Tensor, tuple]:
+    def _layers(self, drops:list[dict], x:Tensor, state:tuple, lengths:Tensor|None,
+                backend:str) -> tuple[Tensor, tuple]:
         "Layer by layer and direction by direction."
         n_dir,lasts = 2 if self.bidirectional else 1,[]
         for l in range(self.num_layers):
@@ -362,12 +369,13 @@ class Recurrent(nn.Module):
         t,b = (n.item() for n in bad.nonzero()[0])
         if back: t = (len(out) if lengths is None else lengths[b].item()) - 1 - t
         ws = [n for n,p in self._cells[i].named_parameters() if not p.isfinite().all()]
-        why = f"its {' and '.join(ws)} hold NaN or inf" if ws else "its weights are numbers; an overflow in the cell made it"
+        made = "its weights are numbers; an overflow in the cell made it"
+        why = f"its {' and '.join(ws)} hold NaN or inf" if ws else made
         raise FloatingPointError(f"NaN first appears in layer {i//(2 if self.bidirectional else 1)}"
                                  f"{' (backwards)' if back else ''}, step {t}, sequence {b}: {why}.")
 
     def _unpack(self, x:Any, state:Any, lengths:Any) -> tuple[Tensor, tuple, Tensor|None, bool]:
-        "Input as sl,bs,features, state as layers*directions,bs,features, lengths, whether there is no batch; all checked."
+        "Input as sl,bs,features, state as layers*directions,bs,features, lengths, whether without a batch; checked."
         if isinstance(x, PackedSequence):
             if lengths is not None: raise ValueError("A packed input has its own lengths; leave `lengths` out.")
             x,lengths = pad_packed_sequence(x, batch_first=self.batch_first)
