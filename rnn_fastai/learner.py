@@ -38,7 +38,7 @@ from .optim import Adam
 from .transfer import (fetch_pretrained, fit_opt_state, fit_weights, load_weights, match_embeds, read_vocab,
                                  read_weights, write_weights)
 
-# %% ../nbs/30_learner.ipynb #32d49146
+# %% ../nbs/30_learner.ipynb #ed270f05
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
 ) -> list: # Tokens by id
@@ -124,7 +124,10 @@ class TextLearner(fastai_learner.TextLearner):
         return self
 
     def _encoder(self) -> torch.nn.Module:
-        enc = get_model(self.model)[0]
+        model = get_model(self.model)
+        if not isinstance(model, torch.nn.Sequential):
+            raise TypeError(f"{type(model).__name__} has no encoder apart; write and read the whole model: `save`, `load`.")
+        enc = model[0]
         return getattr(enc, 'module', enc)   # a classifier holds it in a sentence encoder
 
     @staticmethod

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .core import check_count, flush_denormals, seeded
 from .models.cells import get_cell
 
-# %% ../nbs/35_many.ipynb #be1d875e
+# %% ../nbs/35_many.ipynb #135aa387
 _WIDTH = 200   # units of a layer that nets share; measured on a CPU
 
 class ManyNets(nn.Module):
@@ -78,7 +78,7 @@ class ManyNets(nn.Module):
         if y.shape != x.shape[:-1]:
             raise ValueError(f"Targets have the shape {tuple(y.shape)}, inputs {tuple(x.shape)}.")
         opt = torch.optim.Adam(self.parameters(), lr=lr, fused=True)
-        losses,y = torch.empty(n_epochs, self.n_nets),y.flatten().repeat(self.n_nets)
+        losses,y = x.new_empty(n_epochs, self.n_nets),y.flatten().repeat(self.n_nets)
         epochs = range(n_epochs) if no_bar else progress_bar(range(n_epochs), leave=False)
         with flush_denormals():
             for i in epochs:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ModuleModel', 'RNNLearner', 'loaders_task', 'sequence_model', 'rnn_learner']
 
-# %% ../nbs/31_nets.ipynb #5bc98d99
+# %% ../nbs/31_nets.ipynb #7159829f
+import copy
 import inspect
 from functools import partial
 from typing import Any, Callable
@@ -13,6 +14,7 @@ from typing import Any, Callable
 import torch
 from fastai.callback.schedule import Learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.text import data as fastai_data
 from fastai.torch_core import get_model
 from fastcore.basics import ifnone
 from fastcore.meta import delegates
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from .callback.regularize import rnn_cbs
 from .core import check_count
 from .data.lm import LMDataLoader
-from .data.series import SeqTask
+from .data.series import IGNORE, SeqDataLoader, SeqTask
 from .generate import check_sampling, pick_token
 from .learner import LMLearner, TextLearner, evaluating, text_vocab
 from .models.recurrent import Recurrent
@@ -29,7 +31,7 @@ from .models.zoo import LMOutput, OneHot, Seq2Seq, SequenceModel, StateInput, to
 from .optim import Adam
 from .transfer import word_vectors
 
-# %% ../nbs/31_nets.ipynb #9c72a949
+# %% ../nbs/31_nets.ipynb #5a8af1ff
 class ModuleModel(nn.Module):
     "A module from ids or one-hot vectors to logits, or to logits and a state that it also takes."
     def __init__(self,
@@ -42,10 +44,13 @@ class ModuleModel(nn.Module):
     def forward(self, ids:Tensor, state:Any=None) -> Any:   # logits, or `LMOutput`
         out = self.module(self.inp(ids)) if state is None else self.module(self.inp(ids), state)
         if isinstance(out, Tensor) or hasattr(out, 'logits'): return out
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            what = f"{len(out)} things" if isinstance(out, (tuple, list)) else type(out).__name__
+            raise TypeError(f"{type(self.module).__name__} gives {what}; it must give logits, or logits and a state.")
         logits,state = out
-        return LMOutput(logits, None, None, state)
+        return logits if state is None else LMOutput(logits, None, None, state)
 
-# %% ../nbs/31_nets.ipynb #250f4e1c
+# %% ../nbs/31_nets.ipynb #757b7c5a
 @delegates(Learner.__init__)
 class RNNLearner(TextLearner):
     "A `Learner` over small sequences, whose `predict` does what the loaders are for: generate, classify, tag or write."
@@ -101,18 +106,36 @@ class RNNLearner(TextLearner):
         return self.task.decode(probs.argmax()),probs.argmax(),probs
 
     @delegates(Learner.get_preds)
-    def get_preds(self, concat_dim=None, reorder=None, **kwargs):
-        "Predictions, targets; windows of a series are joined along the time axis."
-        series = self.task.kind == 'next'
-        concat_dim,reorder = ifnone(concat_dim, 1 if series else 0),ifnone(reorder, not series)
-        return super().get_preds(concat_dim=concat_dim, reorder=reorder, **kwargs)
+    def get_preds(self, ds_idx=1, dl=None, **kwargs):
+        "Predictions, targets, in the order of the rows; windows of a series are joined along the time axis."
+        dl = ifnone(dl, self.dls[ds_idx])
+        if not isinstance(dl, SeqDataLoader): return super().get_preds(dl=dl, **kwargs)
+        own = dict(concat_dim=1 if self.task.kind == 'next' else 0, reorder=False)
+        return super().get_preds(dl=dl.new(shuffle=False, trim=False), **{**own, **kwargs})
 
-# %% ../nbs/31_nets.ipynb #e3b7688c
+    def show_results(self,
+        ds_idx:int=1, # 0 for training rows, 1 for validation rows
+        dl:Any=None, # A loader instead
+        max_n:int=9, # Most rows to show
+    ):
+        "Show inputs, targets and what is found likeliest for the first batch."
+        dl = ifnone(dl, self.dls[ds_idx])
+        if not isinstance(dl, SeqDataLoader): return super().show_results(ds_idx, dl, max_n)
+        *x,y = (t[:max_n] for t in dl.one_batch())
+        with evaluating(self.model), torch.no_grad(): out = self.model(*x)
+        guess = getattr(out, 'logits', out).argmax(-1)
+        self.task.show(x[0], target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
+
+# %% ../nbs/31_nets.ipynb #4970680c
 def loaders_task(
     dls:Any, # Loaders
 ) -> SeqTask: # What they are for
     "Kind and vocabularies of loaders: of small sequences, of a language model, or fastai's of texts and labels."
     if hasattr(dls, 'task'): return dls.task
+    if not hasattr(dls, 'vocab'):
+        raise TypeError(f"{type(dls).__name__} has no vocabulary; pass SeqDataLoaders, or TextDataLoaders, first.")
+    if isinstance(dls.train, fastai_data.LMDataLoader):
+        raise TypeError("These are fastai's own loaders for a language model; make them by rnn_fastai's TextDataLoaders.")
     vocab = text_vocab(dls)
     if isinstance(dls.train, LMDataLoader): return SeqTask('next', vocab, vocab, None)
     return SeqTask('many-to-one', vocab, dls.vocab[1], 1)
@@ -120,14 +143,14 @@ def loaders_task(
 def _layer(cell:Any, n_in:int, n_hid:int|None, args:dict) -> Recurrent:
     "A recurrent layer of a cell, or the layer given."
     if not isinstance(cell, nn.Module): return Recurrent(cell, n_in, ifnone(n_hid, 64), batch_first=True, **args)
-    given = [k for k,v in args.items() if v != inspect.signature(Recurrent.__init__).parameters[k].default]
-    if n_hid is not None: given = ['n_hid', *given]
+    known = inspect.signature(Recurrent.__init__).parameters
+    given = ['n_hid'] * (n_hid is not None) + [k for k,v in args.items() if k not in known or v != known[k].default]
     if given:
         raise ValueError(f"{given[0]} belongs to the layer, which is built; leave it out or pass the cell's name.")
     if cell.input_size != n_in:
         raise ValueError(f"The layer takes {cell.input_size} features; the tokens have {n_in}. Build it with {n_in}, "
                          f"or pass emb_sz={cell.input_size}.")
-    rnn = cell if isinstance(cell, Recurrent) else Recurrent.from_torch(cell)
+    rnn = copy.copy(cell) if isinstance(cell, Recurrent) else Recurrent.from_torch(cell)   # on the same parameters
     rnn.batch_first = True   # which concerns the layout only
     return rnn
 
@@ -143,6 +166,7 @@ def sequence_model(
 ) -> nn.Module:
     "The model for a task: a `SequenceModel`, or a `Seq2Seq` where there is a decoder."
     layer = isinstance(cell, nn.Module)
+    if n_hid is not None: check_count('n_hid', n_hid)
     if attention and task.kind != 'encoder-decoder':
         raise ValueError(f"attention=True is for kind 'encoder-decoder', not for {task.kind!r}.")
     if layer and task.n_inp == 2: raise ValueError(f"kind {task.kind!r} needs two layers; pass the cell's name.")
@@ -154,7 +178,8 @@ def sequence_model(
     if task.n_inp == 1:
         features,n_in = inp(task.vocab, task.pad)
         return SequenceModel(features, _layer(cell, n_in, n_hid, recurrent), len(task.y_vocab),
-                             every_step=task.kind != 'many-to-one', stream=task.kind == 'next', pad=task.pad)
+                             every_step=task.kind != 'many-to-one', stream=task.kind == 'next',
+                             pad=None if task.kind == 'next' else task.pad)   # one way, padding on the right is not seen
     y_features,n_in = inp(task.y_vocab, None)
     decoder = _layer(cell, n_in, n_hid, {**recurrent, 'bidirectional': False})
     if task.kind == 'one-to-many': encoder = StateInput(len(task.vocab), decoder)
@@ -190,7 +215,13 @@ def rnn_learner(
     task = loaders_task(dls)
     recurrent = dict(num_layers=num_layers, bidirectional=bidirectional, dropout=dropout, weight_p=weight_p,
                      zoneout_p=zoneout_p, proj_size=proj_size, backend=backend)
+    if (alpha or beta) and task.kind != 'next':
+        raise ValueError(f"alpha and beta are for the next token, not for {task.kind!r}.")
     if isinstance(cell, nn.Module) and not isinstance(cell, (Recurrent, nn.RNNBase)):
+        args = dict(recurrent, n_hid=n_hid, emb_sz=emb_sz, vectors=vectors, attention=attention, alpha=alpha, beta=beta,
+                    cell_args=cell_args)
+        given = [k for k,v in args.items() if v != inspect.signature(rnn_learner).parameters[k].default]
+        if given: raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
         model = ModuleModel(cell, OneHot(len(task.vocab)) if one_hot else None)
     else:
         model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, **recurrent, **(cell_args or {}))

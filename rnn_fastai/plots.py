@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_losses', 'plot_probs', 'plot_nets']
 
-# %% ../nbs/60_plots.ipynb #e3df521d
+# %% ../nbs/60_plots.ipynb #f9fba19a
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .callback.history import LossHistory
+from .core import check_count
 from .many import ManyNets
 
 # %% ../nbs/60_plots.ipynb #3a83ea16
@@ -33,7 +34,7 @@ def plot_losses(
     ax.legend()
     return ax
 
-# %% ../nbs/60_plots.ipynb #0521ccf1
+# %% ../nbs/60_plots.ipynb #7223d155
 def plot_probs(
     probs:Any, # steps x tokens, values from -1 to 1
     names:list[str], # A name for each column
@@ -50,11 +51,11 @@ def plot_probs(
     im = ax.imshow(probs, cmap='bwr', vmin=-1, vmax=1, aspect='auto')
     ax.set_xticks(range(len(names)), names)
     ax.set_yticks(range(len(probs)), range(len(probs)) if steps is None else steps)
-    ax.set(xlabel='next token', ylabel='token read' if steps else 'step')
+    ax.set(xlabel='next token', ylabel='step' if steps is None else 'token read')
     ax.figure.colorbar(im, ax=ax)
     return ax
 
-# %% ../nbs/60_plots.ipynb #bc0b031a
+# %% ../nbs/60_plots.ipynb #4c1ee567
 def plot_nets(
     nets:ManyNets, # Trained nets
     x:torch.Tensor, # Their input: sl,n_in
@@ -62,6 +63,8 @@ def plot_nets(
     last:int=6, # How many of the last steps to draw
 ) -> Figure:
     "States (or targets) and probabilities of each net over the last steps, on the course's colours from -1 to 1."
+    check_count('last', last)
+    if y is not None and len(y) != len(x): raise ValueError(f"There are {len(x)} steps of input and {len(y)} targets.")
     if x.dim() != 2:
         raise ValueError(f"x has {x.dim()} dimensions, {tuple(x.shape)}; one series of steps x features is drawn.")
     with torch.no_grad(): h,logits = nets(x)
@@ -73,8 +76,9 @@ def plot_nets(
     n_cols = int(np.ceil(np.sqrt(nets.n_nets)))
     n_rows = -(-nets.n_nets//n_cols)
     fig,axs = plt.subplots(n_rows, n_cols, figsize=(1.9*n_cols, 0.5+1.3*n_rows), squeeze=False, layout='constrained')
-    for ax in axs.flat: ax.axis('off')
+    for ax in axs.flat[nets.n_nets:]: ax.axis('off')
     for ax,p in zip(axs.flat, pictures, strict=False):   # the last axes of the grid may stay empty
+        ax.set(xticks=[], yticks=[])
         im = ax.imshow(p.cpu().numpy(), cmap='bwr', vmin=-1, vmax=1, aspect='auto')
         ax.axvline(split-0.5, color='black', lw=1)
     left,right = ('states', 'probabilities') if y is None else ('probabilities', 'targets')

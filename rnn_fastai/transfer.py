@@ -199,7 +199,7 @@ def fetch_pretrained(
                            "the folder to download again, or pass pretrained=False.")
     return tuple(found)
 
-# %% ../nbs/26_transfer.ipynb #4df8d42d
+# %% ../nbs/26_transfer.ipynb #72ed8905
 def _open_text(file:Path):
     "Open a text file, unpacking it by its ending."
     return {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}.get(file.suffix, open)(file, 'rt', encoding='utf8')
@@ -208,15 +208,26 @@ def _text_vectors(lines:Iterable[str], file:Path, keep:set|None) -> dict[str, np
     "Vectors of the words in `keep` from lines of a word and its numbers."
     vecs,width = {},None
     for i,line in enumerate(lines, 1):
-        word,*nums = line.rstrip().split(' ')
-        if i == 1 and len(nums) == 1: continue   # word2vec: how many words, how many features
-        width = len(nums) if width is None else width
-        if len(nums) != width:
-            raise ValueError(f"{file}, line {i}: {len(nums)} numbers after {word!r}, not {width} as before.")
+        line = line.rstrip()
+        if not line or (i == 1 and re.fullmatch(r'\d+ \d+', line)): continue   # word2vec: how many words and features
+        width = line.count(' ') if width is None else width
+        word,*nums = line.rsplit(' ', width) if width else [line]   # a word may hold blanks
+        if not width or len(nums) != width:
+            raise ValueError(f"{file}, line {i}: {len(nums)} numbers, parted by blanks, after {word!r}; there should be "
+                             f"{width or 'some'}.")
         if keep is not None and word not in keep: continue
         try: vecs[word] = np.array(nums, dtype=np.float32)
         except ValueError as e:
             raise ValueError(f"{file}, line {i}: {word!r} is not followed by numbers only ({e}).") from e
+    return vecs
+
+def _json_vectors(f:Any, file:Path, keep:set|None) -> dict[str, np.ndarray]:
+    "Vectors of the words in `keep` from a JSON object."
+    try:
+        vecs = {w: np.array(v, dtype=np.float32) for w,v in json.load(f).items() if keep is None or w in keep}
+        if len({v.shape for v in vecs.values()}) > 1: raise ValueError("its vectors differ in length")
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(f"{file} is no JSON of words and lists of numbers: {e}") from e
     return vecs
 
 def read_vectors(
@@ -227,11 +238,12 @@ def read_vectors(
     file,keep = Path(file),None if words is None else set(words)
     if not file.exists():
         raise FileNotFoundError(f"There is no file {file}; GloVe's are at https://nlp.stanford.edu/data/glove.6B.zip.")
-    with _open_text(file) as f:
-        if '.json' not in file.suffixes: return _text_vectors(f, file, keep)
-        try: vecs = json.load(f)
-        except ValueError as e: raise ValueError(f"{file} is no JSON: {e}") from e
-    return {w: np.array(v, dtype=np.float32) for w,v in vecs.items() if keep is None or w in keep}
+    try:
+        with _open_text(file) as f:
+            if '.json' not in file.suffixes: return _text_vectors(f, file, keep)
+            return _json_vectors(f, file, keep)
+    except (UnicodeDecodeError, gzip.BadGzipFile, lzma.LZMAError, EOFError) as e:
+        raise ValueError(f"{file} cannot be read as word vectors: {e}") from e
 
 def word_vectors(
     vocab:list[str], # Tokens by id

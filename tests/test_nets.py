@@ -678,3 +678,22 @@ def test_fastais_own_loaders_of_a_language_model(monkeypatch):
     except (TypeError, ValueError): return   # refused at once
     learn.fit(1)
     assert math.isfinite(learn.validate()[0])
+
+
+def test_training_goes_on_on_another_backend(tmp_path):
+    "Five steps on one backend, saved with the optimizer, five on another: as ten on either."
+    dls = SeqDataLoaders.from_series("abcabC"*10)
+
+    def learner(backend):
+        torch.manual_seed(0)
+        return rnn_learner(dls, "LSTM", 8, one_hot=True, num_layers=2, lr=0.01, backend=backend, path=tmp_path)
+
+    def run(learn, n):
+        with learn.no_bar(), learn.no_logging(): learn.fit(n, reset_opt=False)
+        return learn
+    whole = [run(run(learner(b), 5), 5) for b in ("fused", "loop")]
+    run(learner("fused"), 5).save("half")
+    half = run(learner("loop").load("half"), 5)
+    half.model.rnn.backend = "auto"
+    x, _ = dls.one_batch()
+    for learn in (*whole, half): assert_close(learn.model(x).logits, whole[0].model(x).logits, rtol=0, atol=1e-5)

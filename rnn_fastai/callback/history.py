@@ -34,7 +34,7 @@ class LossHistory(Callback):
         "A row an epoch: losses, metrics, time."
         return pd.DataFrame(self.rows)
 
-# %% ../../nbs/40_callback.history.ipynb #2ed74e9b
+# %% ../../nbs/40_callback.history.ipynb #a0076c3f
 class ShowDecoded(Callback):
     "Prints the loss of the epoch's last batch and the first row of its predictions, as tokens; keeps them in `lines`."
     order,run_valid = Recorder.order+1,False
@@ -43,13 +43,16 @@ class ShowDecoded(Callback):
     ):
         self.every,self.lines = check_count('every', every),[]
 
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')
+    def before_fit(self):
+        self.run = not hasattr(self.learn, 'lr_finder')
+        if not hasattr(self.dls, 'task'): raise TypeError("ShowDecoded is for SeqDataLoaders, which know their tokens.")
 
     def after_batch(self): self.row = self.pred[0].detach().argmax(-1),self.loss.item()   # both are gone after it
 
     def after_train(self):
         if self.epoch % self.every and self.epoch != self.n_epoch-1: return
         toks,loss = self.dls.task.decode(self.row[0]),self.row[1]
-        text = (''.join if all(len(str(t)) == 1 for t in toks) else ' '.join)(map(str, toks))
+        toks = list(map(str, toks if isinstance(toks, list) else [toks]))
+        text = (''.join if all(len(t) == 1 for t in toks) else ' '.join)(toks)
         self.lines.append((self.epoch, loss, text))
         print(f"epoch {self.epoch:4}  loss {loss:.4f}  {text}")

@@ -32,7 +32,7 @@ def fit_state(
         return s[:, :bs] if n >= bs else torch.cat([s, s.new_zeros(s.size(0), bs-n, *s.shape[2:])], 1)
     return map_state(fit, state)
 
-# %% ../../nbs/27_callback.state.ipynb #ce160096
+# %% ../../nbs/27_callback.state.ipynb #2b5548b8
 class RNNCallback(Callback):
     "Takes a model's output apart (logits are the prediction) and keeps its state, detached, while a stream goes on."
     order = -100
@@ -46,7 +46,8 @@ class RNNCallback(Callback):
         "Put the state, fitted to the batch, behind the input; `after_pred` takes it away again."
         if self.state is None: return
         self._xb = self.xb
-        self.learn.xb = (*self.xb, fit_state(self.state, len(self.xb[0])))
+        bs = len(self.xb[0])
+        self.learn.xb = (*self.xb, self.state if bs == self._bs else fit_state(self.state, bs))
 
     def _unfeed(self):
         if self._xb is not None: self.learn.xb,self._xb = self._xb,None
@@ -56,7 +57,7 @@ class RNNCallback(Callback):
         out = self.pred
         if isinstance(out, Tensor): return
         self.learn.pred,self.raw_out,self.out = [o[-1] if is_listy(o) else o for o in out[:3]]
-        if hasattr(out, 'state'): self.state = map_state(Tensor.detach, out.state)
+        if hasattr(out, 'state'): self.state,self._bs = map_state(Tensor.detach, out.state),len(self.xb[0])
 
     def after_cancel_batch(self): self._unfeed()
     def after_batch(self): self.raw_out,self.out = None,None   # they hold the batch's graph

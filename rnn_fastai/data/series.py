@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['IGNORE', 'seq_kinds', 'seq_tokens', 'ids_of', 'pad_ids', 'SeqTask', 'SeqDataLoader', 'SeqDataLoaders']
 
-# %% ../../nbs/16_data.series.ipynb #d74277c9
+# %% ../../nbs/16_data.series.ipynb #606e9f7d
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Hashable, Sequence
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..core import check_count, near
 
-# %% ../../nbs/16_data.series.ipynb #0f721cb5
+# %% ../../nbs/16_data.series.ipynb #b5061cec
 IGNORE = -100   # id of a target that does not count; the one that torch's cross-entropy leaves out
 seq_kinds = ('next', 'many-to-one', 'many-to-many', 'one-to-many', 'encoder-decoder')
 
@@ -32,6 +33,8 @@ def seq_tokens(
     if not isinstance(seq, (str, Sequence, np.ndarray)):
         raise TypeError(f"A sequence must be a string or a list of tokens, not {type(seq).__name__} {seq!r}.")
     if len(seq) == 0: raise ValueError("A sequence is empty; leave it out.")
+    odd = [t for t in seq if not isinstance(t, Hashable)]
+    if odd: raise TypeError(f"A sequence holds {odd[0]!r}, which is no token.")
     return list(seq)
 
 def ids_of(
@@ -41,6 +44,8 @@ def ids_of(
     "Look tokens up. Raises `ValueError` with near matches for one that is not there."
     o2i = {t: i for i,t in enumerate(vocab)}
     odd = [t for t in toks if t not in o2i]
+    if odd and str(odd[0]) in map(str, vocab):
+        raise ValueError(f"Token {odd[0]!r} is not in the vocabulary, whose tokens are {type(vocab[-1]).__name__}.")
     if odd: raise ValueError(f"Token {odd[0]!r} is not in the vocabulary. {near(odd[0], vocab[:50])}")
     return [o2i[t] for t in toks]
 
@@ -79,9 +84,20 @@ class SeqTask:
         "Tokens of a target."
         if self.kind == 'many-to-one': return self.y_vocab[int(ids)]
         toks = [self.y_vocab[i] for i in ids.tolist() if i != IGNORE]
-        return toks[:toks.index(EOS)] if EOS in toks else [t for t in toks if t not in (PAD, BOS)]
+        if self.n_inp == 1: return toks
+        return [t for t in toks[:toks.index(EOS) if EOS in toks else None] if t != BOS]
 
-# %% ../../nbs/16_data.series.ipynb #8f90ca8a
+    def show(self,
+        x:Tensor, # Inputs, a row each
+        **ids # Targets or predictions by the name of their column, a row each
+    ):
+        "Show rows of a batch as tokens."
+        def text(toks): return ' '.join(map(str, toks)) if isinstance(toks, list) else toks
+        read = [[self.vocab[i] for i in row.reshape(-1).tolist() if i != self.pad] for row in x]
+        columns = {name: [text(self.decode(row)) for row in rows] for name,rows in ids.items()}
+        display_df(pd.DataFrame({'input': [text(toks) for toks in read], **columns}))
+
+# %% ../../nbs/16_data.series.ipynb #aaa32560
 class SeqDataLoader(DataLoader):
     "Batches of rows (or, for the next token, windows of all rows) from tensors of ids."
     def __init__(self,
@@ -90,11 +106,12 @@ class SeqDataLoader(DataLoader):
         bs:int=64, # Rows of a batch; for the next token, all rows are in it
         seq_len:int|None=None, # Steps of a window, for the next token; all by default
         shuffle:bool=False, # Other rows in each batch every epoch
+        trim:bool=True, # Cut each batch to its longest row
         device:Any=None, # Where batches go; fastai's default device by default
     ):
         super().__init__(bs=check_count('bs', bs), shuffle=shuffle, num_workers=0, indexed=True,
                          device=ifnone(device, default_device()))
-        self.tensors,self.task,self.seq_len,self.n = tensors,task,seq_len,len(tensors[0])
+        self.tensors,self.task,self.seq_len,self.trim,self.n = tensors,task,seq_len,trim,len(tensors[0])
         if seq_len is not None: check_count('seq_len', seq_len)
         self.n_inp = task.n_inp
 
@@ -106,7 +123,7 @@ class SeqDataLoader(DataLoader):
 
     def _trim(self, t:Tensor, empty:int|None) -> Tensor:
         "Without the columns in which no row has anything."
-        if t.dim() == 1 or empty is None: return t
+        if t.dim() == 1 or empty is None or not self.trim: return t
         return t[:, :int((t != empty).any(0).nonzero().max()) + 1]
 
     def __iter__(self):
@@ -121,13 +138,19 @@ class SeqDataLoader(DataLoader):
         y = self._trim(y, IGNORE)
         return self._trim(x, self.task.pad),*(m[:, :y.size(1)] for m in mid),y
 
+    @property
+    def vocab(self) -> list:
+        "Tokens by id; with labels or targets of another kind, both vocabularies, as fastai has it."
+        return self.task.vocab if self.task.kind == 'next' else [self.task.vocab, self.task.y_vocab]
+
     def new(self,
         dataset:Any=None, # For fastai's sake
-        **kwargs # `bs`, `seq_len`, `shuffle` or `device`; others are for fastai's sake
+        **kwargs # `tensors`, `bs`, `seq_len`, `shuffle`, `trim` or `device`; others are for fastai's sake
     ) -> 'SeqDataLoader':
         "The same loader with other arguments."
-        args = {k: kwargs.get(k, getattr(self, k)) for k in ('bs', 'seq_len', 'shuffle', 'device')}
-        return type(self)(self.tensors, self.task, **args)
+        names = 'tensors', 'bs', 'seq_len', 'shuffle', 'trim', 'device'
+        args = {k: kwargs.get(k, getattr(self, k)) for k in names}
+        return type(self)(task=self.task, **args)
 
     def show_batch(self,
         b:Any=None, # A batch; the first one by default
@@ -136,33 +159,52 @@ class SeqDataLoader(DataLoader):
     ):
         "Show inputs and targets as tokens."
         b = self.one_batch() if b is None else b
-        x,y,task = b[0][:max_n],b[-1][:max_n],self.task
-        def read(ids): return [task.vocab[i] for i in ids.reshape(-1).tolist() if i != task.pad]
-        def show(toks): return ' '.join(map(str, toks)) if isinstance(toks, list) else toks
-        display_df(pd.DataFrame({'input': [show(read(i)) for i in x], 'target': [show(task.decode(i)) for i in y]}))
+        self.task.show(b[0][:max_n], target=b[-1][:max_n])
 
     def one_batch(self) -> tuple:
         "The first batch."
         return next(iter(self))
 
-# %% ../../nbs/16_data.series.ipynb #3eb13cde
+# %% ../../nbs/16_data.series.ipynb #b27b792d
 def _vocab(given:list|None, seqs:list[list], *special:str) -> list:
     "Special tokens, then those that occur in the order in which they first do; or the vocabulary given."
-    found = dict.fromkeys(t for s in seqs for t in s) if given is None else given
+    found = dict.fromkeys(t for s in seqs for t in s) if given is None else list(given)
+    twice = [t for t,n in Counter(found).items() if n > 1] if given is not None else []
+    if twice: raise ValueError(f"The vocabulary holds {twice[0]!r} twice.")
     return [*special, *(t for t in found if t not in special)]
+
+def _sorted(labels:set) -> list:
+    "Labels in order; by their text where they are of several types."
+    try: return sorted(labels)
+    except TypeError: return sorted(labels, key=str)
 
 def _is_flat(series:Any) -> bool:
     "Whether this is one series and not a list of several."
-    return isinstance(series, str) or len(series) == 0 or not isinstance(series[0], (list, tuple))
+    if not isinstance(series, (str, Sequence, np.ndarray)):
+        raise TypeError(f"A series must be a string or a list of tokens, not {type(series).__name__} {series!r}.")
+    return isinstance(series, str) or len(series) == 0 or not isinstance(series[0], (list, tuple, np.ndarray))
 
 class SeqDataLoaders(DataLoaders):
     "Loaders of small sequences: `from_series` for the next token, `from_pairs` for all other kinds."
+    def new_empty(self) -> 'SeqDataLoaders':
+        "The same without rows, as it goes into an exported learner."
+        dls = [dl.new(tensors=tuple(t[:0] for t in dl.tensors)) for dl in self.loaders]
+        return type(self)(*dls, device=self.device)
+
+    def test_dl(self,
+        test_items:Any, # For fastai's sake
+        **kwargs # For fastai's sake
+    ):
+        "Raises: new rows need loaders of their own, as it is not known here how they were cut."
+        raise TypeError("SeqDataLoaders make no test loader; build loaders of the new rows with the same vocab, or "
+                        "call learn.predict for each.")
+
     @classmethod
     def from_series(cls,
         series:Any, # A string or list of tokens; or a list of lists, a row each
         n_series:int=1, # Cut one series into this many rows, side by side; what does not fill them is left out
         seq_len:int|None=None, # Steps of a batch; the whole series by default
-        vocab:list|None=None, # Tokens by id; in the order of their first occurrence by default
+        vocab:list|None=None, # Tokens by id, after 'xxpad' where rows differ in length; by first occurrence by default
         valid:Any=None, # Another series for validation; the same one by default
         device:Any=None, # Where batches go; fastai's default device by default
     ) -> 'SeqDataLoaders':
@@ -209,12 +251,13 @@ class SeqDataLoaders(DataLoaders):
     ) -> 'SeqDataLoaders':
         "Loaders of pairs. Raises `ValueError` for an unknown kind, and for pairs that do not fit together."
         if kind not in seq_kinds[1:]: raise ValueError(f"kind={kind!r} is unknown. {near(kind, seq_kinds[1:])}")
-        xs,ys = cls._check_pairs(list(xs), list(ys), kind)
+        xs,ys = (o.tolist() if hasattr(o, 'tolist') else list(o) for o in (xs, ys))   # arrays, tensors and columns too
+        xs,ys = cls._check_pairs(xs, ys, kind)
         if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct} must be at least 0 and below 1.")
         ragged = len({len(x) for x in xs}) > 1
         vocab = _vocab(vocab, xs, *([PAD] if ragged else []))
         decoder = kind in ('one-to-many', 'encoder-decoder')
-        labels = sorted({y[0] for y in ys}, key=str) if kind == 'many-to-one' and y_vocab is None else y_vocab
+        labels = _sorted({y[0] for y in ys}) if kind == 'many-to-one' and y_vocab is None else y_vocab
         y_vocab = _vocab(labels, ys, *([BOS, EOS] if decoder else []))
         task = SeqTask(kind, vocab, y_vocab, 0 if ragged else None)
         x,y = pad_ids([ids_of(x, vocab) for x in xs]),[ids_of(y, y_vocab) for y in ys]
@@ -222,6 +265,7 @@ class SeqDataLoaders(DataLoaders):
         else: tensors = x,pad_ids(y, IGNORE)
         if kind == 'one-to-many': tensors = x[:, 0],*tensors[1:]
         if kind == 'many-to-one': tensors = x,tensors[1][:, 0]
+        seed = torch.randint(2**31, ()).item() if seed is None else seed   # so that `set_seed` settles the split
         order = np.random.default_rng(seed).permutation(len(x))
         n_valid = int(len(x)*valid_pct)
         if valid_pct and not n_valid:
@@ -236,11 +280,8 @@ class SeqDataLoaders(DataLoaders):
         "Both sides as lists of tokens."
         if len(xs) != len(ys): raise ValueError(f"There are {len(xs)} inputs and {len(ys)} targets.")
         if not xs: raise ValueError("There are no pairs.")
-        xs = [[x] for x in xs] if kind == 'one-to-many' else [seq_tokens(x) for x in xs]
-        ys = [[y] for y in ys] if kind == 'many-to-one' else [seq_tokens(y) for y in ys]
-        for side,seqs in (('input', xs), ('target', ys)):
-            odd = [s[0] for s in seqs if not isinstance(s[0], Hashable)]
-            if odd: raise TypeError(f"An {side} of kind {kind!r} holds {odd[0]!r}, which is no token.")
+        xs = [seq_tokens([x] if kind == 'one-to-many' else x) for x in xs]
+        ys = [seq_tokens([y] if kind == 'many-to-one' else y) for y in ys]
         if kind == 'many-to-many':
             for i,(x,y) in enumerate(zip(xs, ys, strict=True)):
                 if len(x) != len(y):

@@ -61,18 +61,21 @@ class Attention(nn.Module):
         weights = scores.softmax(-1)
         return torch.tanh(self.join(torch.cat([weights @ src, out], -1))),weights
 
-# %% ../../nbs/23_models.heads.ipynb #130518ed
+# %% ../../nbs/23_models.heads.ipynb #c9ea5228
 class OneHotMSE(nn.Module):
     "Mean square between outputs and one-hot targets, over all outputs; padded targets do not count."
     def __init__(self,
         ignore_index:int=-100, # Id of a target that does not count
+        reduction:str='mean', # 'mean', or 'none' for one number a target, zero where it does not count
     ):
         super().__init__()
-        self.ignore_index = ignore_index
+        self.ignore_index,self.reduction = ignore_index,reduction
 
-    def forward(self, out:Tensor, y:Tensor) -> Tensor:   # ...,n and ids: ... -> a number
+    def forward(self, out:Tensor, y:Tensor) -> Tensor:   # ...,n and ids: ... -> a number, or ...
         real = y != self.ignore_index
-        return F.mse_loss(out[real], F.one_hot(y[real], out.size(-1)).to(out.dtype))
+        target = F.one_hot(y.masked_fill(~real, 0), out.size(-1)).to(out.dtype)
+        errors = F.mse_loss(out, target, reduction='none').mean(-1)
+        return errors[real].mean() if self.reduction == 'mean' else errors.masked_fill(~real, 0.)
 
     def activation(self, out:Tensor) -> Tensor: return out
     def decodes(self, out:Tensor) -> Tensor: return out.argmax(-1)

@@ -138,7 +138,7 @@ class _Run(nn.Module):
         run = _compiled_chunks if backend == 'compile' else _steps
         return run(self.cell, gx, state, None if lengths is None else _padding(x, lengths), zone, noise)
 
-# %% ../../nbs/22_models.recurrent.ipynb #4fa1b275
+# %% ../../nbs/22_models.recurrent.ipynb #247b9fff
 _BACKENDS = 'auto', 'fused', 'scan', 'compile', 'loop'
 
 def _cell_args(cls:type[Cell], args:dict, bias:bool) -> dict:
@@ -196,7 +196,8 @@ class Recurrent(nn.Module):
         names = 'num_layers', 'bias', 'batch_first', 'dropout', 'bidirectional', 'proj_size'
         own = {n: getattr(layer, n) for n in names}
         own = dict(own, **(dict(nonlinearity=nonlin.lower()) if nonlin else {}))
-        rnn = cls(name, layer.input_size, layer.hidden_size, **{**own, **kwargs})
+        with torch.random.fork_rng(devices=[]):   # its first weights are not used
+            rnn = cls(name, layer.input_size, layer.hidden_size, **{**own, **kwargs})
         rnn.load_state_dict(layer.state_dict(keep_vars=True), assign=True)
         return rnn
 

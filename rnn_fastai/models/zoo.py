@@ -142,7 +142,7 @@ def get_language_model(
     dec = LMDecoder(vocab_sz, config[facts['hid_name']], output_p, enc.encoder if tie_weights else None, out_bias)
     return LanguageModel(enc, dec)
 
-# %% ../../nbs/24_models.zoo.ipynb #7b4a2122
+# %% ../../nbs/24_models.zoo.ipynb #6302f13f
 class OneHot(nn.Module):
     "Ids to one-hot vectors."
     def __init__(self,
@@ -170,7 +170,9 @@ def token_input(
             raise ValueError(f"vectors has {len(vectors)} rows; the vocabulary has {vocab_sz} tokens.")
         if emb_sz not in (None, vectors.size(1)):
             raise ValueError(f"emb_sz={emb_sz}, but the vectors have {vectors.size(1)} features.")
-        return nn.Embedding.from_pretrained(vectors.clone(), freeze=False, padding_idx=pad),vectors.size(1)
+        emb = nn.Embedding.from_pretrained(vectors.clone(), freeze=False, padding_idx=pad)
+        if pad is not None: nn.init.zeros_(emb.weight.data[pad])
+        return emb,vectors.size(1)
     if emb_sz is not None: check_count('emb_sz', emb_sz)
     if one_hot:
         if emb_sz is None: return OneHot(vocab_sz),vocab_sz
