@@ -5,19 +5,41 @@
 # %% auto #0
 __all__ = ['ManyNets']
 
-# %% ../nbs/35_many.ipynb #84ce8b58
+# %% ../nbs/35_many.ipynb #29319812
 from typing import Any
 
 import torch
 from fastprogress import progress_bar
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .core import check_count, flush_denormals, seeded
 from .models.cells import get_cell
 
-# %% ../nbs/35_many.ipynb #135aa387
+# %% ../nbs/35_many.ipynb #9e89cffc
 _WIDTH = 200   # units of a layer that nets share; measured on a CPU
+
+class _PlainNets(torch.autograd.Function):
+    "h' = f(g + U h) over time for nets side by side: g and h are sl,nets,bs,hid, U is nets,hid,hid."
+    @staticmethod
+    def forward(ctx, gx, w, relu):
+        hs,h,wt = torch.empty_like(gx),torch.zeros_like(gx[0]),w.mT.contiguous()
+        f = torch.relu_ if relu else torch.tanh_
+        for g,out in zip(gx.unbind(0), hs.unbind(0), strict=True): h = f(torch.baddbmm(g, h, wt, out=out))
+        ctx.save_for_backward(hs, w)
+        ctx.relu = relu
+        return hs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hs,w = ctx.saved_tensors
+        slope,gz,back = (hs > 0).to(hs.dtype) if ctx.relu else 1 - hs*hs,torch.empty_like(hs),torch.zeros_like(hs[0])
+        for g,s,out in reversed(list(zip(grad.unbind(0), slope.unbind(0), gz.unbind(0), strict=True))):
+            back = torch.bmm(torch.mul(g + back, s, out=out), w)
+        before = torch.cat([torch.zeros_like(hs[:1]), hs[:-1]])
+        return gz,torch.einsum('snbi,snbj->nij', gz, before),None
 
 class ManyNets(nn.Module):
     "Nets of one recurrent layer and a linear head, each from a seed of its own, run as one."
@@ -57,12 +79,19 @@ class ManyNets(nn.Module):
                                           1, 0., self.training, False, False)[0]
         return out.unflatten(-1, (n, self.n_hid)).movedim(-2, 0)
 
+    def _plain_states(self, x:Tensor) -> Tensor:
+        "States of all nets, where they are plain ones: nets,sl,bs,hid."
+        gx = torch.einsum('sbi,nhi->snbh', x, self.rnn['weight_ih'])
+        if self.bias: gx = gx + (self.rnn['bias_ih'] + self.rnn['bias_hh'])[:, None]
+        return _PlainNets.apply(gx, self.rnn['weight_hh'], self.kernel == 'rnn_relu').movedim(1, 0)
+
     def forward(self,
         x:Tensor, # One input for all nets: sl,n_in, or sl,bs,n_in
     ) -> tuple[Tensor, Tensor]: # States: nets,sl,hid, or nets,sl,bs,hid; logits: the same with outputs for states
         "Run all nets over `x` from a state of zero."
         seq,at_once = x if x.dim() == 3 else x[:, None],max(_WIDTH//self.n_hid, 1)
-        h = torch.cat([self._states(seq, slice(i, i+at_once)) for i in range(0, self.n_nets, at_once)])
+        if self.kernel.startswith('rnn'): h = self._plain_states(seq)
+        else: h = torch.cat([self._states(seq, slice(i, i+at_once)) for i in range(0, self.n_nets, at_once)])
         logits = torch.einsum('nsbh,noh->nsbo', h, self.head['weight']) + self.head['bias'][:, None, None]
         return (h, logits) if x.dim() == 3 else (h[:, :, 0], logits[:, :, 0])
 
