@@ -38,7 +38,7 @@ from .optim import Adam
 from .transfer import (fetch_pretrained, fit_opt_state, fit_weights, load_weights, match_embeds, read_vocab,
                                  read_weights, write_weights)
 
-# %% ../nbs/30_learner.ipynb #ed270f05
+# %% ../nbs/30_learner.ipynb #0748e70a
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
 ) -> list: # Tokens by id
@@ -126,7 +126,7 @@ class TextLearner(fastai_learner.TextLearner):
     def _encoder(self) -> torch.nn.Module:
         model = get_model(self.model)
         if not isinstance(model, torch.nn.Sequential):
-            raise TypeError(f"{type(model).__name__} has no encoder apart; write and read the whole model: `save`, `load`.")
+            raise TypeError(f"{type(model).__name__} has no encoder apart; `save` and `load` the whole model.")
         enc = model[0]
         return getattr(enc, 'module', enc)   # a classifier holds it in a sentence encoder
 
