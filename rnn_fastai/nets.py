@@ -126,7 +126,7 @@ class RNNLearner(TextLearner):
         guess = getattr(out, 'logits', out).argmax(-1)
         self.task.show(x[0], target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
 
-# %% ../nbs/31_nets.ipynb #4970680c
+# %% ../nbs/31_nets.ipynb #3524871b
 def loaders_task(
     dls:Any, # Loaders
 ) -> SeqTask: # What they are for
@@ -135,7 +135,7 @@ def loaders_task(
     if not hasattr(dls, 'vocab'):
         raise TypeError(f"{type(dls).__name__} has no vocabulary; pass SeqDataLoaders, or TextDataLoaders, first.")
     if isinstance(dls.train, fastai_data.LMDataLoader):
-        raise TypeError("These are fastai's own loaders for a language model; make them by rnn_fastai's TextDataLoaders.")
+        raise TypeError("These are fastai's own loaders of a language model; make them with rnn_fastai's.")
     vocab = text_vocab(dls)
     if isinstance(dls.train, LMDataLoader): return SeqTask('next', vocab, vocab, None)
     return SeqTask('many-to-one', vocab, dls.vocab[1], 1)
@@ -179,7 +179,7 @@ def sequence_model(
         features,n_in = inp(task.vocab, task.pad)
         return SequenceModel(features, _layer(cell, n_in, n_hid, recurrent), len(task.y_vocab),
                              every_step=task.kind != 'many-to-one', stream=task.kind == 'next',
-                             pad=None if task.kind == 'next' else task.pad)   # one way, padding on the right is not seen
+                             pad=None if task.kind == 'next' else task.pad)   # one way, later padding is not seen
     y_features,n_in = inp(task.y_vocab, None)
     decoder = _layer(cell, n_in, n_hid, {**recurrent, 'bidirectional': False})
     if task.kind == 'one-to-many': encoder = StateInput(len(task.vocab), decoder)
@@ -221,7 +221,8 @@ def rnn_learner(
         args = dict(recurrent, n_hid=n_hid, emb_sz=emb_sz, vectors=vectors, attention=attention, alpha=alpha, beta=beta,
                     cell_args=cell_args)
         given = [k for k,v in args.items() if v != inspect.signature(rnn_learner).parameters[k].default]
-        if given: raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
+        if given:
+            raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
         model = ModuleModel(cell, OneHot(len(task.vocab)) if one_hot else None)
     else:
         model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, **recurrent, **(cell_args or {}))

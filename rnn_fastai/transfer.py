@@ -199,7 +199,7 @@ def fetch_pretrained(
                            "the folder to download again, or pass pretrained=False.")
     return tuple(found)
 
-# %% ../nbs/26_transfer.ipynb #72ed8905
+# %% ../nbs/26_transfer.ipynb #9e7a79c2
 def _open_text(file:Path):
     "Open a text file, unpacking it by its ending."
     return {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}.get(file.suffix, open)(file, 'rt', encoding='utf8')
@@ -213,8 +213,8 @@ def _text_vectors(lines:Iterable[str], file:Path, keep:set|None) -> dict[str, np
         width = line.count(' ') if width is None else width
         word,*nums = line.rsplit(' ', width) if width else [line]   # a word may hold blanks
         if not width or len(nums) != width:
-            raise ValueError(f"{file}, line {i}: {len(nums)} numbers, parted by blanks, after {word!r}; there should be "
-                             f"{width or 'some'}.")
+            raise ValueError(f"{file}, line {i}: {len(nums)} numbers, parted by blanks, after {word!r}; there should "
+                             f"be {width or 'some'}.")
         if keep is not None and word not in keep: continue
         try: vecs[word] = np.array(nums, dtype=np.float32)
         except ValueError as e:
