@@ -50,7 +50,7 @@ class ModuleModel(nn.Module):
         logits,state = out
         return logits if state is None else LMOutput(logits, None, None, state)
 
-# %% ../nbs/31_nets.ipynb #757b7c5a
+# %% ../nbs/31_nets.ipynb #6f3c8048
 @delegates(Learner.__init__)
 class RNNLearner(TextLearner):
     "A `Learner` over small sequences, whose `predict` does what the loaders are for: generate, classify, tag or write."
@@ -73,7 +73,7 @@ class RNNLearner(TextLearner):
         temperature:float=1., # For generation: below 1 the likely get likelier; 0 always takes the most likely token
         min_p:float|None=None, # For generation: least probability of a token
         no_bar:bool=False, # Show no progress bar
-    ) -> Any: # See below
+    ) -> Any: # By the kind of task
         "The prompt and what comes after; or label, its id and all probabilities; or pairs of token and tag; or tokens."
         if not hasattr(self.dls, 'task'): return super().predict(item)   # fastai's loaders have their own transforms
         check_sampling(temperature, min_p)
