@@ -38,7 +38,7 @@ from .optim import Adam
 from .transfer import (fetch_pretrained, fit_opt_state, fit_weights, load_weights, match_embeds, read_vocab,
                                  read_weights, write_weights)
 
-# %% ../nbs/30_learner.ipynb #0748e70a
+# %% ../nbs/30_learner.ipynb #22fcfc01
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
 ) -> list: # Tokens by id
@@ -59,7 +59,8 @@ def evaluating(
 
 class TextLearner(fastai_learner.TextLearner):
     "fastai's `TextLearner` with safe files: weights only, by name, and a message that names what does not fit."
-    def _file(self, file:str|Path) -> Path: return join_path_file(file, self.path/self.model_dir, ext='.pth')
+    def _file(self, file:str|Path) -> Path:   # a name, or what `save` gave
+        return join_path_file(str(file).removesuffix('.pth'), self.path/self.model_dir, ext='.pth')
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "Train as fastai's `Learner.fit` does; denormal numbers count as zero meanwhile."

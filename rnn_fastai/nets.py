@@ -126,7 +126,7 @@ class RNNLearner(TextLearner):
         guess = getattr(out, 'logits', out).argmax(-1)
         self.task.show(x[0], target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
 
-# %% ../nbs/31_nets.ipynb #3524871b
+# %% ../nbs/31_nets.ipynb #17ff2e52
 def loaders_task(
     dls:Any, # Loaders
 ) -> SeqTask: # What they are for
@@ -226,5 +226,8 @@ def rnn_learner(
         model = ModuleModel(cell, OneHot(len(task.vocab)) if one_hot else None)
     else:
         model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, **recurrent, **(cell_args or {}))
+    if isinstance(loss_func, nn.CrossEntropyLoss):   # torch's wants the classes second; the same over all targets
+        names = 'weight', 'ignore_index', 'reduction', 'label_smoothing'
+        loss_func = CrossEntropyLossFlat(**{n: getattr(loss_func, n) for n in names})
     kind = LMLearner if isinstance(dls.train, LMDataLoader) else RNNLearner
     return kind(dls, model, alpha=alpha, beta=beta, loss_func=ifnone(loss_func, CrossEntropyLossFlat()), **kwargs)
