@@ -50,7 +50,7 @@ class ModuleModel(nn.Module):
         logits,state = out
         return logits if state is None else LMOutput(logits, None, None, state)
 
-# %% ../nbs/31_nets.ipynb #6f3c8048
+# %% ../nbs/31_nets.ipynb #1f316231
 @delegates(Learner.__init__)
 class RNNLearner(TextLearner):
     "A `Learner` over small sequences, whose `predict` does what the loaders are for: generate, classify, tag or write."
@@ -93,8 +93,8 @@ class RNNLearner(TextLearner):
 
     def _generate(self, model, ids, n_words, temperature, min_p, no_bar) -> list:
         "Tokens after a prompt."
-        banned = [i for i,t in enumerate(self.task.vocab) if i == self.task.pad]
-        banned = torch.tensor(banned, dtype=torch.long, device=ids.device)
+        pad = [] if self.task.pad is None else [self.task.pad]
+        banned = torch.tensor(pad, dtype=torch.long, device=ids.device)
         pick = partial(pick_token, temperature=temperature, min_p=min_p, banned=banned)
         return [self.task.vocab[i] for i in self._continue(model, ids[0], n_words, pick, no_bar)]
 
