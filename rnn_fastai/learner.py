@@ -6,7 +6,7 @@
 __all__ = ['text_vocab', 'evaluating', 'TextLearner', 'LMLearner', 'pretrained_files', 'language_model_learner',
            'text_classifier_learner']
 
-# %% ../nbs/30_learner.ipynb #ac4c60a8
+# %% ../nbs/30_learner.ipynb #da99e46c
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +21,7 @@ from fastai.text import learner as fastai_learner
 from fastai.text.core import BOS, PAD, UNK
 from fastai.text.learner import decode_spec_tokens
 from fastai.text.models import awdlstm as fastai_awd
-from fastai.text.models.core import get_text_classifier
+from fastai.text.models.core import SentenceEncoder, get_text_classifier
 from fastai.torch_core import get_model, rank_distrib
 from fastcore.basics import defaults, ifnone
 from fastcore.meta import delegates
@@ -249,7 +249,17 @@ def language_model_learner(
         files = f"{wgts}.pth",f"{vocab}.json" if Path(f"{vocab}.json").exists() else f"{vocab}.pkl"
     return learn if files is None else learn.load_pretrained(*files)
 
-# %% ../nbs/30_learner.ipynb #64e4faf9
+# %% ../nbs/30_learner.ipynb #f6d760f6
+class _ChunkEncoder(SentenceEncoder):
+    "fastai's encoder of documents, for batches that are padded on the right: it wants whole chunks of padding first."
+    def forward(self, input):
+        return super().forward(self._chunks_first(input, input.lens) if hasattr(input, 'lens') else input)
+
+    def _chunks_first(self, x, lens):
+        shift = (x.size(1) - lens.to(x.device))//self.bptt*self.bptt
+        at = torch.arange(x.size(1), device=x.device) - shift[:, None]
+        return x.as_subclass(torch.Tensor).gather(1, at.clamp(min=0)).masked_fill(at < 0, self.pad_idx)
+
 @delegates(Learner.__init__)
 def text_classifier_learner(
     dls:Any, # Loaders of texts and labels
@@ -274,5 +284,6 @@ def text_classifier_learner(
     files = pretrained_files(archs.facts(arch), backwards) if pretrained else None
     model = get_text_classifier(fastai_awd.AWD_LSTM, len(text_vocab(dls)), n_out, seq_len=seq_len, config=config,
                                 y_range=y_range, drop_mult=drop_mult, lin_ftrs=lin_ftrs, ps=ps, max_len=max_len)
+    model[0] = _ChunkEncoder(seq_len, model[0].module, model[0].pad_idx, model[0].max_len)
     learn = TextLearner(dls, model, splitter=fastai_awd.awd_lstm_clas_split, **kwargs)
     return learn if files is None else learn.load_pretrained(*files, model=model[0].module)

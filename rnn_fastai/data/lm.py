@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TokenStream', 'LMDataset', 'LMDataLoader']
 
-# %% ../../nbs/13_data.lm.ipynb #da1b6755
+# %% ../../nbs/13_data.lm.ipynb #48ddd053
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -21,7 +21,7 @@ from fastcore.meta import delegates
 
 from ..core import check_count
 from .corpus import Corpus, Vocab
-from .tokenize import TextTokenizer, check_texts, frame_texts
+from .tokenize import TextTokenizer
 
 # %% ../../nbs/13_data.lm.ipynb #c27f0fad
 class TokenStream:
@@ -56,7 +56,7 @@ class TokenStream:
         else: pos += np.repeat(self.starts[doc] - self.begins[doc], hi-lo)
         return self.ids[pos].astype(np.int64).reshape(len(at), n)
 
-# %% ../../nbs/13_data.lm.ipynb #4428c1c6
+# %% ../../nbs/13_data.lm.ipynb #56b6b852
 def _is_reversed(dataset:Any) -> bool:
     "Whether fastai's `Datasets` turn every text around."
     tfms = [f for tl in getattr(dataset, 'tls', []) for f in getattr(tl.tfms, 'fs', [])]
@@ -105,11 +105,7 @@ class LMDataset:
         "A data set of other texts with the same tokenizer, vocabulary and direction."
         tokenizer = TextTokenizer() if self.tokenizer is None else self.tokenizer
         if isinstance(texts, (str, Path)): texts = [texts]
-        if isinstance(texts, pd.DataFrame): read = frame_texts(texts, self.text_col)
-        else:
-            read = [t.read_text(encoding='utf8') if isinstance(t, Path) else t for t in texts]
-            check_texts(pd.Series(read, dtype=object, name='texts'))
-        corpus = Corpus.from_tokens(tokenizer(read), self.vocab)
+        corpus = Corpus.from_texts(texts, self.text_col, tokenizer, self.corpus.vocab)
         return LMDataset(corpus, None, tokenizer, self.backwards, texts, self.text_col)
 
     def new_empty(self) -> 'LMDataset':
