@@ -24,6 +24,7 @@ test-slow: install             ## the long checks: several seeds, big sets
 
 bench: install                 ## fastai and this package side by side, in one process
 	$(PY) benchmarks/run.py
+	$(PY) benchmarks/text.py
 	$(PY) benchmarks/cells.py
 	$(PY) benchmarks/human_numbers.py
 

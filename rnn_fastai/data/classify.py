@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PaddedText', 'pad_rows', 'padded_text', 'Labels', 'frame_labels', 'DocDataset', 'DocDataLoader']
 
-# %% ../../nbs/14_data.classify.ipynb #cb88c7e8
+# %% ../../nbs/14_data.classify.ipynb #e6dd616f
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ from torch import Tensor
 from ..core import check_count
 from .corpus import Corpus
 from .lm import LMDataset
-from .pieces import spans
 from .texts import check_column
 from .tokenize import BaseTokenizer
 
-# %% ../../nbs/14_data.classify.ipynb #b0a817a6
+# %% ../../nbs/14_data.classify.ipynb #bdda003f
 class PaddedText(TensorText):
     "Ids of documents, a row each, padded on the right; `lens` has the length of each row (int64, on the CPU)."
 
@@ -42,9 +41,9 @@ def pad_rows(
     "Documents as rows of one tensor, filled up on the right."
     starts,lens = corpus.offsets[docs],corpus.lens[docs]
     out = np.full((len(docs), lens.max(initial=0)), pad, dtype=np.int64)
-    pos = spans(starts, lens)
-    if backwards: pos = np.repeat(2*starts + lens - 1, lens) - pos
-    out[np.arange(out.shape[1]) < lens[:, None]] = values[pos]
+    for row,start,n in zip(out, starts.tolist(), lens.tolist(), strict=True):
+        part = values[start:start+n]
+        row[:n] = part[::-1] if backwards else part
     return torch.from_numpy(out)
 
 def padded_text(

@@ -83,7 +83,7 @@ class Vocab(list):
         "Ids that stand for no token."
         return [i for i,t in enumerate(self) if t == FAKE]
 
-# %% ../../nbs/12_data.corpus.ipynb #9d3edfef
+# %% ../../nbs/12_data.corpus.ipynb #01781351
 def _id_dtype(n:int) -> np.dtype:
     "The smallest unsigned type for ids below `n`."
     return np.min_scalar_type(max(n-1, 0))
@@ -232,7 +232,8 @@ class Corpus:
             meta = json.loads((path/'corpus.json').read_text(encoding='utf8'))
             ids,offsets = (np.load(path/f'{k}.npy', mmap_mode='r', allow_pickle=False) for k in ('ids', 'offsets'))
             digest = dict(ids=_digest(ids), offsets=_digest(offsets))
-            if meta['format'] == _FORMAT and meta['digest'] == digest: return cls(np.asarray(ids), offsets, Vocab(meta['vocab']))
+            if meta['format'] == _FORMAT and meta['digest'] == digest:
+                return cls(np.asarray(ids), offsets, Vocab(meta['vocab']))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ValueError(f"The saved corpus {path} is damaged: {e}. Delete the folder and build it anew.") from e
         raise ValueError(f"The saved corpus {path} is damaged, or of another version. Build it anew.")
