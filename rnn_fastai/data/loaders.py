@@ -132,7 +132,7 @@ def doc_loaders(
         return DocDataLoader(ds, bs=bs, shuffle=shuffle, drop_last=shuffle and len(rows) >= bs, device=device, **kwargs)
     return [one(train, targets[0], bs, shuffle), one(valid, targets[1], ifnone(val_bs, bs), False)]
 
-# %% ../../nbs/19_data.loaders.ipynb #20206b30
+# %% ../../nbs/19_data.loaders.ipynb #79a38301
 # Arguments of fastai's factories that are about the other kind of loaders, or have no meaning for ours.
 _NO_MEANING = {'tok_text_col', 'num_workers', 'seq_len', 'drop_last', 'shuffle_train'}
 _NOT_LM = {'label_col', 'label_delim', 'y_block', 'vocab', 'stratify'} | _NO_MEANING - {'seq_len'}
@@ -250,11 +250,11 @@ class Tokenizer(fastai_core.Tokenizer):
         df,col = dsets.items,self.tok_text_col
         texts = frame_texts(df, self.text_cols, self.kwargs.get('mark_fields'))
         used = [check_column(df, c) for c in L(self.text_cols)]
-        toks = list(map(L, TextTokenizer(self)(texts)))
-        lens = list(map(len, toks))
-        dsets.items = df.drop(columns=used).assign(**{col: pd.Series(toks, df.index, dtype=object), f'{col}_length': lens})
+        toks = pd.Series(list(map(L, TextTokenizer(self)(texts))), df.index, dtype=object)
+        lens = toks.map(len)
+        dsets.items = df.drop(columns=used).assign(**{col: toks, f'{col}_length': lens})
         self.counter = ifnone(self.counter, Counter(t for ts in toks for t in ts))
-        self.lengths = ifnone(self.lengths, np.array(lens))
+        self.lengths = ifnone(self.lengths, lens.values)
         return dsets
 
 class TextBlock(fastai_data.TextBlock):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PIECE_RULES', 'spans', 'Links', 'rule_text', 'PieceTable']
 
-# %% ../../nbs/09_data.pieces.ipynb #45cdb0e5
+# %% ../../nbs/09_data.pieces.ipynb #7e3ba57c
 import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from operator import eq
 from typing import Callable, Iterable, Iterator, NamedTuple
 
@@ -91,8 +91,8 @@ def rule_text(
         if needs is None or needs(text): text = rule(text)
     return text
 
-# %% ../../nbs/09_data.pieces.ipynb #d3aaf52d
-_ALONE = re.compile(r'[&\\;]|\s').search   # a piece that may hold HTML or white space is ruled alone
+# %% ../../nbs/09_data.pieces.ipynb #12a37027
+_ALONE = re.compile(r'[&\\;]|[^\S ]').search   # a piece that may hold HTML, or white space that is no blank, is ruled alone
 _BEYOND = re.compile(r'[^\S ]').search     # white space that is no blank
 
 def _is_utf8(text:str) -> bool:
@@ -101,22 +101,20 @@ def _is_utf8(text:str) -> bool:
     except UnicodeEncodeError: return False
     return True
 
-def _rule_joined(pieces:str) -> tuple[str, str]:
-    "Pieces, a line each, after the first two rules, and after all but the two that look at the text around."
-    words = replace_rep(fix_html(pieces))
-    return words,replace_maj(replace_all_caps(rm_useless_spaces(spec_add_spaces(words)))).lower()
+def _first_rules(t:str) -> str: return replace_rep(fix_html(t))   # those before the rule for repeated words
+def _rule_words(t:str) -> str:   # those after it; of `lowercase`, what it does to letters
+    return replace_maj(replace_all_caps(rm_useless_spaces(spec_add_spaces(t)))).lower()
 
-def _rule_pieces(pieces:list[str]) -> tuple[list[str], list[str]]:
-    "The same for each of `pieces`; a piece that gets white space of its own is left as it is."
+def _by_lines(rules:Callable, pieces:list[str]) -> list[str]:
+    "Pieces after `rules`, all at once; but one by one those that might be broken, and not at all those that go whole."
     alone = [i for i,p in enumerate(pieces) if _ALONE(p)]
     plain = pieces.copy()
     for i in alone: plain[i] = ''
-    words,ruled = (s.split('\n') for s in _rule_joined('\n'.join(plain)))
-    for i in alone:
-        words[i],ruled[i] = (pieces[i],)*2 if _BEYOND(pieces[i]) or 'nbsp;' in pieces[i] else _rule_joined(pieces[i])
-    return words,ruled
+    ruled = rules('\n'.join(plain)).split('\n')
+    for i in alone: ruled[i] = pieces[i] if _BEYOND(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
+    return ruled
 
-# %% ../../nbs/09_data.pieces.ipynb #e40a4dd5
+# %% ../../nbs/09_data.pieces.ipynb #3396446d
 class PieceTable:
     "Tokens of each piece after fastai's rules, worked out once; numbers texts, many at once."
     def __init__(self,
@@ -155,7 +153,8 @@ class PieceTable:
 
     def _learn(self, pieces:list[str]):
         "Work out tokens and facts of new pieces."
-        words,ruled = _rule_pieces(pieces)
+        words = _by_lines(_first_rules, pieces)
+        ruled = _by_lines(_rule_words, words)
         texts = [r.strip(' ') for r in ruled]
         first,last = (np.fromiter(map(hash, words), dtype=np.int64, count=len(words)) for _ in range(2))
         whole = np.array([not t or 'nbsp;' in t for t in texts])
@@ -206,9 +205,9 @@ class PieceTable:
         texts = [''.join('\n ' if d == '2' else '\n' for d in reversed(np.base_repr(code, 3))) for _,code in runs]
         return np.array(self.ids_of(texts), dtype=np.int32),np.ones(len(runs), dtype=np.int64)
 
-    def _learn_linked(self, groups:list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-        ruled = (r.strip(' ') for r in _rule_pieces(list(chain.from_iterable(groups)))[1])
-        return self._tokens_of([(' '.join(islice(ruled, len(g))),) for g in groups])
+    def _learn_joined(self, groups:list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+        ruled = (_rule_words(replace_wrep(_first_rules(' '.join(g)))) for g in groups)
+        return self._tokens_of([(r.strip(' '),) for r in ruled])
 
     # --- numbering texts
 
@@ -234,10 +233,11 @@ class PieceTable:
         with self._lock:
             if len(self._pieces) > self.max_pieces: self._clear()
             ids,ends,odd = self._join_runs(*self._looked_up(*job.result()))
-            odd[np.searchsorted(ends, self._reaches_beyond(ids, ends), 'right')] = True
+            joined,places = self._reaches(ids, ends)
+            odd[np.searchsorted(ends, places, 'right')] = True
             text_of = np.repeat(np.arange(len(texts)), np.diff(ends, prepend=0))
-            ids,text_of = (a[~odd[text_of]] for a in (ids, text_of))
-            ids,text_of = self._join_linked(ids, text_of)
+            ids,text_of,joined = (a[~odd[text_of]] for a in (ids, text_of, joined))
+            ids,text_of = self._join(ids, joined)[~joined],text_of[~joined]
             n = self._facts.n[ids]
             toks = self._flat[spans(self._facts.start[ids], n)]
             whole = [(i, self.ids_of(self._tokenize(rule_text(texts[i], PIECE_RULES)))) for i in np.flatnonzero(odd)]
@@ -276,28 +276,30 @@ class PieceTable:
         keep[start[~edge]] = True
         return ids[keep],np.append(0, np.cumsum(keep))[ends],odd
 
-    def _reaches_beyond(self, ids:np.ndarray, ends:np.ndarray) -> np.ndarray:
-        "Places in `ids` of pieces that tell a text to be tokenized whole."
-        f = self._facts
-        at = np.flatnonzero(f.first[ids])                                 # words, without the runs of newlines
-        w = ids[at]
-        twice = np.flatnonzero(f.last[w[:-1]] == f.first[w[1:]])          # a word twice, so there may be a third
-        thrice = [i for i in twice.tolist() if _repeats([self._pieces[p] for p in w[i:i+3]])]
-        opening = np.append(0, ends[:-1])[np.diff(ends, prepend=0) > 0]   # `xxbos` stands before the first piece
-        linked = self._links.linked[self._links.before(BOS), f.after[ids[opening]]]
-        return np.concatenate([np.flatnonzero(f.whole[ids]), at[np.array(thrice, dtype=np.int64)], opening[linked]])
+    def _reaches(self, ids:np.ndarray, ends:np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "Which pieces belong together with the one before; places in `ids` that tell a text to be tokenized whole."
+        f,opens = self._facts,np.zeros(len(ids), dtype=bool)
+        opens[np.append(0, ends[:-1])[np.diff(ends, prepend=0) > 0]] = True
+        joined = ~opens & np.append(False, self._links.linked[f.before[ids[:-1]], f.after[ids[1:]]])[:len(ids)]
+        bos = opens & self._links.linked[self._links.before(BOS), f.after[ids]]   # `xxbos` stands before the first piece
+        at = np.flatnonzero(f.first[ids])                                         # words, without the runs of newlines
+        w,far = ids[at],[]
+        for i in np.flatnonzero(f.last[w[:-1]] == f.first[w[1:]]).tolist():       # a word twice; is there a third?
+            if not _repeats([self._pieces[p] for p in w[i:i+3]]): continue
+            a = at[i]
+            near = a+2 < len(ids) and f.first[ids[a+1:a+3]].all() and not opens[a+1:a+3].any()
+            # the rule takes white space along on both sides: a newline before, and the blank before the next repetition
+            if near and (opens[a] or f.first[ids[a-1]]): joined[a+1:a+4] |= ~opens[a+1:a+4] & (f.first[ids[a+1:a+4]] != 0)
+            else: far.append(a)
+        return joined,np.concatenate([np.flatnonzero(f.whole[ids] | bos), np.array(far, dtype=np.int64)])
 
-    def _join_linked(self, ids:np.ndarray, text_of:np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "Pieces that may be linked joined to one; its tokens are those of all together."
-        f = self._facts
-        linked = self._links.linked[f.before[ids[:-1]], f.after[ids[1:]]] & (text_of[:-1] == text_of[1:])
-        if not linked.any(): return ids,text_of
-        linked = np.append(False, linked)                                 # with the piece before
-        starts = np.flatnonzero(~linked & np.append(linked[1:], False))
-        stops = np.flatnonzero(linked & ~np.append(linked[1:], False)) + 1
+    def _join(self, ids:np.ndarray, joined:np.ndarray) -> np.ndarray:
+        "Ids where pieces that belong together are one, with the tokens of all together; it stands first among them."
+        starts = np.flatnonzero(~joined & np.append(joined[1:], False))
+        stops = np.flatnonzero(joined & ~np.append(joined[1:], False)) + 1
         groups = [tuple(map(self._pieces.__getitem__, ids[a:b].tolist())) for a,b in zip(starts, stops, strict=True)]
-        ids[starts] = self._made(groups, self._learn_linked)
-        return ids[~linked],text_of[~linked]
+        ids[starts] = self._made(groups, self._learn_joined)
+        return ids
 
     def _open(self, ids:np.ndarray, sizes:np.ndarray, whole:list) -> tuple[np.ndarray, np.ndarray]:
         "Tokens of all texts with `xxbos` before each; texts tokenized `whole` have it already."
@@ -330,5 +332,5 @@ def _splice(ids:np.ndarray, sizes:np.ndarray, rows:list[tuple[int, list]]) -> tu
 
 def _repeats(pieces:list) -> bool:
     "Whether the rule for repeated words changes these pieces together."
-    text = ' '.join(_rule_pieces(pieces)[0])
+    text = _first_rules(' '.join(pieces))
     return replace_wrep(text) != text

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['check_column', 'check_texts', 'frame_texts', 'texts_of', 'progress']
 
-# %% ../../nbs/08_data.texts.ipynb #5347bf4f
+# %% ../../nbs/08_data.texts.ipynb #ad389711
 import time
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 from fastai.data.transforms import get_text_files
@@ -108,18 +108,22 @@ def texts_of(
         return (t for df in _file_frames(path, text_cols) for t in frame_texts(df, cols))
     return _checked(source)
 
-# %% ../../nbs/08_data.texts.ipynb #477b461d
+# %% ../../nbs/08_data.texts.ipynb #eced7c16
+_AFTER = 1.   # seconds after which a bar appears
+
 def progress(
     items:Iterable[Any], # What is worked on
     total:int|None, # How much work there is; none where it is not known
-    size:Any=len, # How much of it an item is
+    size:Callable=len, # How much of it an item is
     no_bar:bool=False, # Show no bar
 ) -> Iterator[Any]: # The items
     "Pass `items` through; a bar appears after a second, unless `no_bar`."
-    start,done,bar = time.monotonic(),0,None
+    start,done,bar = time.time(),0,None
     for item in items:
         yield item
         done += size(item)
-        if bar is None and total and not no_bar and time.monotonic() - start > 1:
+        if bar is None and total and not no_bar and time.time() - start > _AFTER:
             bar = progress_bar(range(total), leave=False)
+            bar.update(0)
+            bar.start_t = start   # the time that is left is told from the beginning of the work
         if bar is not None: bar.update(min(done, total))

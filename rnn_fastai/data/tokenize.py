@@ -42,7 +42,7 @@ def _pieces_re(pairs:dict[str, set]) -> re.Pattern:
     link = rf'(?: {quick}(?:{links})\S+)*' if links else ''
     return re.compile(rf'\S+{link}|\s{{2,}}|[^\S ]')
 
-# %% ../../nbs/11_data.tokenize.ipynb #b99d8c85
+# %% ../../nbs/11_data.tokenize.ipynb #19104ee8
 # A sign, letters (several words with hyphens between), a genitive, signs; or anything else.
 _PLAIN = re.compile(r"""^(?:(["'(\[]?)([a-z]{2,}(?:-[a-z]{2,})*)('s)?([,.!?;:)"'\]]{0,3})|.*)$""", re.M)
 
@@ -61,7 +61,7 @@ def _cut_plain(
 ) -> list[tuple[str, ...]]: # Tokens of each; none for a word that is not as plain as that
     "Tokens of words that are letters with signs about them, where no special case is near."
     res = []
-    for pre,core,s,signs in _PLAIN.findall('\n'.join(words)):
+    for pre,core,s,signs in _PLAIN.findall('\n'.join(words)) if words else ():
         close = pre or s or '-' in core
         if not core or core in cases: toks = ()
         elif not close and not signs: toks = (core,)   # this and the next are nine words of ten
