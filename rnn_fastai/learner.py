@@ -156,7 +156,7 @@ class TextLearner(fastai_learner.TextLearner):
         self.freeze()
         return self
 
-# %% ../nbs/30_learner.ipynb #8366fd87
+# %% ../nbs/30_learner.ipynb #b13639a5
 @delegates(Learner.__init__)
 class LMLearner(TextLearner):
     "A `Learner` of a language model: carries the state from batch to batch, and continues prompts."
@@ -240,6 +240,7 @@ def language_model_learner(
     **kwargs
 ) -> LMLearner: # With pretrained weights, frozen up to the last group
     "A language model `Learner`. Raises `ValueError` for an unknown `arch`, `RuntimeError` if weights cannot be had."
+    arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch   # fastai's class means ours
     facts = archs.facts(arch)
     files = pretrained_files(facts, backwards) if pretrained and pretrained_fnames is None else None
     model = get_language_model(arch, len(text_vocab(dls)), config, drop_mult)
@@ -249,11 +250,15 @@ def language_model_learner(
         files = f"{wgts}.pth",f"{vocab}.json" if Path(f"{vocab}.json").exists() else f"{vocab}.pkl"
     return learn if files is None else learn.load_pretrained(*files)
 
-# %% ../nbs/30_learner.ipynb #f6d760f6
+# %% ../nbs/30_learner.ipynb #5c0736d9
 class _ChunkEncoder(SentenceEncoder):
     "fastai's encoder of documents, for batches that are padded on the right: it wants whole chunks of padding first."
     def forward(self, input):
-        return super().forward(self._chunks_first(input, input.lens) if hasattr(input, 'lens') else input)
+        if not hasattr(input, 'lens'): return super().forward(input)
+        order = input.lens.argsort(descending=True, stable=True).to(input.device)   # it wants the longest first, too
+        back = order.argsort()
+        out,mask = super().forward(self._chunks_first(input, input.lens)[order])
+        return out[back],mask[back]
 
     def _chunks_first(self, x, lens):
         shift = (x.size(1) - lens.to(x.device))//self.bptt*self.bptt
@@ -277,6 +282,7 @@ def text_classifier_learner(
     **kwargs
 ) -> TextLearner:
     "fastai's `text_classifier_learner`, with safe files."
+    arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
     if archs.key(arch) != 'AWD_LSTM':
         raise ValueError(f"arch={archs.key(arch)!r}: classifiers are built from 'AWD_LSTM' only, so far.")
     n_out = ifnone(n_out, get_c(dls))

@@ -5,17 +5,21 @@
 # %% auto #0
 __all__ = ['fingerprint', 'corpus_key', 'cache_folder', 'cached_corpus']
 
-# %% ../../nbs/18_data.cache.ipynb #94058e2e
+# %% ../../nbs/18_data.cache.ipynb #1a87e2cf
+import copyreg
 import hashlib
 import inspect
 import json
+import platform
+import re
 import shutil
 import time
 import warnings
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any, Iterable
 
 import numpy as np
@@ -25,39 +29,55 @@ from .corpus import Corpus
 from .texts import texts_of
 from .tokenize import BaseTokenizer, TextTokenizer, chunks_of
 
-# %% ../../nbs/18_data.cache.ipynb #fcac187d
+# %% ../../nbs/18_data.cache.ipynb #d7d2ff25
 def fingerprint(
-    o:Any, # A setting, a function, a tokenizer, or lists and dictionaries of them
+    o:Any, # A setting, a function, a tokenizer, or lists, sets and dictionaries of them
 ) -> Any: # What JSON can hold, equal for equal things
     "What tells `o` from others, also in another process. Raises `TypeError` where that cannot be said."
     if o is None or isinstance(o, (str, int, float)): return o
+    if isinstance(o, bytes): return o.hex()
     if isinstance(o, (list, tuple)): return [fingerprint(v) for v in o]
-    if isinstance(o, dict): return {str(k): fingerprint(v) for k,v in sorted(o.items())}
+    if isinstance(o, (set, frozenset)): return sorted(json.dumps(fingerprint(v)) for v in o)
+    if isinstance(o, dict): return sorted([json.dumps(fingerprint(k)), fingerprint(v)] for k,v in o.items())
     if isinstance(o, partial): return ['partial', *map(fingerprint, (o.func, o.args, o.keywords))]
-    if isinstance(o, (BuiltinFunctionType, MethodDescriptorType)): return ['builtin', o.__qualname__]
-    if isinstance(o, (FunctionType, type)): return _source(o)
-    return [_source(type(o)), *map(fingerprint, o.__reduce_ex__(2)[1:])]   # what a copy would be made from
+    if isinstance(o, FunctionType): return _function(o)
+    if isinstance(o, MethodType): return [_function(o.__func__), fingerprint(o.__self__)]
+    if isinstance(o, CodeType): return fingerprint([o.co_code, o.co_names, o.co_varnames, o.co_consts])
+    if isinstance(o, (type, ModuleType, MethodDescriptorType)): return _named(o)
+    if isinstance(o, BuiltinFunctionType): return [o.__qualname__, fingerprint(o.__self__)]
+    if isinstance(o, BaseTokenizer): return [_named(type(o)), fingerprint(o.settings())]
+    reduce = copyreg.dispatch_table.get(type(o))   # what a copy would be made from
+    return [_named(type(o)), *map(fingerprint, (reduce(o) if reduce else o.__reduce_ex__(2))[1:])]
 
-def _source(f:Any) -> list:
-    "Name and source of a function or class, with what it has closed over."
-    try: text = inspect.getsource(f)
-    except (OSError, TypeError) as e: raise TypeError(f"The source of {f!r} cannot be read.") from e
-    cells = [c.cell_contents for c in getattr(f, '__closure__', None) or ()]
-    return [f.__module__, f.__qualname__, hashlib.sha256(text.encode()).hexdigest(), *map(fingerprint, cells)]
+def _function(f:FunctionType) -> list:
+    "Name and code of a function, with its defaults and what it has closed over."
+    try: cells = [c.cell_contents for c in f.__closure__ or ()]
+    except ValueError as e: raise TypeError(f"{f.__qualname__} has closed over a name without a value.") from e
+    return [f.__module__, f.__qualname__, *map(fingerprint, (f.__code__, f.__defaults__, f.__kwdefaults__, cells))]
+
+def _named(o:Any) -> list:
+    "Name of a class, module or method, with the source where there is one."
+    try: text = inspect.getsource(o)
+    except (OSError, TypeError): text = ''
+    return [getattr(o, '__module__', ''), getattr(o, '__qualname__', o.__name__), _digest(text)]
+
+def _digest(text:str) -> str: return hashlib.sha256(text.encode()).hexdigest()
 
 def corpus_key(
     texts:Iterable[str], # Texts
     **settings # All that tokens and ids depend on
 ) -> str: # A short name
     "Name of a corpus after its content and settings. Raises `TypeError` for settings that cannot be told from others."
-    packages = {p: version(p) for p in ('rnn_fastai', 'fastai', 'spacy', 'tokenizers')}
-    h = hashlib.blake2b(json.dumps([packages, fingerprint(settings)]).encode(), digest_size=16)
+    packages = [platform.python_version(), *map(version, ('rnn_fastai', 'fastai', 'spacy', 'tokenizers'))]
+    try: known = fingerprint(settings)
+    except RecursionError as e: raise TypeError("A setting refers to itself.") from e
+    h = hashlib.blake2b(json.dumps([packages, known]).encode(), digest_size=16)
     for part in chunks_of(texts):
         h.update(np.fromiter(map(len, part), dtype=np.int64, count=len(part)).tobytes())
         h.update(''.join(part).encode('utf8', 'surrogatepass'))
     return h.hexdigest()
 
-# %% ../../nbs/18_data.cache.ipynb #8341f4fe
+# %% ../../nbs/18_data.cache.ipynb #57b7dc8a
 def cache_folder(
     cache:bool|str|Path, # A folder, or true for the one of fastai's data
 ) -> Path: # The folder
@@ -66,14 +86,16 @@ def cache_folder(
 
 def _kept(path:Path) -> Corpus|None:
     "The corpus in `path`, where there is a sound one; a damaged one is told of."
-    if not path.exists(): return None
     try: return Corpus.open(path)
+    except FileNotFoundError: return None
     except ValueError as e: warnings.warn(f"{e} It is built anew now.", stacklevel=4)
 
 def _sweep(folder:Path):
     "Delete what killed processes left half done, a day ago or earlier."
-    for tmp in folder.glob('.*.*'):
-        if time.time() - tmp.stat().st_mtime > 86_400: shutil.rmtree(tmp, ignore_errors=True)
+    for tmp in folder.iterdir():
+        if not re.fullmatch(r'\.[0-9a-f]{32}\..{8}', tmp.name): continue
+        with suppress(FileNotFoundError):   # another process may sweep too
+            if time.time() - tmp.stat().st_mtime > 86_400: shutil.rmtree(tmp, ignore_errors=True)
 
 def cached_corpus(
     texts:Any, # What `Corpus.from_texts` takes
@@ -88,15 +110,18 @@ def cached_corpus(
     if hasattr(texts, '__next__'): texts = list(texts)   # read twice: for the key, and to build
     def build(): return Corpus.from_texts(texts, text_cols, tokenizer, no_bar=no_bar, **settings)
     if not cache: return build()
-    try: path = cache_folder(cache)/corpus_key(texts_of(texts, text_cols), tokenizer=tokenizer, **settings)
+    how = dict(tokenizer=tokenizer, **settings)
+    try: corpus_key((), **how)
     except TypeError as e:
         warnings.warn(f"The corpus is not kept on the disk: {e}", stacklevel=2)
         return build()
+    path = cache_folder(cache)/corpus_key(texts_of(texts, text_cols), **how)
     corpus = _kept(path)
     if corpus is not None: return corpus
     corpus = build()
     try:
         corpus.save(path)
         _sweep(path.parent)
-    except OSError as e: warnings.warn(f"The corpus is not kept on the disk: {e}", stacklevel=2)
+    except OSError as e:
+        if _kept(path) is None: warnings.warn(f"The corpus is not kept on the disk: {e}", stacklevel=2)
     return corpus

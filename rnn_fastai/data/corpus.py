@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['FAKE', 'Vocab', 'write_folder', 'Corpus']
 
-# %% ../../nbs/12_data.corpus.ipynb #b7c3c7f8
+# %% ../../nbs/12_data.corpus.ipynb #8929468d
+import errno
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -24,7 +26,7 @@ from ..core import check_count
 from .texts import progress, texts_of
 from .tokenize import BaseTokenizer, TextTokenizer, chunks_of
 
-# %% ../../nbs/12_data.corpus.ipynb #f76d6f5b
+# %% ../../nbs/12_data.corpus.ipynb #51c8dc8a
 FAKE = 'xxfake'
 
 class Vocab(list):
@@ -52,9 +54,10 @@ class Vocab(list):
     ) -> 'Vocab':
         "`vocab` as a `Vocab`. Raises where it is no list of strings, or has no `xxunk` at 0 for what is unknown."
         if isinstance(vocab, Vocab): return vocab
-        if isinstance(vocab, str) or not all(isinstance(t, str) for t in vocab):
+        odd = [vocab] if isinstance(vocab, str) else [t for t in vocab if not isinstance(t, str)]
+        if odd:
             raise TypeError(f"The vocabulary must be a list of strings, not {type(vocab).__name__} of "
-                            f"{type(vocab[0]).__name__}.")
+                            f"{type(odd[0]).__name__}.")
         if not len(vocab) or vocab[0] != UNK:
             raise ValueError(f"The vocabulary must start with {UNK!r}, the token for what it lacks, not {vocab[:1]}.")
         return cls(vocab)
@@ -63,7 +66,7 @@ class Vocab(list):
         file:str|Path, # Where to write
     ):
         "Write the tokens as JSON, to be read by `read_vocab`."
-        Path(file).write_text(json.dumps(list(self), ensure_ascii=False), encoding='utf8')
+        Path(file).write_text(json.dumps(list(self)), encoding='utf8')
 
     def encode(self,
         toks:Iterable[str], # Tokens
@@ -83,34 +86,57 @@ class Vocab(list):
         "Ids that stand for no token."
         return [i for i,t in enumerate(self) if t == FAKE]
 
-# %% ../../nbs/12_data.corpus.ipynb #01781351
+# %% ../../nbs/12_data.corpus.ipynb #d0202aae
 def _id_dtype(n:int) -> np.dtype:
     "The smallest unsigned type for ids below `n`."
     return np.min_scalar_type(max(n-1, 0))
 
 _FORMAT = 1   # of a saved corpus
+_FILES = {'ids.npy', 'offsets.npy', 'corpus.json'}
 
-def _digest(a:np.ndarray) -> str:
-    "Type, shape and content of an array."
-    return f"{a.dtype} {a.shape} {hashlib.blake2b(np.ascontiguousarray(a).view(np.uint8), digest_size=16).hexdigest()}"
+def _digest(data:bytes) -> str: return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _file_digest(file:Path) -> str:
+    "Digest of a file, read a part at a time."
+    h = hashlib.blake2b(digest_size=16)
+    with file.open('rb') as f:
+        while part := f.read(2**22): h.update(part)
+    return h.hexdigest()
+
+def _digests(folder:Path, vocab:list) -> dict:
+    "What tells that a saved corpus is whole."
+    files = {k: _file_digest(folder/f'{k}.npy') for k in ('ids', 'offsets')}
+    return {**files, 'vocab': _digest(json.dumps(vocab).encode())}
+
+# JSON makes one character of two halves of a surrogate pair, so a token that holds such halves is kept as numbers.
+def _to_json(tok:str) -> str|list: return list(map(ord, tok)) if re.search('[\ud800-\udfff]', tok) else tok
+def _from_json(tok:str|list) -> str: return tok if isinstance(tok, str) else ''.join(map(chr, tok))
+
+def _save_array(file:Path, a:np.ndarray):
+    "Write an array; numpy alone would not tell that the end of it found no room."
+    np.save(file, a, allow_pickle=False)
+    try: np.load(file, mmap_mode='r')
+    except ValueError as e: raise OSError(errno.ENOSPC, f"{file.name} was cut short") from e
 
 def write_folder(
-    path:Path, # The folder to be
+    path:Path, # The folder to be; it may hold a corpus now, and nothing else
     write:Callable, # Called with a folder, fills it
 ):
     "Fill a folder out of sight and put it in place whole. Raises `OSError`, and then leaves what was there before."
+    if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _FILES):
+        raise FileExistsError(errno.EEXIST, f"{path} holds other things than a corpus; choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    new,old = tmp/'new',tmp/'old'
     try:
-        new = tmp/'new'
         new.mkdir()
         write(new)
-        if path.exists(): path.rename(tmp/'old')
+        if path.exists(): path.rename(old)
         new.rename(path)
     except OSError as e:
-        if (tmp/'old').exists() and not path.exists(): (tmp/'old').rename(path)
-        raise OSError(e.errno, f"{path} could not be written ({e.strerror or e}); nothing was changed") from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        raise OSError(e.errno or errno.EIO, f"{path} could not be written ({e.strerror or e}); nothing was changed") from e
+    finally:
+        if old.exists() and not path.exists(): old.rename(path)
+        shutil.rmtree(tmp, ignore_errors=True)
 
 class _Tally:
     "How often each numbered token occurs, and which came first."
@@ -211,12 +237,11 @@ class Corpus:
     def save(self,
         path:str|Path, # A folder to write
     ) -> Path: # The folder
-        "Write arrays and vocabulary. Raises `OSError` where the disk is full; what was there before then stays."
-        path = Path(path)
-        meta = dict(format=_FORMAT, vocab=list(self.vocab),
-                    digest={k: _digest(getattr(self, k)) for k in ('ids', 'offsets')})
+        "Write arrays and vocabulary. Raises `OSError` for a full disk or a folder of other things; what is there stays."
+        path,vocab = Path(path),list(map(_to_json, self.vocab))
         def write(folder):
-            for k in ('ids', 'offsets'): np.save(folder/f'{k}.npy', getattr(self, k), allow_pickle=False)
+            for k in ('ids', 'offsets'): _save_array(folder/f'{k}.npy', getattr(self, k))
+            meta = dict(format=_FORMAT, vocab=vocab, digest=_digests(folder, vocab))
             (folder/'corpus.json').write_text(json.dumps(meta), encoding='utf8')
         write_folder(path, write)
         return path
@@ -230,13 +255,12 @@ class Corpus:
         if not path.is_dir(): raise FileNotFoundError(f"There is no saved corpus {path}.")
         try:
             meta = json.loads((path/'corpus.json').read_text(encoding='utf8'))
+            if (meta['format'], meta['digest']) != (_FORMAT, _digests(path, meta['vocab'])):
+                raise ValueError("its content is not what was saved")
             ids,offsets = (np.load(path/f'{k}.npy', mmap_mode='r', allow_pickle=False) for k in ('ids', 'offsets'))
-            digest = dict(ids=_digest(ids), offsets=_digest(offsets))
-            if meta['format'] == _FORMAT and meta['digest'] == digest:
-                return cls(np.asarray(ids), offsets, Vocab(meta['vocab']))
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"The saved corpus {path} is damaged: {e}. Delete the folder and build it anew.") from e
-        raise ValueError(f"The saved corpus {path} is damaged, or of another version. Build it anew.")
+            return cls(np.asarray(ids), offsets, Vocab(map(_from_json, meta['vocab'])))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise ValueError(f"The saved corpus {path} is damaged ({e}). Delete the folder and build it anew.") from e
 
     @property
     def report(self) -> str:

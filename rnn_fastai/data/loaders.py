@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lm_loaders', 'doc_loaders', 'TextDataLoaders', 'Tokenizer', 'TextBlock']
 
-# %% ../../nbs/19_data.loaders.ipynb #6c2feeaf
+# %% ../../nbs/19_data.loaders.ipynb #240de539
 import inspect
 import time
 from collections import Counter
@@ -26,13 +26,13 @@ from fastcore.meta import delegates
 
 from ..core import check_count, near
 from .cache import cached_corpus
-from .classify import DocDataLoader, DocDataset, Labels, frame_labels
+from .classify import DocDataLoader, DocDataset, Labels, frame_labels, label_keys
 from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
 from .texts import check_column, frame_texts, texts_of
 from .tokenize import BaseTokenizer, TextTokenizer, WordTokenizer, as_tokenizer
 
-# %% ../../nbs/19_data.loaders.ipynb #bf1d8cd7
+# %% ../../nbs/19_data.loaders.ipynb #45b550de
 def _check_names(given:dict, f:Callable):
     "Raise `TypeError` for arguments that `f` does not have."
     known = inspect.signature(f).parameters
@@ -122,8 +122,9 @@ def doc_loaders(
     for name,n in (('bs', bs), ('val_bs', ifnone(val_bs, bs))): check_count(name, n)
     items,tokenizer,device = ifnone(items, texts),as_tokenizer(tok_tfm),ifnone(device, default_device())
     train,valid = _parts(splits, texts, items)
-    labels = Labels(read_labels(train[1]), block, label_col, train[0])   # before the texts: its errors come at once
-    targets = labels.y,labels.of(read_labels(valid[1]), valid[0])
+    named = [(its.index if isinstance(its, pd.DataFrame) else rows).tolist() for rows,its,_ in (train, valid)]
+    labels = Labels(read_labels(train[1]), block, label_col, named[0])   # before the texts: its errors come at once
+    targets = labels.y,labels.of(read_labels(valid[1]), named[1])
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
                      max_vocab=max_vocab)
     def one(part, y, bs, shuffle):
@@ -132,7 +133,7 @@ def doc_loaders(
         return DocDataLoader(ds, bs=bs, shuffle=shuffle, drop_last=shuffle and len(rows) >= bs, device=device, **kwargs)
     return [one(train, targets[0], bs, shuffle), one(valid, targets[1], ifnone(val_bs, bs), False)]
 
-# %% ../../nbs/19_data.loaders.ipynb #79a38301
+# %% ../../nbs/19_data.loaders.ipynb #492c3aa4
 # Arguments of fastai's factories that are about the other kind of loaders, or have no meaning for ours.
 _NO_MEANING = {'tok_text_col', 'num_workers', 'seq_len', 'drop_last', 'shuffle_train'}
 _NOT_LM = {'label_col', 'label_delim', 'y_block', 'vocab', 'stratify'} | _NO_MEANING - {'seq_len'}
@@ -140,18 +141,31 @@ def _without(kwargs:dict, names:set) -> dict:
     "Arguments but for those of `names`."
     return {k: v for k,v in kwargs.items() if k not in names}
 
-def _folder_splitter(path:str|Path, train:str, valid:str) -> Callable:
+def _folder_splitter(path:str|Path, *names:str) -> Callable:
     "Split files by the folder below `path` that they lie in, however deep (fastai's looks at the grandparent alone)."
-    def below(files, name): return [i for i,f in enumerate(files) if f.relative_to(path).parts[0] == name]
-    return lambda files: (below(files, train), below(files, valid))
+    def below(files, name):
+        parts = [f.relative_to(path).parts for f in files]
+        deep = any(len(p) > 2 and p[0] == name for p in parts)   # then files beside the folders are about the set
+        found = [i for i,p in enumerate(parts) if p[0] == name and len(p) > 1 + deep]
+        if not found: raise ValueError(f"There is no .txt file below {Path(path)/name}.")
+        return found
+    return lambda files: tuple(below(files, n) for n in names)
 
 def _random_splitter(valid_pct:float, seed:int|None, labels:list|None) -> Callable:
     "Hold rows out at random, as fastai does; with `labels`, as many of each label in both parts."
+    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct!r} must be at least 0 and below 1.")
     if labels is None: return RandomSplitter(valid_pct, seed=seed)
     def split(rows):
-        try: return TrainTestSplitter(valid_pct, seed, stratify=labels)(rows)
+        try: return TrainTestSplitter(valid_pct, seed, stratify=list(map(str, labels)))(rows)
         except ValueError as e: raise ValueError(f"stratify=True cannot hold out {valid_pct} of each label: {e}") from e
     return split
+
+def _column_splitter(df:pd.DataFrame, col:Any) -> Callable:
+    "Hold out the rows where a column is true. Raises `ValueError` for a column of other values."
+    name = check_column(df, col, 'valid_col')
+    odd = [v for v in df[name].unique().tolist() if pd.isna(v) or v not in (0, 1)]
+    if odd: raise ValueError(f"valid_col={name!r} must be true or false in every row; it holds {odd[0]!r}.")
+    return ColSplitter(name)
 
 def _folder_labels(files:list) -> list[str]:
     "The folder that each file lies in."
@@ -160,8 +174,9 @@ def _folder_labels(files:list) -> list[str]:
 def _block(y_block:Any, label_col:Any, label_delim:str|None) -> Any:
     "fastai's block for the labels: the one given, or by how many labels a row has."
     if y_block is not None:
-        block, = L(y_block)
-        return block() if callable(block) else block
+        blocks = L(y_block)
+        if len(blocks) != 1: raise ValueError(f"y_block must be one block; {len(blocks)} were given.")
+        return blocks[0]() if callable(blocks[0]) else blocks[0]
     return MultiCategoryBlock() if label_delim is not None or len(L(label_col)) > 1 else CategoryBlock()
 
 class TextDataLoaders(fastai_data.TextDataLoaders):
@@ -186,14 +201,12 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         stratify:bool=False, # Hold out as many rows of each label
         **kwargs
     ) -> 'TextDataLoaders':
-        "Loaders from the rows of a frame. (With several blocks for several targets, they are fastai's own.)"
-        if len(L(y_block)) > 1 and not is_lm:
-            return super().from_df(df, path, valid_pct, seed, text_col, label_col, label_delim, y_block, text_vocab,
-                                   is_lm, valid_col, tok_tfm, seq_len=seq_len, backwards=backwards, **kwargs)
+        "Loaders from the rows of a frame."
         texts = frame_texts(df, text_col)
         read = partial(frame_labels, label_cols=label_col, delim=label_delim)
-        if valid_col is not None: splitter = ColSplitter(check_column(df, valid_col, 'valid_col'))
-        else: splitter = _random_splitter(valid_pct, seed, read(df) if stratify else None)
+        if stratify and valid_col is not None: raise ValueError("stratify=True splits at random; valid_col says how to split.")
+        if valid_col is not None: splitter = _column_splitter(df, valid_col)
+        else: splitter = _random_splitter(valid_pct, seed, label_keys(read(df), label_col, df.index.tolist()) if stratify else None)
         how = dict(items=df, text_col=text_col, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splitter(df), seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:
@@ -223,6 +236,7 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         "Loaders from the `.txt` files below a folder; each is labelled with the name of the folder it lies in."
         files = get_text_files(Path(path))   # words of other folders count for the vocabulary, as with fastai
         if not files: raise ValueError(f"There is no .txt file below {path}.")
+        if stratify and valid_pct is None: raise ValueError("stratify=True splits at random; say how much by valid_pct.")
         if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
         elif splitter is None: splitter = _random_splitter(valid_pct, seed, _folder_labels(files) if stratify else None)
         texts,splits = list(texts_of(list(files))),splitter(files)
@@ -237,7 +251,9 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         "A loader of other texts, files or frames, in their order of length; `get_preds` gives results in row order."
         ours = isinstance(self.valid_ds, DocDataset)
         if not ours: return super().test_dl(test_items, rm_type_tfms, with_labels, **kwargs)
-        return self.valid.new(test_items, with_labels=with_labels, **_without(kwargs, {'process'}))
+        dl = self.valid.new(test_items, with_labels=with_labels, **_without(kwargs, {'process'}))
+        # fastai's `Interpretation` names itself by `process`, and does not put results back in the order of its rows
+        return dl.new(get_idxs=partial(list, range(dl.n))) if 'process' in kwargs else dl
 
 _from_csv = fastai_data.TextDataLoaders.from_csv.__func__
 TextDataLoaders.from_csv = classmethod(delegates(to=TextDataLoaders.from_df)(_from_csv))

@@ -114,7 +114,7 @@ def _by_lines(rules:Callable, pieces:list[str]) -> list[str]:
     for i in alone: ruled[i] = pieces[i] if _BEYOND(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
     return ruled
 
-# %% ../../nbs/09_data.pieces.ipynb #3396446d
+# %% ../../nbs/09_data.pieces.ipynb #68f8e720
 class PieceTable:
     "Tokens of each piece after fastai's rules, worked out once; numbers texts, many at once."
     def __init__(self,
@@ -189,11 +189,11 @@ class PieceTable:
         "Enter pieces with their tokens and facts; a column that is not given is empty."
         empty = dict.fromkeys(_Facts._fields, np.zeros(len(n)))
         columns = _Facts(**{**empty, 'start': len(self._flat) + np.cumsum(n) - n, 'n': n, **columns})
-        self._facts = _Facts(*(np.concatenate([old, np.asarray(c, dtype=t)])
-                               for old,c,t in zip(self._facts, columns, _TYPES, strict=True)))
-        self._flat = np.concatenate([self._flat, ids])
-        self._piece_id.update(zip(pieces, range(len(self._pieces), len(self._pieces) + len(pieces)), strict=True))
-        self._pieces += pieces
+        facts = _Facts(*(np.concatenate([old, np.asarray(c, dtype=t)])
+                         for old,c,t in zip(self._facts, columns, _TYPES, strict=True)))
+        flat,at = np.concatenate([self._flat, ids]),len(self._pieces)
+        self._facts,self._flat,self._pieces = facts,flat,self._pieces + pieces   # all or, on an interrupt, nothing
+        self._piece_id.update(zip(pieces, range(at, at + len(pieces)), strict=True))
 
     def _made(self, keys:list[tuple], learn:Callable) -> np.ndarray:
         "Ids of what is one piece here without being one in the text: runs of newlines, and linked pieces."
@@ -206,7 +206,7 @@ class PieceTable:
         return np.array(self.ids_of(texts), dtype=np.int32),np.ones(len(runs), dtype=np.int64)
 
     def _learn_joined(self, groups:list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-        ruled = (_rule_words(replace_wrep(_first_rules(' '.join(g)))) for g in groups)
+        ruled = (_rule_words(replace_wrep(' '.join(_by_lines(_first_rules, list(g))))) for g in groups)
         return self._tokens_of([(r.strip(' '),) for r in ruled])
 
     # --- numbering texts
@@ -222,14 +222,15 @@ class PieceTable:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # What `number` gives for each
         "Ids of the tokens of all lists; Arrow cuts the next one in a thread of its own while one is looked up."
         with ThreadPoolExecutor(1) as thread:
-            ahead = None
+            ahead,n = None,0
             for texts in chunks:
                 job = thread.submit(_cut_to_pieces, texts)
                 if ahead is not None: yield self._number(*ahead)
-                ahead = texts,job
+                ahead = texts,job,n
+                n += len(texts)
             if ahead is not None: yield self._number(*ahead)
 
-    def _number(self, texts:list[str], job:Future) -> tuple[np.ndarray, np.ndarray]:
+    def _number(self, texts:list[str], job:Future, first:int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             if len(self._pieces) > self.max_pieces: self._clear()
             ids,ends,odd = self._join_runs(*self._looked_up(*job.result()))
@@ -240,8 +241,15 @@ class PieceTable:
             ids,text_of = self._join(ids, joined)[~joined],text_of[~joined]
             n = self._facts.n[ids]
             toks = self._flat[spans(self._facts.start[ids], n)]
-            whole = [(i, self.ids_of(self._tokenize(rule_text(texts[i], PIECE_RULES)))) for i in np.flatnonzero(odd)]
+            whole = [(i, self._whole(texts[i], first + i)) for i in np.flatnonzero(odd)]
             return self._open(toks, np.bincount(text_of, n, len(texts)).astype(np.int64), whole)
+
+    def _whole(self, text:str, i:int) -> list[int]:
+        "Ids of the tokens of a text that goes the long way."
+        try: return self.ids_of(self._tokenize(rule_text(text, PIECE_RULES)))
+        except UnicodeEncodeError as e:
+            raise ValueError(f"Text {i} holds {e.object[e.start:e.end]!r}, half of a surrogate "
+                             "pair, which no tokenizer takes. Clean it: text.encode('utf8', 'replace').decode().") from e
 
     def _looked_up(self, coded:pa.Array, ends:np.ndarray, odd:np.ndarray) -> tuple:
         "Ids of pieces; new ones are learnt."
@@ -282,16 +290,23 @@ class PieceTable:
         opens[np.append(0, ends[:-1])[np.diff(ends, prepend=0) > 0]] = True
         joined = ~opens & np.append(False, self._links.linked[f.before[ids[:-1]], f.after[ids[1:]]])[:len(ids)]
         bos = opens & self._links.linked[self._links.before(BOS), f.after[ids]]   # `xxbos` stands before the first piece
-        at = np.flatnonzero(f.first[ids])                                         # words, without the runs of newlines
-        w,far = ids[at],[]
-        for i in np.flatnonzero(f.last[w[:-1]] == f.first[w[1:]]).tolist():       # a word twice; is there a third?
-            if not _repeats([self._pieces[p] for p in w[i:i+3]]): continue
-            a = at[i]
-            near = a+2 < len(ids) and f.first[ids[a+1:a+3]].all() and not opens[a+1:a+3].any()
-            # the rule takes white space along on both sides: a newline before, and the blank before the next repetition
-            if near and (opens[a] or f.first[ids[a-1]]): joined[a+1:a+4] |= ~opens[a+1:a+4] & (f.first[ids[a+1:a+4]] != 0)
-            else: far.append(a)
-        return joined,np.concatenate([np.flatnonzero(f.whole[ids] | bos), np.array(far, dtype=np.int64)])
+        repeated,far = self._repetitions(ids, opens)
+        return joined | repeated,np.append(np.flatnonzero(f.whole[ids] | bos), far)
+
+    def _repetitions(self, ids:np.ndarray, opens:np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "Where a word stands three times: which pieces belong to the one before; places of repetitions over newlines."
+        f,joined = self._facts,np.zeros(len(ids), dtype=bool)
+        at = np.flatnonzero(f.first[ids])                               # words, without the runs of newlines
+        w = np.append(ids[at], [_EMPTY]*2)
+        twice = np.flatnonzero(f.last[w[:-3]] == f.first[w[1:-2]])      # twice; a third time?
+        known,which = np.unique(w[twice[:, None] + np.arange(3)], axis=0, return_inverse=True)
+        told = np.array([_repeats(map(self._pieces.__getitem__, k)) for k in known.tolist()], dtype=bool)
+        a = at[twice[told[which.reshape(-1)]]]
+        inside = np.append(~opens & (f.first[ids] != 0), [False]*3)     # a word that does not open a text
+        # The rule takes white space along on both sides: a newline before, and the blank before the next repetition.
+        near = inside[a+1] & inside[a+2] & (opens[a] | (f.first[ids[a-1]] != 0))
+        for k in (1, 2, 3): joined[a[near & inside[a+k]] + k] = True
+        return joined,a[~near]
 
     def _join(self, ids:np.ndarray, joined:np.ndarray) -> np.ndarray:
         "Ids where pieces that belong together are one, with the tokens of all together; it stands first among them."
@@ -330,7 +345,7 @@ def _splice(ids:np.ndarray, sizes:np.ndarray, rows:list[tuple[int, list]]) -> tu
     for i,r in rows: sizes[i] = len(r)
     return np.insert(ids, new, [t for _,r in rows for t in r]),sizes
 
-def _repeats(pieces:list) -> bool:
+def _repeats(pieces:Iterable[str]) -> bool:
     "Whether the rule for repeated words changes these pieces together."
-    text = _first_rules(' '.join(pieces))
+    text = ' '.join(_by_lines(_first_rules, list(pieces)))
     return replace_wrep(text) != text

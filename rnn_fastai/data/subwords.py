@@ -21,7 +21,7 @@ from ..core import check_count, near
 from .corpus import FAKE
 from .tokenize import BaseTokenizer, chunks_of
 
-# %% ../../nbs/17_data.subwords.ipynb #7751fc48
+# %% ../../nbs/17_data.subwords.ipynb #f8cb37ad
 def _without_specials(
     toks:Iterable[str], # Tokens
     special_toks:Iterable[str], # Those that stand for no text
@@ -40,6 +40,10 @@ class CharTokenizer(BaseTokenizer):
         self.toks,self._lock = toks,threading.Lock()
         self._table = np.full(0x110000, -1, dtype=np.int32)
         self._table[[ord(c) for c in toks[1:]]] = np.arange(1, len(toks))
+
+    def settings(self):
+        "Nothing: characters are characters."
+        return {}
 
     def __getstate__(self): return {'toks': list(self.toks)}
     def __setstate__(self, state): self._start(state['toks'])
@@ -145,7 +149,7 @@ def _checked_texts(
                              "Replace it by t.encode('utf8', 'replace').decode(), or use `CharTokenizer`.") from e
         yield t
 
-# %% ../../nbs/17_data.subwords.ipynb #2d467ea4
+# %% ../../nbs/17_data.subwords.ipynb #ec120f4d
 class SubwordTokenizer(BaseTokenizer):
     "Parts of words learnt from texts, byte-level, each text opened by `xxbos`. `ValueError` for bad settings or files."
     min_freq = 1
@@ -239,7 +243,11 @@ class SubwordTokenizer(BaseTokenizer):
         "The tokenizer saved in `file`. `ValueError`, with the name of the file, for anything else."
         return cls(file=file)
 
-    def __getstate__(self): return {**self._state(), 'model': self._model and self._model.to_str()}
+    def settings(self):
+        "Sizes, and the model."
+        return {**self._state(), 'model': self._model and self._model.to_str()}
+
+    def __getstate__(self): return self.settings()
     def __setstate__(self, state):
         model = state['model'] and _library().Tokenizer.from_str(state['model'])
         self._take(**{**state, 'model': model})

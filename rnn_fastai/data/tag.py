@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TAG_IGNORE', 'word_parts', 'TagDataset', 'tag_corpus', 'TagDataLoader', 'TagDataLoaders']
 
-# %% ../../nbs/15_data.tag.ipynb #5698d131
+# %% ../../nbs/15_data.tag.ipynb #99b14ecf
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pandas as pd
@@ -28,21 +28,31 @@ from .conll import read_columns, read_conllu
 from .corpus import Corpus
 from .lm import LMDataset
 from .texts import check_column
-from .tokenize import BaseTokenizer, WordTokenizer, as_tokenizer
+from .tokenize import BaseTokenizer, WordTokenizer
 
-# %% ../../nbs/15_data.tag.ipynb #995007d2
+# %% ../../nbs/15_data.tag.ipynb #0ad94b64
 TAG_IGNORE = -100   # target that no loss counts; the one that torch's cross-entropy leaves out
 
-def _token_lists(df:pd.DataFrame, col:Any, what:str) -> list[list[str]]:
+def _column(df:pd.DataFrame, name:Any, what:str) -> Any:
+    "A name that is known already; where a new frame lacks it, the message of `check_column`."
+    return name if name in df.columns else check_column(df, str(name), what)
+
+def _token_lists(df:pd.DataFrame, name:Any) -> list[list[str]]:
     "A column of lists of strings. Raises for anything else, naming the row."
-    name = check_column(df, col, what)
     for row,v in zip(df.index, df[name], strict=True):
         if not isinstance(v, (list, tuple, L, np.ndarray)):
             raise TypeError(f"Column {name!r} must hold lists of tokens; row {row!r} holds {type(v).__name__} "
                             f"{str(v)[:60]!r}.")
         odd = [t for t in v if not isinstance(t, str)]
         if odd: raise TypeError(f"Column {name!r}, row {row!r}: {odd[0]!r} is no string.")
-    return [list(v) for v in df[name]]
+    return [list(map(str, v)) for v in df[name]]
+
+def _checked(tok:Callable, word:str) -> tuple[str]:
+    "A word after a function."
+    new = tok(word)
+    if not isinstance(new, str): raise TypeError(f"tok must give a string for a word; for {word!r} it gave {new!r}, a "
+                                                 f"{type(new).__name__}. To cut words, pass a tokenizer.")
+    return (new,)
 
 def word_parts(
     words:list[str], # Different words
@@ -50,12 +60,13 @@ def word_parts(
 ) -> dict[str, tuple[str, ...]]: # Parts of each, one at least
     "What the net reads of each word."
     if tok is None: return {w: (w,) for w in words}
-    if not isinstance(tok, (BaseTokenizer, WordTokenizer)): return {w: (tok(w),) for w in words}
+    if not callable(tok): raise TypeError(f"tok={tok!r} is no tokenizer and no function.")
+    if not isinstance(tok, (BaseTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
     if isinstance(tok, WordTokenizer): cut = (tuple(tok.tokenize(w)) for w in words)
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
     return {w: parts or (UNK,) for w,parts in zip(words, cut, strict=True)}
 
-# %% ../../nbs/15_data.tag.ipynb #17eb4bea
+# %% ../../nbs/15_data.tag.ipynb #328f5b56
 class TagDataset(DocDataset):
     "Sentences with a target for each token; an item is a `TensorText` and, where there are tags, targets."
     kind = TensorCategory
@@ -110,8 +121,8 @@ class TagDataset(DocDataset):
         "A data set of other sentences: a frame, texts, or lists of tokens. Raises `ValueError` for unknown tags."
         if isinstance(texts, str): texts = [texts]
         if not isinstance(texts, pd.DataFrame): texts = pd.DataFrame({self.cols[0]: list(map(self._split, texts))})
-        sents = _token_lists(texts, self.cols[0], 'token_col')
-        tags = _token_lists(texts, self.cols[1], 'tag_col') if with_labels else None
+        sents = _token_lists(texts, _column(texts, self.cols[0], 'token_col'))
+        tags = _token_lists(texts, _column(texts, self.cols[1], 'tag_col')) if with_labels else None
         corpus,y = tag_corpus(sents, tags, self.tags, self.tok, self.corpus.vocab)
         return TagDataset(corpus, None, y, self.tags, self.tok, self.cols, texts)
 
@@ -143,16 +154,18 @@ def tag_corpus(
     y[np.cumsum(n) - n] = np.fromiter((o2i[t] for ts in tags for t in ts), dtype=np.int64)
     return corpus,y
 
-# %% ../../nbs/15_data.tag.ipynb #b285821a
+# %% ../../nbs/15_data.tag.ipynb #1c824c58
 class TagDataLoader(DocDataLoader):
     "Batches of sentences of like length, padded on the right, with targets for each token."
     def show_batch(self,
         b:Any=None, # A batch; the first one by default
         max_n:int=9, # Most sentences to show
+        show:bool=True, # Show them; else give them to be shown
         **kwargs # For fastai's sake
     ):
         "Show sentences and their tags."
         b = self.one_batch() if b is None else b
+        if not show: return self._pre_show_batch(b, max_n=max_n)
         rows = [self.dataset.decode(tuple(t[i] for t in b)) for i in range(min(max_n, len(b[0])))]
         display_df(pd.DataFrame(rows, columns=['text', 'tags'][:len(b)]))
 
@@ -182,11 +195,11 @@ class TagDataLoaders(DataLoaders):
         else: splitter = ColSplitter(check_column(df, valid_col, 'valid_col'))
         train,valid = (df.iloc[list(rows)] for rows in splitter(df))
         if not len(train): raise ValueError("The training texts are none: the split left no rows for them.")
-        tok = as_tokenizer(tok) if isinstance(tok, type) and issubclass(tok, BaseTokenizer) else tok
-        if not getattr(tok, 'trained', True): tok.train(' '.join(s) for s in train[cols[0]])
-        names = sorted(set(chain.from_iterable(_token_lists(train, cols[1], 'tag_col'))))
+        if isinstance(tok, type) and issubclass(tok, (BaseTokenizer, WordTokenizer)): tok = tok()
+        if not getattr(tok, 'trained', True): tok.train(w for s in _token_lists(train, cols[0]) for w in s)
+        names = sorted(set(chain.from_iterable(_token_lists(train, cols[1]))))
         def data(part, vocab):
-            sents,tags = _token_lists(part, cols[0], 'token_col'),_token_lists(part, cols[1], 'tag_col')
+            sents,tags = (_token_lists(part, c) for c in cols)
             corpus,y = tag_corpus(sents, tags, names, tok, vocab, min_freq, part.index)
             return TagDataset(corpus, None, y, names, tok, cols, part)
         first = data(train, ifnone(text_vocab, getattr(tok, 'vocab', None)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_column', 'check_texts', 'frame_texts', 'texts_of', 'progress']
 
-# %% ../../nbs/08_data.texts.ipynb #ad389711
+# %% ../../nbs/08_data.texts.ipynb #d97ff80c
 import time
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -15,20 +15,23 @@ from fastai.data.transforms import get_text_files
 from fastai.text.core import FLD
 from fastcore.foundation import L
 from fastprogress import progress_bar
+from pyarrow.parquet import ParquetFile
 
 from ..core import near
 
-# %% ../../nbs/08_data.texts.ipynb #d663171a
+# %% ../../nbs/08_data.texts.ipynb #b39fef5e
 def check_column(
     df:pd.DataFrame, # A frame
     col:str|int, # Name of a column, or its number
     what:str='text_col', # Name of the argument, for the message
 ) -> Any: # The column's name
     "Name of a column of `df`. Raises `ValueError` that lists the columns where there is none such."
-    if (df.columns == col).sum() > 1: raise ValueError(f"{what}={col!r} names several columns; rename them.")
-    if type(col) is int and -len(df.columns) <= col < len(df.columns): return df.columns[col]   # a place, as in fastai
-    if col in df.columns: return col
-    raise ValueError(f"{what}={col!r} is not a column of the frame. {near(col, df.columns)}")
+    at_place = type(col) is int and -len(df.columns) <= col < len(df.columns)   # a place, as in fastai
+    name = df.columns[col] if at_place else col
+    if name not in df.columns:
+        raise ValueError(f"{what}={col!r} is not a column of the frame. {near(col, df.columns)}")
+    if (df.columns == name).sum() > 1: raise ValueError(f"{what}={name!r} names several columns; rename them.")
+    return name
 
 def check_texts(
     texts:pd.Series, # One column of a frame
@@ -60,19 +63,38 @@ def frame_texts(
     if mark_fields: fields = [[f"{FLD} {i} {t}" for t in f] for i,f in enumerate(fields, 1)]
     return fields[0] if len(fields) == 1 else [' '.join(row) for row in zip(*fields, strict=True)]
 
-# %% ../../nbs/08_data.texts.ipynb #c56a7bf6
+# %% ../../nbs/08_data.texts.ipynb #1a628cfe
 _ROWS = 10_000   # rows of a file that are in memory at once
 
 def _file_frames(file:Path, text_cols:Any) -> Iterator[pd.DataFrame]:
-    "Parts of a CSV or Parquet file; of Parquet, only the columns asked for."
-    if '.parquet' not in file.suffixes:
-        yield from pd.read_csv(file, chunksize=_ROWS)
-        return
-    from pyarrow.parquet import ParquetFile
-    pq = ParquetFile(file)
-    empty = pd.DataFrame(columns=pq.schema_arrow.names)
+    "The text columns of a CSV or Parquet file, a part at a time; in CSV, everything is text, as it stands there."
+    parquet = ParquetFile(file) if '.parquet' in file.suffixes else None
+    names = parquet.schema_arrow.names if parquet else pd.read_csv(file, nrows=0).columns
+    empty = pd.DataFrame(columns=names)
     cols = [check_column(empty, c) for c in L(text_cols)]
-    for batch in pq.iter_batches(_ROWS, columns=cols): yield batch.to_pandas()[cols]
+    if parquet: parts = (batch.to_pandas() for batch in parquet.iter_batches(_ROWS, columns=cols))
+    else: parts = pd.read_csv(file, chunksize=_ROWS, usecols=cols, dtype=str, keep_default_na=False)
+    n = 0
+    for part in parts:
+        yield part[cols].set_axis(range(n, n+len(part)))   # rows are named by their place in the file
+        n += len(part)
+    if n == 0: raise ValueError(f"{file} has no rows, so there is no text to read.")
+
+def _path_texts(path:Path, text_cols:Any) -> Iterable[str]:
+    "Texts of a file or folder."
+    if path.is_dir():
+        files = sorted(get_text_files(path))
+        if not files: raise ValueError(f"There is no .txt file below {path}.")
+        return map(_read_text, files)
+    if '.csv' in path.suffixes or '.parquet' in path.suffixes:
+        return (t for df in _file_frames(path, text_cols) for t in frame_texts(df, list(df.columns)))
+    if path.suffix == '.txt': return map(_read_text, [path])
+    raise ValueError(f"{path} is no .csv, .parquet or .txt file; read it into a frame or a list of texts first.")
+
+def _exists(path:Path) -> bool:
+    "Whether there is such a file; a text may be too long for the name of one."
+    try: return path.exists()
+    except (OSError, ValueError): return False
 
 def _checked(texts:Iterable[Any]) -> Iterator[str]:
     "Texts of an iterable of texts and text files; anything else raises with its number."
@@ -88,24 +110,16 @@ def _read_text(file:Path) -> str:
         raise ValueError(f"{file} is no UTF-8 text: {e.reason} at byte {e.start}. Convert it, or leave it out.") from e
 
 def texts_of(
-    source:Any, # A frame; a `.csv` or `.parquet` file (packed or not); a folder of `.txt` files; texts; text files
+    source:Any, # A frame; a CSV or Parquet file, packed or not; a `.txt` file or a folder of them; texts; text files
     text_cols:Any=0, # Columns of the texts, by name or number, where there are columns
 ) -> Iterable[str]: # Texts, in order; those of a file come as it is read
     "The texts of `source`. Raises `ValueError` or `TypeError` for what is no text, `FileNotFoundError` for no file."
     if isinstance(source, pd.DataFrame): return frame_texts(source, text_cols)
     if isinstance(source, pd.Series): return check_texts(source)
-    if isinstance(source, str) and not Path(source).exists():
-        raise FileNotFoundError(f"There is no file or folder {source!r}. For a single text, pass a list: [text].")
     if isinstance(source, (str, Path)):
-        path = Path(source)
-        if path.is_dir():
-            files = sorted(get_text_files(path))
-            if not files: raise ValueError(f"There is no .txt file below {path}.")
-            return map(_read_text, files)
-        if not path.exists(): raise FileNotFoundError(f"There is no file or folder {path}.")
-        # a part has its columns in the order asked for, so numbers count anew
-        cols = list(range(len(L(text_cols)))) if '.parquet' in path.suffixes else text_cols
-        return (t for df in _file_frames(path, text_cols) for t in frame_texts(df, cols))
+        if _exists(Path(source)): return _path_texts(Path(source), text_cols)
+        hint = " For a single text, pass a list: [text]." if isinstance(source, str) else ""
+        raise FileNotFoundError(f"There is no file or folder {str(source)[:200]!r}.{hint}")
     return _checked(source)
 
 # %% ../../nbs/08_data.texts.ipynb #eced7c16

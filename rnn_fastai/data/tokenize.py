@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WordTokenizer', 'BaseTokenizer', 'chunks_of', 'TextTokenizer', 'as_tokenizer']
 
-# %% ../../nbs/11_data.tokenize.ipynb #852ee008
+# %% ../../nbs/11_data.tokenize.ipynb #2ac4dd36
 import re
+import threading
 from array import array
 from functools import lru_cache
 from itertools import pairwise
@@ -76,20 +77,20 @@ def _cut_signs(pre:str, core:str, s:str, signs:str, cases:set) -> tuple[str, ...
     spans = (''.join(toks[i:j]) for i in range(len(toks)) for j in range(i+1, len(toks)+1))
     return () if '..' in signs or not cases.isdisjoint(spans) else toks
 
-# %% ../../nbs/11_data.tokenize.ipynb #00f22007
+# %% ../../nbs/11_data.tokenize.ipynb #1b7e188b
 @lru_cache(maxsize=8)
 def _load_spacy(lang:str, special_toks:tuple) -> tuple:
-    "spaCy's tokenizer, the finder of its pieces, what it links, its cases where its signs are common; and a cache."
+    "spaCy's tokenizer, the finder of its pieces, what it links, its cases where its signs are common; a cache and its lock."
     import spacy
     from spacy.symbols import ORTH
     blank = spacy.blank(lang)
     blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, of which none is asked for
     tok = blank.tokenizer
-    if not isinstance(tok, spacy.tokenizer.Tokenizer): return tok,None,{},None,{}   # such as Chinese: not by pieces
+    if not isinstance(tok, spacy.tokenizer.Tokenizer): return tok,None,{},None,{},threading.RLock()   # such as Chinese: not by pieces
     for w in special_toks: tok.add_special_case(w, [{ORTH: w}])
     pairs = _straddling_pairs(tok)
     plain = set(tok.rules) - {"'s"} if _has_common_punctuation(blank) else None   # 's is cut off like a comma
-    return tok,_pieces_re(pairs),pairs,plain,{}
+    return tok,_pieces_re(pairs),pairs,plain,{},threading.RLock()
 
 class WordTokenizer:
     "spaCy's tokenizer for `lang`, through a cache from piece to tokens: texts in, a list of tokens for each out."
@@ -103,7 +104,7 @@ class WordTokenizer:
         self.special_toks = list(defaults.text_spec_tok if special_toks is None else special_toks)
         try: loaded = _load_spacy(lang, tuple(self.special_toks))   # instances with the same settings share the cache
         except ImportError as e: raise ValueError(f"lang={lang!r} is not a language that spaCy has: {e}") from e
-        self._tok,self._pieces,self.pairs,self._cases,self._cache = loaded
+        self._tok,self._pieces,self.pairs,self._cases,self._cache,self._lock = loaded
 
     def __reduce__(self): return WordTokenizer,(self.lang, self.special_toks, self.buf_sz)
 
@@ -116,14 +117,16 @@ class WordTokenizer:
         words:list[str], # Pieces of text without white space
     ) -> list[tuple[str, ...]]: # Tokens of each
         "Tokens of many pieces at once."
-        new = [w for w in dict.fromkeys(words) if w not in self._cache]
-        if len(self._cache) + len(new) > self.buf_sz:
-            self._cache.clear()
-            new = list(dict.fromkeys(words))
-        plain = dict.fromkeys(new) if self._cases is None else dict(zip(new, _cut_plain(new, self._cases), strict=True))
-        self._cache.update(plain)
-        self._ask_spacy([w for w,toks in plain.items() if not toks])
-        return list(map(self._cache.__getitem__, words))
+        with self._lock:
+            new = [w for w in dict.fromkeys(words) if w and w not in self._cache]
+            if len(self._cache) + len(new) > self.buf_sz:
+                self._cache.clear()
+                new = [w for w in dict.fromkeys(words) if w]
+            if self._cases is not None:
+                plain = zip(new, _cut_plain(new, self._cases), strict=True)
+                self._cache.update((w, toks) for w,toks in plain if toks)
+            self._ask_spacy([w for w in new if w not in self._cache])
+            return [self._cache[w] if w else () for w in words]
 
     def _ask_spacy(self, words:list[str]):
         "Enter what spaCy makes of words, newlines between them."
@@ -135,11 +138,12 @@ class WordTokenizer:
 
     def _cut(self, piece:str) -> tuple[str, ...]:
         "Tokens of a piece met for the first time."
-        if len(self._cache) >= self.buf_sz: self._cache.clear()
-        if piece.isspace(): toks = piece[1:] if piece[0] == ' ' else piece,
-        else: toks = tuple(t.text for t in self._tok(piece))
-        self._cache[piece] = toks
-        return toks
+        with self._lock:
+            if piece.isspace(): toks = piece[1:] if piece[0] == ' ' else piece,
+            else: toks = tuple(t.text for t in self._tok(piece))
+            if len(self._cache) >= self.buf_sz: self._cache.clear()
+            self._cache[piece] = toks
+            return toks
 
     def tokenize(self,
         text:str, # A text
@@ -156,7 +160,7 @@ class WordTokenizer:
     def __call__(self, items): return (self.tokenize(str(t)) for t in items)
     def __repr__(self): return f"WordTokenizer({self.lang!r})"
 
-# %% ../../nbs/11_data.tokenize.ipynb #831819b4
+# %% ../../nbs/11_data.tokenize.ipynb #beca406b
 class BaseTokenizer:
     "What turns texts into numbered tokens, and tokens into a text. Others subclass it and give `toks` and `number`."
     toks:list               # Tokens by the numbers that `number` gives
@@ -192,6 +196,10 @@ class BaseTokenizer:
         "Tokens joined with blanks."
         return ' '.join(toks)
 
+    def settings(self) -> dict: # What a cache must tell apart
+        "All that its tokens depend on."
+        return vars(self)
+
 def chunks_of(
     texts:Iterable[str], # Texts: a list, a column of a frame, or any iterable
     size:int=4_000_000, # Characters in a chunk, about
@@ -206,7 +214,7 @@ def chunks_of(
             part,n = [],0
     if part: yield part
 
-# %% ../../nbs/11_data.tokenize.ipynb #b3483fbe
+# %% ../../nbs/11_data.tokenize.ipynb #09bcea8a
 @lru_cache(maxsize=8)
 def _piece_table(lang:str, special_toks:tuple, buf_sz:int, post_rules:tuple) -> PieceTable:
     "The table for these settings: all tokenizers that have them share it."
@@ -238,7 +246,11 @@ class TextTokenizer(BaseTokenizer):
         self._post,self._ids = compose(*self.post_rules),{}
         self.toks = self._table.toks if by_pieces else []
 
-    def __getstate__(self): return {k: getattr(self, k) for k in ('tok', 'rules', 'post_rules', 'sep')}
+    def settings(self):
+        "Word tokenizer, rules before and after, and what joins tokens."
+        return {k: getattr(self, k) for k in ('tok', 'rules', 'post_rules', 'sep')}
+
+    def __getstate__(self): return self.settings()
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._start()
