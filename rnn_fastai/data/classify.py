@@ -57,7 +57,7 @@ def padded_text(
     x.lens = torch.from_numpy(corpus.lens[docs])
     return x
 
-# %% ../../nbs/14_data.classify.ipynb #ff85ecbe
+# %% ../../nbs/14_data.classify.ipynb #17fb5576
 _LISTS = list, tuple, set, frozenset, L, np.ndarray
 def _key(value:Any) -> Any: return tuple(value) if isinstance(value, _LISTS) else value   # what can be looked up
 def _value(key:Any) -> Any: return list(key) if isinstance(key, tuple) else key   # fastai would take a tuple apart
@@ -83,7 +83,8 @@ class Labels:
         name:Any='label', # Name of their column, for the messages
         rows:Any=None, # Names of the rows, for the messages; 0, 1, ... by default
     ):
-        if not hasattr(block, 'type_tfms'): raise TypeError(f"y_block={block!r} is no block, such as `CategoryBlock()`.")
+        if not hasattr(block, 'type_tfms'):
+            raise TypeError(f"y_block={block!r} is no block, such as `CategoryBlock()`.")
         self.name = name
         keys = label_keys(values, name, rows)
         if not keys: raise ValueError("The training texts are none: the split left no rows for them.")
@@ -101,7 +102,8 @@ class Labels:
             known = ', '.join(map(repr, list(self.vocab)[:20])) if hasattr(self, '_pipe') else 'those of the block'
             raise ValueError(f"{where}: label {_value(value)!r} is not among those known: {known}.") from e
         except (TypeError, ValueError) as e:
-            raise TypeError(f"{where}: label {_value(value)!r} does not go with the others or with the block: {e}") from e
+            raise TypeError(f"{where}: label {_value(value)!r} does not go with the others, or with the block: "
+                            f"{e}") from e
 
     def of(self,
         values:list, # Labels, a row each
@@ -145,7 +147,7 @@ def frame_labels(
     if delim is None: return values
     return [([t for t in v.split(delim) if t] if isinstance(v, str) else v) for v in values]
 
-# %% ../../nbs/14_data.classify.ipynb #6813df7a
+# %% ../../nbs/14_data.classify.ipynb #4b18b4ba
 class DocDataset(LMDataset):
     "Documents `docs` of `corpus` with their targets; an item is a `TensorText` and, where there are labels, a target."
     def __init__(self,
@@ -218,7 +220,10 @@ class DocDataset(LMDataset):
         "Targets of items, as fastai shows them."
         return self.y[at].as_subclass(self.kind)
 
-    def new(self, texts, with_labels=False):
+    def new(self,
+        texts:Any, # A text, a list or column of texts, rows or a frame, or text files
+        with_labels:bool=False, # Read labels too
+    ) -> 'DocDataset':
         "A data set of other texts with the same tokenizer and vocabulary. Raises `ValueError` for unknown labels."
         if isinstance(texts, (list, L)) and len(texts) and isinstance(texts[0], pd.Series): texts = pd.DataFrame(texts)
         res = super().new(texts)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAKE', 'Vocab', 'write_folder', 'Corpus']
 
-# %% ../../nbs/12_data.corpus.ipynb #8929468d
+# %% ../../nbs/12_data.corpus.ipynb #7def752a
 import errno
 import hashlib
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable
 
 import numpy as np
+import pyarrow as pa
 from fastai.text.core import UNK
 from fastai.text.data import make_vocab
 from fastcore.basics import defaults, ifnone
@@ -86,7 +87,7 @@ class Vocab(list):
         "Ids that stand for no token."
         return [i for i,t in enumerate(self) if t == FAKE]
 
-# %% ../../nbs/12_data.corpus.ipynb #d0202aae
+# %% ../../nbs/12_data.corpus.ipynb #26fb9b76
 def _id_dtype(n:int) -> np.dtype:
     "The smallest unsigned type for ids below `n`."
     return np.min_scalar_type(max(n-1, 0))
@@ -133,7 +134,8 @@ def write_folder(
         if path.exists(): path.rename(old)
         new.rename(path)
     except OSError as e:
-        raise OSError(e.errno or errno.EIO, f"{path} could not be written ({e.strerror or e}); nothing was changed") from e
+        why = f"{path} could not be written ({e.strerror or e}); nothing was changed"
+        raise OSError(e.errno or errno.EIO, why) from e
     finally:
         if old.exists() and not path.exists(): old.rename(path)
         shutil.rmtree(tmp, ignore_errors=True)
@@ -184,6 +186,7 @@ class Corpus:
     ) -> 'Corpus':
         "Tokenize, count, make the vocabulary and numericalize, in one pass over parts of bounded size."
         tokenizer = ifnone(tokenizer, TextTokenizer())
+        pa.default_memory_pool().release_unused()   # which reading a large frame leaves much of
         total = len(texts) if hasattr(texts, '__len__') and not isinstance(texts, str) else None
         parts = tokenizer.number_all(chunks_of(texts_of(texts, text_cols)))
         vocab = ifnone(vocab, tokenizer.vocab)
@@ -237,7 +240,7 @@ class Corpus:
     def save(self,
         path:str|Path, # A folder to write
     ) -> Path: # The folder
-        "Write arrays and vocabulary. Raises `OSError` for a full disk or a folder of other things; what is there stays."
+        "Write arrays and vocabulary. Raises `OSError` for a full disk or a folder of other things, which stay."
         path,vocab = Path(path),list(map(_to_json, self.vocab))
         def write(folder):
             for k in ('ids', 'offsets'): _save_array(folder/f'{k}.npy', getattr(self, k))

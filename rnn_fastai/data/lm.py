@@ -56,7 +56,7 @@ class TokenStream:
         else: pos += np.repeat(self.starts[doc] - self.begins[doc], hi-lo)
         return self.ids[pos].astype(np.int64).reshape(len(at), n)
 
-# %% ../../nbs/13_data.lm.ipynb #56b6b852
+# %% ../../nbs/13_data.lm.ipynb #5bd3f58b
 def _is_reversed(dataset:Any) -> bool:
     "Whether fastai's `Datasets` turn every text around."
     tfms = [f for tl in getattr(dataset, 'tls', []) for f in getattr(tl.tfms, 'fs', [])]
@@ -70,12 +70,16 @@ class LMDataset:
         docs:np.ndarray|None=None, # Which documents, in which order; all by default
         tokenizer:TextTokenizer|None=None, # What made the tokens; decodes them, and tokenizes new texts
         backwards:bool=False, # Every document from its last token to its first
-        items:Any=None, # What the documents were made from (rows of a frame, files), in the order of `docs`
+        items:Any=None, # What the documents were made from (rows, files), in the order of `docs`; or a function for it
         text_col:Any=0, # Columns of the texts, for new frames
     ):
-        self.corpus,self.tokenizer,self.backwards,self.items,self.text_col = corpus,tokenizer,backwards,items,text_col
+        self.corpus,self.tokenizer,self.backwards,self._items,self.text_col = corpus,tokenizer,backwards,items,text_col
         self.docs = np.arange(len(corpus)) if docs is None else np.asarray(docs, dtype=np.int64)
 
+    @property
+    def items(self) -> Any:
+        "What the documents were made from, in their order; of a frame, a copy of their rows."
+        return self._items() if callable(self._items) else self._items
     @property
     def vocab(self) -> Vocab:
         "Tokens by id."
@@ -130,7 +134,7 @@ class LMDataset:
         if isinstance(dataset, LMDataset): return dataset
         docs = [o[0] if isinstance(o, tuple) else o for o in (dataset[i] for i in range(len(dataset)))]
         res = cls.like(dataset, [d.flip(0) for d in docs] if _is_reversed(dataset) else docs)
-        res.items = getattr(dataset, 'items', dataset)
+        res._items = getattr(dataset, 'items', dataset)
         if not res.vocab and hasattr(dataset, 'decode'): res.decode = dataset.decode   # transforms of its own
         return res
 

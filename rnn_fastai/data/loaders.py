@@ -32,7 +32,7 @@ from .lm import LMDataLoader, LMDataset
 from .texts import check_column, frame_texts, texts_of
 from .tokenize import BaseTokenizer, TextTokenizer, WordTokenizer, as_tokenizer
 
-# %% ../../nbs/19_data.loaders.ipynb #45b550de
+# %% ../../nbs/19_data.loaders.ipynb #96024c1f
 def _check_names(given:dict, f:Callable):
     "Raise `TypeError` for arguments that `f` does not have."
     known = inspect.signature(f).parameters
@@ -47,12 +47,15 @@ def _corpus(texts:Any, tokenizer:BaseTokenizer, no_bar:bool, verbose:bool, **how
     if verbose or (not no_bar and time.monotonic() - start > 1): print(corpus.report)
     return corpus
 
-def _parts(splits:tuple, texts:Any, items:Any) -> list[tuple]:
-    "Rows of each part, what they were made from, and its name."
-    items = ifnone(items, texts)
-    def of(rows): return items.iloc[rows] if isinstance(items, pd.DataFrame) else [items[i] for i in rows]
+def _rows(items:Any, rows:np.ndarray) -> Any:
+    "Some rows of a frame, or items of a list."
+    return items.iloc[rows] if isinstance(items, pd.DataFrame) else [items[i] for i in rows]
+
+def _parts(splits:tuple, items:Any) -> list[tuple]:
+    "Rows of each part, a function for what they were made from, and the part's name."
     rows = [np.asarray(list(s), dtype=np.int64) for s in splits]
-    return [(r, of(r), name) for r,name in zip(rows, ('The training texts', 'The validation texts'), strict=True)]
+    names = 'The training texts','The validation texts'
+    return [(r, partial(_rows, items, r), name) for r,name in zip(rows, names, strict=True)]
 
 _SAID = ['dataset', 'n', 'shuffle', 'device', 'bs', 'verbose']   # arguments of loaders that ours name themselves
 
@@ -90,7 +93,7 @@ def lm_loaders(
         ds = LMDataset(corpus, rows, tokenizer, backwards, its, text_col)
         dl = LMDataLoader(ds, bs=bs, seq_len=seq_len, shuffle=shuffle, drop_last=shuffle, device=device, **kwargs)
         return dl.check(name)
-    train,valid = _parts(splits, texts, items)
+    train,valid = _parts(splits, ifnone(items, texts))
     return [one(train, bs, shuffle), one(valid, ifnone(val_bs, bs), val_shuffle)]
 
 @delegates(DocDataLoader.__init__, but=[*_SAID, 'drop_last'])
@@ -121,10 +124,10 @@ def doc_loaders(
     _check_names(kwargs, doc_loaders)
     for name,n in (('bs', bs), ('val_bs', ifnone(val_bs, bs))): check_count(name, n)
     items,tokenizer,device = ifnone(items, texts),as_tokenizer(tok_tfm),ifnone(device, default_device())
-    train,valid = _parts(splits, texts, items)
-    named = [(its.index if isinstance(its, pd.DataFrame) else rows).tolist() for rows,its,_ in (train, valid)]
-    labels = Labels(read_labels(train[1]), block, label_col, named[0])   # before the texts: its errors come at once
-    targets = labels.y,labels.of(read_labels(valid[1]), named[1])
+    train,valid = _parts(splits, items)
+    named = [(items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist() for rows,*_ in (train, valid)]
+    labels = Labels(read_labels(train[1]()), block, label_col, named[0])   # before the texts: its errors come at once
+    targets = labels.y,labels.of(read_labels(valid[1]()), named[1])
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
                      max_vocab=max_vocab)
     def one(part, y, bs, shuffle):
@@ -133,7 +136,7 @@ def doc_loaders(
         return DocDataLoader(ds, bs=bs, shuffle=shuffle, drop_last=shuffle and len(rows) >= bs, device=device, **kwargs)
     return [one(train, targets[0], bs, shuffle), one(valid, targets[1], ifnone(val_bs, bs), False)]
 
-# %% ../../nbs/19_data.loaders.ipynb #492c3aa4
+# %% ../../nbs/19_data.loaders.ipynb #efc3b344
 # Arguments of fastai's factories that are about the other kind of loaders, or have no meaning for ours.
 _NO_MEANING = {'tok_text_col', 'num_workers', 'seq_len', 'drop_last', 'shuffle_train'}
 _NOT_LM = {'label_col', 'label_delim', 'y_block', 'vocab', 'stratify'} | _NO_MEANING - {'seq_len'}
@@ -204,9 +207,11 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         "Loaders from the rows of a frame."
         texts = frame_texts(df, text_col)
         read = partial(frame_labels, label_cols=label_col, delim=label_delim)
-        if stratify and valid_col is not None: raise ValueError("stratify=True splits at random; valid_col says how to split.")
+        if stratify and valid_col is not None:
+            raise ValueError("stratify=True splits at random; valid_col says how to split.")
+        labels = label_keys(read(df), label_col, df.index.tolist()) if stratify else None
         if valid_col is not None: splitter = _column_splitter(df, valid_col)
-        else: splitter = _random_splitter(valid_pct, seed, label_keys(read(df), label_col, df.index.tolist()) if stratify else None)
+        else: splitter = _random_splitter(valid_pct, seed, labels)
         how = dict(items=df, text_col=text_col, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splitter(df), seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:
@@ -236,7 +241,8 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         "Loaders from the `.txt` files below a folder; each is labelled with the name of the folder it lies in."
         files = get_text_files(Path(path))   # words of other folders count for the vocabulary, as with fastai
         if not files: raise ValueError(f"There is no .txt file below {path}.")
-        if stratify and valid_pct is None: raise ValueError("stratify=True splits at random; say how much by valid_pct.")
+        if stratify and valid_pct is None:
+            raise ValueError("stratify=True splits at random; say how much by valid_pct.")
         if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
         elif splitter is None: splitter = _random_splitter(valid_pct, seed, _folder_labels(files) if stratify else None)
         texts,splits = list(texts_of(list(files))),splitter(files)
@@ -247,7 +253,12 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
                               **_without(kwargs, _NO_MEANING))
         return cls(*dls, path=path, device=dls[0].device)
 
-    def test_dl(self, test_items, rm_type_tfms=None, with_labels=False, **kwargs):
+    def test_dl(self,
+        test_items:Any, # Texts, text files, a frame, or its rows
+        rm_type_tfms:Any=None, # For fastai's own loaders
+        with_labels:bool=False, # Read labels too
+        **kwargs
+    ) -> Any: # A loader
         "A loader of other texts, files or frames, in their order of length; `get_preds` gives results in row order."
         ours = isinstance(self.valid_ds, DocDataset)
         if not ours: return super().test_dl(test_items, rm_type_tfms, with_labels, **kwargs)

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['PIECE_RULES', 'spans', 'Links', 'rule_text', 'PieceTable']
 
-# %% ../../nbs/09_data.pieces.ipynb #7e3ba57c
+# %% ../../nbs/09_data.pieces.ipynb #2b7bb597
+import gc
 import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import wraps
 from itertools import chain, pairwise
 from operator import eq
 from typing import Callable, Iterable, Iterator, NamedTuple
@@ -91,8 +93,8 @@ def rule_text(
         if needs is None or needs(text): text = rule(text)
     return text
 
-# %% ../../nbs/09_data.pieces.ipynb #12a37027
-_ALONE = re.compile(r'[&\\;]|[^\S ]').search   # a piece that may hold HTML, or white space that is no blank, is ruled alone
+# %% ../../nbs/09_data.pieces.ipynb #3df12982
+_ALONE = re.compile(r'[&\\;]|[^\S ]').search   # HTML, or white space that is no blank: ruled alone
 _BEYOND = re.compile(r'[^\S ]').search     # white space that is no blank
 
 def _is_utf8(text:str) -> bool:
@@ -114,7 +116,18 @@ def _by_lines(rules:Callable, pieces:list[str]) -> list[str]:
     for i in alone: ruled[i] = pieces[i] if _BEYOND(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
     return ruled
 
-# %% ../../nbs/09_data.pieces.ipynb #68f8e720
+# %% ../../nbs/09_data.pieces.ipynb #d5510a2d
+def _without_gc(f:Callable) -> Callable:
+    "Spare Python's collector in `f`: nothing is cyclic there, and it would look at all that was made again and again."
+    @wraps(f)
+    def inner(*args):
+        was = gc.isenabled()
+        gc.disable()
+        try: return f(*args)
+        finally:
+            if was: gc.enable()
+    return inner
+
 class PieceTable:
     "Tokens of each piece after fastai's rules, worked out once; numbers texts, many at once."
     def __init__(self,
@@ -122,7 +135,7 @@ class PieceTable:
         tokenize:Callable, # A text to its tokens
         pairs:dict[str, set], # First character of a token -> last characters before it that `tokenize` may link it with
         post:Callable, # Token to token, the rules for tokens
-        max_pieces:int=1_000_000, # Most pieces to keep; the table starts anew beyond it
+        max_pieces:int=400_000, # Most pieces to keep; the table starts anew beyond it
     ):
         self._cut,self._tokenize,self._post,self.max_pieces = cut,tokenize,post,max_pieces
         self._links,self._lock = Links(pairs),threading.Lock()
@@ -151,6 +164,7 @@ class PieceTable:
 
     # --- learning
 
+    @_without_gc
     def _learn(self, pieces:list[str]):
         "Work out tokens and facts of new pieces."
         words = _by_lines(_first_rules, pieces)
@@ -248,8 +262,8 @@ class PieceTable:
         "Ids of the tokens of a text that goes the long way."
         try: return self.ids_of(self._tokenize(rule_text(text, PIECE_RULES)))
         except UnicodeEncodeError as e:
-            raise ValueError(f"Text {i} holds {e.object[e.start:e.end]!r}, half of a surrogate "
-                             "pair, which no tokenizer takes. Clean it: text.encode('utf8', 'replace').decode().") from e
+            raise ValueError(f"Text {i} holds {e.object[e.start:e.end]!r}, half of a surrogate pair, which spaCy does "
+                             "not take. Clean it: text.encode('utf8', 'replace').decode().") from e
 
     def _looked_up(self, coded:pa.Array, ends:np.ndarray, odd:np.ndarray) -> tuple:
         "Ids of pieces; new ones are learnt."
@@ -289,7 +303,7 @@ class PieceTable:
         f,opens = self._facts,np.zeros(len(ids), dtype=bool)
         opens[np.append(0, ends[:-1])[np.diff(ends, prepend=0) > 0]] = True
         joined = ~opens & np.append(False, self._links.linked[f.before[ids[:-1]], f.after[ids[1:]]])[:len(ids)]
-        bos = opens & self._links.linked[self._links.before(BOS), f.after[ids]]   # `xxbos` stands before the first piece
+        bos = opens & self._links.linked[self._links.before(BOS), f.after[ids]]   # `xxbos` is before it
         repeated,far = self._repetitions(ids, opens)
         return joined | repeated,np.append(np.flatnonzero(f.whole[ids] | bos), far)
 

@@ -6,7 +6,7 @@
 __all__ = ['number_words', 'human_numbers', 'number_runs', 'human_numbers_100', 'counting', 'fetch_file', 'imdb', 'imdb_sample',
            'wikitext2', 'ud_ewt']
 
-# %% ../../nbs/10_data.sets.ipynb #73a71d16
+# %% ../../nbs/10_data.sets.ipynb #6027c3b6
 import csv
 import hashlib
 import os
@@ -16,7 +16,6 @@ import tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -260,11 +259,13 @@ def _read_splits(name:str, splits:str|Iterable[str], read:Callable) -> pd.DataFr
         frames.append(df.assign(split=split, is_valid=split not in ('train', 'unsup')))
     return pd.concat(frames, ignore_index=True)
 
-# %% ../../nbs/10_data.sets.ipynb #95420505
+# %% ../../nbs/10_data.sets.ipynb #7b51e370
 def _read_csv(path:Path, types:dict[str, type]) -> pd.DataFrame:
     "The columns in `types` of a csv file. Raises `ValueError` that names the file."
-    try: df = pd.read_csv(StringIO(file_text(path)), keep_default_na=False, dtype=types)
-    except ValueError as e: raise ValueError(f"{path} cannot be read: {e}") from e
+    try: df = pd.read_csv(path, keep_default_na=False, dtype=types, usecols=types.__contains__, encoding='utf-8-sig')
+    except Exception as e:
+        file_text(path)   # tells of a broken archive or of other bytes than UTF-8
+        raise ValueError(f"{path} cannot be read: {e}") from e
     if lacking := [c for c in types if c not in df.columns]:
         raise ValueError(f"{path} lacks the columns {lacking}; it has {list(df.columns)}.")
     return df[list(types)]

@@ -66,7 +66,7 @@ def word_parts(
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
     return {w: parts or (UNK,) for w,parts in zip(words, cut, strict=True)}
 
-# %% ../../nbs/15_data.tag.ipynb #328f5b56
+# %% ../../nbs/15_data.tag.ipynb #a710457d
 class TagDataset(DocDataset):
     "Sentences with a target for each token; an item is a `TensorText` and, where there are tags, targets."
     kind = TensorCategory
@@ -101,11 +101,16 @@ class TagDataset(DocDataset):
         start,stop = self.corpus.offsets[self.docs[i]],self.corpus.offsets[self.docs[i]+1]
         return x if self.y is None else (*x, TensorCategory(torch.from_numpy(self.y[start:stop])))
 
-    def targets(self, at):
+    def targets(self,
+        at:np.ndarray, # Which items
+    ) -> TensorCategory: # Their targets
         "Targets of items: sentences x the longest of them, `TAG_IGNORE` where there is no token."
         return TensorCategory(pad_rows(self.y, self.corpus, self.docs[at], TAG_IGNORE))
 
-    def decode(self, b, full=True):
+    def decode(self,
+        b:tuple, # Ids of one sentence; its targets
+        full:bool=True, # For fastai's sake
+    ) -> tuple: # Texts
         "Tokens of one sentence without padding, and its tags; tags of predictions where a token starts is not known."
         ids = b[0].as_subclass(Tensor)
         text = TitledStr(' '.join(self.corpus.vocab.decode(ids[ids != self.pad])))
@@ -117,7 +122,10 @@ class TagDataset(DocDataset):
         "Targets as names."
         return TitledStr(' '.join('·' if i == TAG_IGNORE else self.tags[i] for i in y.tolist()))
 
-    def new(self, texts, with_labels=False):
+    def new(self,
+        texts:Any, # A frame, a text, texts, or lists of tokens
+        with_labels:bool=False, # Read tags too
+    ) -> 'TagDataset':
         "A data set of other sentences: a frame, texts, or lists of tokens. Raises `ValueError` for unknown tags."
         if isinstance(texts, str): texts = [texts]
         if not isinstance(texts, pd.DataFrame): texts = pd.DataFrame({self.cols[0]: list(map(self._split, texts))})
@@ -154,7 +162,7 @@ def tag_corpus(
     y[np.cumsum(n) - n] = np.fromiter((o2i[t] for ts in tags for t in ts), dtype=np.int64)
     return corpus,y
 
-# %% ../../nbs/15_data.tag.ipynb #1c824c58
+# %% ../../nbs/15_data.tag.ipynb #bc9fdea3
 class TagDataLoader(DocDataLoader):
     "Batches of sentences of like length, padded on the right, with targets for each token."
     def show_batch(self,
@@ -223,7 +231,12 @@ class TagDataLoaders(DataLoaders):
         df = pd.concat([f.assign(is_valid=i == 1) for i,f in enumerate(frames)], ignore_index=True)
         return cls.from_df(df, valid_col='is_valid', **kwargs)
 
-    def test_dl(self, test_items, rm_type_tfms=None, with_labels=False, **kwargs):
+    def test_dl(self,
+        test_items:Any, # A frame, texts, or lists of tokens
+        rm_type_tfms:Any=None, # For fastai's sake
+        with_labels:bool=False, # Read tags too
+        **kwargs
+    ) -> TagDataLoader:
         "A loader of other sentences: a frame, texts, or lists of tokens."
         kwargs.pop('process', None)
         return self.valid.new(test_items, with_labels=with_labels, **kwargs)

@@ -19,7 +19,7 @@ from pyarrow.parquet import ParquetFile
 
 from ..core import near
 
-# %% ../../nbs/08_data.texts.ipynb #b39fef5e
+# %% ../../nbs/08_data.texts.ipynb #f349a2fd
 def check_column(
     df:pd.DataFrame, # A frame
     col:str|int, # Name of a column, or its number
@@ -53,13 +53,13 @@ def frame_texts(
     df:pd.DataFrame, # A frame
     text_cols:Any=0, # A column, by name or number, or a list of columns
     mark_fields:bool|None=None, # Open each field with `xxfld` and its number; by default for several columns
-) -> list[str]: # A text a row
+) -> pd.Series|list[str]: # A text a row: the column itself, or a list where several are joined
     "Texts of the rows of `df`. Raises where the frame is empty, a column is missing, or a value is not a text."
     if len(df) == 0: raise ValueError("The frame has no rows, so there is no text to read.")
     cols = [check_column(df, c) for c in L(text_cols)]
     if not cols: raise ValueError(f"text_col={text_cols!r} names no column. {near(text_cols, df.columns)}")
     mark_fields = len(cols) > 1 if mark_fields is None else mark_fields
-    fields = [check_texts(df[c]).tolist() for c in cols]
+    fields = [check_texts(df[c]) for c in cols]
     if mark_fields: fields = [[f"{FLD} {i} {t}" for t in f] for i,f in enumerate(fields, 1)]
     return fields[0] if len(fields) == 1 else [' '.join(row) for row in zip(*fields, strict=True)]
 

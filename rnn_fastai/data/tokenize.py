@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WordTokenizer', 'BaseTokenizer', 'chunks_of', 'TextTokenizer', 'as_tokenizer']
 
-# %% ../../nbs/11_data.tokenize.ipynb #2ac4dd36
+# %% ../../nbs/11_data.tokenize.ipynb #24215cf1
 import re
+import sys
 import threading
 from array import array
 from functools import lru_cache
@@ -77,20 +78,21 @@ def _cut_signs(pre:str, core:str, s:str, signs:str, cases:set) -> tuple[str, ...
     spans = (''.join(toks[i:j]) for i in range(len(toks)) for j in range(i+1, len(toks)+1))
     return () if '..' in signs or not cases.isdisjoint(spans) else toks
 
-# %% ../../nbs/11_data.tokenize.ipynb #1b7e188b
+# %% ../../nbs/11_data.tokenize.ipynb #fc73b12b
 @lru_cache(maxsize=8)
 def _load_spacy(lang:str, special_toks:tuple) -> tuple:
-    "spaCy's tokenizer, the finder of its pieces, what it links, its cases where its signs are common; a cache and its lock."
+    "spaCy's tokenizer, finder of pieces, what it links, its cases where its signs are common; a cache and its lock."
     import spacy
     from spacy.symbols import ORTH
     blank = spacy.blank(lang)
     blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, of which none is asked for
     tok = blank.tokenizer
-    if not isinstance(tok, spacy.tokenizer.Tokenizer): return tok,None,{},None,{},threading.RLock()   # such as Chinese: not by pieces
+    cache,lock = {},threading.RLock()
+    if not isinstance(tok, spacy.tokenizer.Tokenizer): return tok,None,{},None,cache,lock   # Chinese: not by pieces
     for w in special_toks: tok.add_special_case(w, [{ORTH: w}])
     pairs = _straddling_pairs(tok)
     plain = set(tok.rules) - {"'s"} if _has_common_punctuation(blank) else None   # 's is cut off like a comma
-    return tok,_pieces_re(pairs),pairs,plain,{},threading.RLock()
+    return tok,_pieces_re(pairs),pairs,plain,cache,lock
 
 class WordTokenizer:
     "spaCy's tokenizer for `lang`, through a cache from piece to tokens: texts in, a list of tokens for each out."
@@ -98,7 +100,7 @@ class WordTokenizer:
     def __init__(self,
         lang:str='en', # A language code that spaCy knows
         special_toks:list[str]|None=None, # Tokens never to be cut; fastai's `defaults.text_spec_tok` by default
-        buf_sz:int=1_000_000, # Most pieces to keep; the cache starts anew beyond it
+        buf_sz:int=400_000, # Most pieces to keep; the cache starts anew beyond it
     ):
         self.lang,self.buf_sz = lang,check_count('buf_sz', buf_sz)
         self.special_toks = list(defaults.text_spec_tok if special_toks is None else special_toks)
@@ -124,7 +126,7 @@ class WordTokenizer:
                 new = [w for w in dict.fromkeys(words) if w]
             if self._cases is not None:
                 plain = zip(new, _cut_plain(new, self._cases), strict=True)
-                self._cache.update((w, toks) for w,toks in plain if toks)
+                self._cache.update((w, tuple(map(sys.intern, toks))) for w,toks in plain if toks)
             self._ask_spacy([w for w in new if w not in self._cache])
             return [self._cache[w] if w else () for w in words]
 
@@ -132,7 +134,8 @@ class WordTokenizer:
         "Enter what spaCy makes of words, newlines between them."
         for i in range(0, len(words), self._batch):
             part = words[i:i+self._batch]
-            toks = [t.text for t in self._tok('\n'.join(part))]
+            doc = self._tok('\n'.join(part))
+            toks = [sys.intern(doc.vocab.strings[t]) for t in doc.to_array('ORTH').tolist()]
             ends = [j for j,t in enumerate(toks) if t == '\n'] + [len(toks)]
             self._cache.update((w, tuple(toks[a+1:b])) for w,a,b in zip(part, [-1, *ends[:-1]], ends, strict=True))
 
@@ -214,7 +217,7 @@ def chunks_of(
             part,n = [],0
     if part: yield part
 
-# %% ../../nbs/11_data.tokenize.ipynb #09bcea8a
+# %% ../../nbs/11_data.tokenize.ipynb #c15b679f
 @lru_cache(maxsize=8)
 def _piece_table(lang:str, special_toks:tuple, buf_sz:int, post_rules:tuple) -> PieceTable:
     "The table for these settings: all tokenizers that have them share it."
@@ -255,7 +258,9 @@ class TextTokenizer(BaseTokenizer):
         self.__dict__.update(state)
         self._start()
 
-    def number(self, texts):
+    def number(self,
+        texts:list[str], # Texts
+    ) -> tuple[np.ndarray, np.ndarray]: # Numbers of all tokens (int32); where those of each text end
         "Numbers of the tokens of `texts`: all pieces at once where the rules are fastai's, else text by text."
         if self._table is not None: return self._table.number(texts)
         ids,ends = array('i'),array('q')
@@ -264,7 +269,9 @@ class TextTokenizer(BaseTokenizer):
             ends.append(len(ids))
         return np.array(ids, dtype=np.int32),np.array(ends, dtype=np.int64)
 
-    def number_all(self, parts):
+    def number_all(self,
+        parts:Iterable[list[str]], # Lists of texts
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # What `number` gives for each
         "Numbers of the tokens of all lists, in order."
         return super().number_all(parts) if self._table is None else self._table.number_all(parts)
 
@@ -273,7 +280,9 @@ class TextTokenizer(BaseTokenizer):
         self.toks.append(self._post(tok))
         return self._ids[tok]
 
-    def decode(self, toks):
+    def decode(self,
+        toks:Iterable[str], # Tokens
+    ) -> str: # A text
         "Tokens joined with `sep`."
         return self.sep.join(toks)
 
