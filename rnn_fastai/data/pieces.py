@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PIECE_RULES', 'spans', 'Links', 'rule_text', 'PieceTable']
 
-# %% ../../nbs/09_data.pieces.ipynb #2b7bb597
+# %% ../../nbs/09_data.pieces.ipynb #dfb5b993
 import gc
 import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from operator import eq
 from typing import Callable, Iterable, Iterator, NamedTuple
 
@@ -116,7 +116,7 @@ def _by_lines(rules:Callable, pieces:list[str]) -> list[str]:
     for i in alone: ruled[i] = pieces[i] if _BEYOND(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
     return ruled
 
-# %% ../../nbs/09_data.pieces.ipynb #d5510a2d
+# %% ../../nbs/09_data.pieces.ipynb #0ccc406f
 def _without_gc(f:Callable) -> Callable:
     "Spare Python's collector in `f`: nothing is cyclic there, and it would look at all that was made again and again."
     @wraps(f)
@@ -220,8 +220,9 @@ class PieceTable:
         return np.array(self.ids_of(texts), dtype=np.int32),np.ones(len(runs), dtype=np.int64)
 
     def _learn_joined(self, groups:list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-        ruled = (_rule_words(replace_wrep(' '.join(_by_lines(_first_rules, list(g))))) for g in groups)
-        return self._tokens_of([(r.strip(' '),) for r in ruled])
+        words = iter(_by_lines(_first_rules, list(chain.from_iterable(groups))))
+        texts = [replace_wrep(' '.join(islice(words, len(g)))) for g in groups]
+        return self._tokens_of([(r.strip(' '),) for r in _by_lines(_rule_words, texts)])
 
     # --- numbering texts
 
