@@ -1,9 +1,11 @@
 "Everything that `from fastai.text.all import *` gives, with this package's classes in place of fastai's, and its own."
 from fastai.text.all import *
 
+from rnn_fastai.callback.capture import *
 from rnn_fastai.callback.history import *
 from rnn_fastai.callback.regularize import *
 from rnn_fastai.callback.state import *
+from rnn_fastai.capture import *
 from rnn_fastai.core import *
 from rnn_fastai.data.cache import *
 from rnn_fastai.data.classify import *
@@ -24,9 +26,11 @@ from rnn_fastai.many import *
 from rnn_fastai.models.cells import *
 from rnn_fastai.models.dropout import *
 from rnn_fastai.models.heads import *
+from rnn_fastai.models.inside import *
 from rnn_fastai.models.recurrent import *
 from rnn_fastai.models.zoo import *
 from rnn_fastai.nets import *
 from rnn_fastai.optim import *
 from rnn_fastai.plots import *
+from rnn_fastai.recording import *
 from rnn_fastai.transfer import *

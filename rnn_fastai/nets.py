@@ -50,7 +50,7 @@ class ModuleModel(nn.Module):
         logits,state = out
         return logits if state is None else LMOutput(logits, None, None, state)
 
-# %% ../nbs/31_nets.ipynb #1f316231
+# %% ../nbs/31_nets.ipynb #cf700293
 @delegates(Learner.__init__)
 class RNNLearner(TextLearner):
     "A `Learner` over small sequences, whose `predict` does what the loaders are for: generate, classify, tag or write."
@@ -77,17 +77,21 @@ class RNNLearner(TextLearner):
         "The prompt and what comes after; or label, its id and all probabilities; or pairs of token and tag; or tokens."
         if not hasattr(self.dls, 'task'): return super().predict(item)   # fastai's loaders have their own transforms
         check_sampling(temperature, min_p)
-        longer = any(len(str(t)) > 1 for t in self._words())
-        split = longer and isinstance(item, str) and self.task.kind != 'one-to-many'
-        seq = item.split() if split else item
-        model = get_model(self.model)
+        seq,model = self.split(item),get_model(self.model)
         ids = self.task.encode(seq).to(next(model.parameters()).device)
         if self.task.kind == 'next': toks = self._generate(model, ids, ifnone(n_words, 1), temperature, min_p, no_bar)
         else:
             with evaluating(model), torch.no_grad(): return self._answer(model, seq, ids, ifnone(n_words, 50))
         toks = [*seq, *toks]
-        if isinstance(item, str): return (' ' if split else '').join(map(str, toks))
+        if isinstance(item, str): return (' ' if isinstance(seq, list) else '').join(map(str, toks))
         return toks
+
+    def split(self,
+        item:Any, # A sequence, as `predict` takes it
+    ) -> Any: # A string whose characters are the tokens, or a list of tokens
+        "A string as words, where tokens are longer than a character; anything else as it is."
+        longer = isinstance(item, str) and any(len(str(t)) > 1 for t in self._words())
+        return item.split() if longer and self.task.kind != 'one-to-many' else item
 
     def _words(self) -> list: return [t for t in self.task.vocab if not (isinstance(t, str) and t.startswith('xx'))]
 

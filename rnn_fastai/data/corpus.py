@@ -119,12 +119,13 @@ def _save_array(file:Path, a:np.ndarray):
     except ValueError as e: raise OSError(errno.ENOSPC, f"{file.name} was cut short") from e
 
 def write_folder(
-    path:Path, # The folder to be; it may hold a corpus now, and nothing else
+    path:Path, # The folder to be; it may hold what was written by the same means, and nothing else
     write:Callable, # Called with a folder, fills it
+    files:set[str]=_FILES, # Names of files that may be there now
 ):
     "Fill a folder out of sight and put it in place whole. Raises `OSError`, and then leaves what was there before."
-    if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= _FILES):
-        raise FileExistsError(errno.EEXIST, f"{path} holds other things than a corpus; choose another folder")
+    if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= files):
+        raise FileExistsError(errno.EEXIST, f"{path} holds other things; choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
     new,old = tmp/'new',tmp/'old'

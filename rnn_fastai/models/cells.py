@@ -35,7 +35,7 @@ def thin_linear(
     out = out.transpose(0, 1).reshape(*x.shape[:-1], w.size(0))
     return out if b is None else out + b
 
-# %% ../../nbs/20_models.cells.ipynb #946c10d5
+# %% ../../nbs/20_models.cells.ipynb #8a906f81
 cells = Registry('cell')
 
 class Cell(nn.Module):
@@ -47,6 +47,7 @@ class Cell(nn.Module):
     zoned = None               # entries of the state that zoneout acts on; all by default
     kernel = None              # torch's fused kernel for all steps: 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
     scan = None                # a method (gx, state) -> all entries of the state at all steps, without a loop of `step`
+    gate_names = ()            # what `inside` gives
 
     def __init__(self,
         input_size:int, # Features of the input
@@ -69,6 +70,7 @@ class Cell(nn.Module):
         # With another step than the class that brought them, kernel and scan are those of another cell.
         if depth('kernel') > min(map(depth, ('step', 'project', 'recur', 'update'))): cls.kernel = None
         if depth('scan') > depth('step'): cls.scan = None
+        if depth('inside') > min(map(depth, ('step', 'project', 'recur', 'update', 'terms'))): cls.gate_names = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -107,6 +109,22 @@ class Cell(nn.Module):
     ) -> tuple[Tensor, ...]: # The next state; its first entry is the output
         "One time step."
         raise NotImplementedError(f"{type(self).__name__} has no step(gx, state).")
+
+    def inside(self,
+        x:Tensor, # Input of any steps: n,n_in
+        before:tuple[Tensor, ...], # Entries of the state before them: n,features; h alone, where a kernel ran the steps
+        want:set[str], # Names of gates that are needed; others may be given too
+    ) -> dict[str, Tensor]: # By the names in `gate_names`: n,hid
+        "The gates of steps, for those who look inside; made anew, all steps in one product."
+        return {}
+
+    def all_states(self,
+        gates:dict[str, Tensor], # What `inside` gives, for all steps: sl,bs,hid
+        h:Tensor, # Output of a kernel: sl,bs,features
+        state:tuple[Tensor, ...], # The state before the first step: bs,features
+    ) -> tuple[Tensor, ...]: # Entries of the state after each step: sl,bs,features
+        "What a kernel does not tell: the entries of the state behind its output."
+        return (h,)
 
     def forward(self,
         x:Tensor, # bs,n_in, or n_in
@@ -219,11 +237,12 @@ class RNNCell(Cell):
 
     def step(self, gx, state): return (getattr(torch, self.nonlinearity)(gx + self.recur(state[0])),)
 
-# %% ../../nbs/20_models.cells.ipynb #a21bbba9
+# %% ../../nbs/20_models.cells.ipynb #7b5fc7a6
 @cells.register('LSTM')
 class LSTMCell(Cell):
     "LSTM with a forget gate ([Gers et al., 1999](https://doi.org/10.1049/cp:19991218)), as `nn.LSTMCell`."
     gates,states,kernel = 4,('h', 'c'),'lstm'
+    gate_names = 'input', 'forget', 'cell', 'output'
     def __init__(self,
         input_size:int, # Features of the input
         hidden_size:int, # Features of the cell state
@@ -256,18 +275,32 @@ class LSTMCell(Cell):
 
     def step(self, gx, state): return self.update(state[1], (gx + self.recur(state[0])).chunk(4, -1))
 
-# %% ../../nbs/20_models.cells.ipynb #9103f2be
+    def inside(self, x, before, want):
+        rows = (4 if 'output' in want else 3)*self.hidden_size   # the cell state needs no output gate
+        bias = (self.bias_ih + self.bias_hh)[:rows] if self.bias else None
+        pre = torch.addmm(F.linear(x, self.weight_ih[:rows], bias), before[0], self.weight_hh[:rows].T)
+        acts = torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid
+        return {n: f(p) for n,f,p in zip(self.gate_names, acts, pre.split(self.hidden_size, -1), strict=False)}
+
+    def all_states(self, gates, h, state): return h,linear_scan(gates['forget'], gates['input']*gates['cell'], state[1])
+
+# %% ../../nbs/20_models.cells.ipynb #013bdaaa
 @cells.register('GRU')
 class GRUCell(Cell):
     "GRU ([Cho et al., 2014](https://arxiv.org/abs/1406.1078)), as `nn.GRUCell`."
-    gates,kernel = 3,'gru'
+    gates,kernel,gate_names = 3,'gru',('reset', 'update', 'new')
     def step(self, gx, state):
         h, = state
         (rx,zx,nx),(rh,zh,nh) = gx.chunk(3, -1),self.recur(h).chunk(3, -1)
         n = (nx + (rx + rh).sigmoid()*nh).tanh()
         return (n + (zx + zh).sigmoid()*(h - n),)
 
-# %% ../../nbs/20_models.cells.ipynb #d3339316
+    def inside(self, x, before, want):
+        (rx,zx,nx),(rh,zh,nh) = self.project(x).chunk(3, -1),self.recur(before[0]).chunk(3, -1)
+        r = (rx + rh).sigmoid()
+        return dict(reset=r, update=(zx + zh).sigmoid(), new=(nx + r*nh).tanh())
+
+# %% ../../nbs/20_models.cells.ipynb #e00c622c
 @cells.register('PeepholeLSTM')
 class PeepholeLSTMCell(LSTMCell):
     "LSTM whose gates see the cell state ([Graves, 2013](https://arxiv.org/abs/1308.0850))."
@@ -284,11 +317,19 @@ class PeepholeLSTMCell(LSTMCell):
         h = (o + wo*c).sigmoid()*c.tanh()
         return thin_linear(h, self.weight_hr) if self.proj_size else h,c
 
-# %% ../../nbs/20_models.cells.ipynb #c1a6be61
+    gate_names = LSTMCell.gate_names
+    def inside(self, x, before, want):
+        h,c = before
+        i,f,g,o = (self.project(x) + self.recur(h)).chunk(4, -1)
+        wi,wf,wo = self.weight_ch
+        i,f,g = (i + wi*c).sigmoid(),(f + wf*c).sigmoid(),g.tanh()
+        return dict(input=i, forget=f, cell=g, output=(o + wo*(f*c + i*g)).sigmoid())
+
+# %% ../../nbs/20_models.cells.ipynb #ed98842f
 @cells.register('LayerNormLSTM')
 class LayerNormLSTMCell(Cell):
     "LSTM with layer normalization ([Ba et al., 2016](https://arxiv.org/abs/1607.06450))."
-    gates,states = 4,('h', 'c')
+    gates,states,gate_names = 4,('h', 'c'),LSTMCell.gate_names
     def add_parameters(self):
         "The gains of the normalizations, and the bias of the cell state's."
         self.norm_ih,self.norm_hh = (nn.Parameter(torch.empty(4*self.hidden_size)) for _ in range(2))
@@ -304,14 +345,20 @@ class LayerNormLSTMCell(Cell):
     def project(self, x):
         return F.layer_norm(thin_linear(x, self.weight_ih), self.norm_ih.shape, self.norm_ih, self.bias_ih)
 
+    def recur(self, h):
+        return F.layer_norm(thin_linear(h, self.weight_hh), self.norm_hh.shape, self.norm_hh, self.bias_hh)
+
     def step(self, gx, state):
         h,c = state
-        gh = F.layer_norm(thin_linear(h, self.weight_hh), self.norm_hh.shape, self.norm_hh, self.bias_hh)
-        i,f,g,o = (gx + gh).chunk(4, -1)
+        i,f,g,o = (gx + self.recur(h)).chunk(4, -1)
         c = f.sigmoid()*c + i.sigmoid()*g.tanh()
         return o.sigmoid()*F.layer_norm(c, self.norm_c.shape, self.norm_c, self.bias_c).tanh(),c
 
-# %% ../../nbs/20_models.cells.ipynb #0465a8cc
+    def inside(self, x, before, want):
+        i,f,g,o = (self.project(x) + self.recur(before[0])).chunk(4, -1)
+        return dict(input=i.sigmoid(), forget=f.sigmoid(), cell=g.tanh(), output=o.sigmoid())
+
+# %% ../../nbs/20_models.cells.ipynb #28cf0626
 @cells.register('MogrifierLSTM')
 class MogrifierLSTMCell(LSTMCell):
     "LSTM whose input and state gate each other first ([Melis et al., 2020](https://arxiv.org/abs/1909.01792))."
@@ -333,27 +380,48 @@ class MogrifierLSTMCell(LSTMCell):
 
     def project(self, x): return x
 
-    def step(self, gx, state):
-        x,(h,c) = gx,state
+    def mogrify(self,
+        x:Tensor, # bs,n_in
+        h:Tensor, # bs,hid
+    ) -> tuple[Tensor, Tensor]: # The same shapes
+        "The rounds."
         for i in range(self.rounds):
             w = getattr(self, f'weight_m{i}')
             if i % 2: h = 2*thin_linear(x, w).sigmoid()*h
             else: x = 2*thin_linear(h, w).sigmoid()*x
-        return super().step(super().project(x), (h, c))
+        return x,h
 
-# %% ../../nbs/20_models.cells.ipynb #af812d51
+    def step(self, gx, state):
+        x,h = self.mogrify(gx, state[0])
+        return super().step(super().project(x), (h, state[1]))
+
+    gate_names = LSTMCell.gate_names
+    def inside(self, x, before, want):
+        x,h = self.mogrify(x, before[0])
+        return super().inside(x, (h,), want)
+
+# %% ../../nbs/20_models.cells.ipynb #24e9e340
 @cells.register('sLSTM')
 class SLSTMCell(Cell):
     "xLSTM's scalar-memory cell, stabilised ([Beck et al., 2024](https://arxiv.org/abs/2405.04517))."
     gates,states,zoned = 4,('h', 'c', 'n', 'm'),('h',)   # c, n and m mean something only together
-    def step(self, gx, state):
-        h,c,n,m = state
-        i,f,z,o = (gx + self.recur(h)).chunk(4, -1)
+    gate_names = LSTMCell.gate_names
+    def _gates(self, pre:Tensor, n:Tensor, m:Tensor) -> tuple[Tensor, ...]:
+        "Input and forget gate, both over exp(m), the candidate, the output gate, and the new m."
+        i,f,z,o = pre.chunk(4, -1)
         f = F.logsigmoid(f) + m.masked_fill(n == 0, -math.inf)   # before the first step there is nothing to keep
         m = torch.maximum(f, i)
-        i,f = (i - m).exp(),(f - m).exp()
-        c,n = f*c + i*z.tanh(),f*n + i
-        return o.sigmoid()*c/n,c,n,m
+        return (i - m).exp(),(f - m).exp(),z.tanh(),o.sigmoid(),m
+
+    def step(self, gx, state):
+        h,c,n,m = state
+        i,f,z,o,m = self._gates(gx + self.recur(h), n, m)
+        c,n = f*c + i*z,f*n + i
+        return o*c/n,c,n,m
+
+    def inside(self, x, before, want):
+        h,_,n,m = before
+        return dict(zip(self.gate_names, self._gates(self.project(x) + self.recur(h), n, m), strict=False))
 
 # %% ../../nbs/20_models.cells.ipynb #526621b8
 @cells.register('IndRNN')
@@ -371,11 +439,12 @@ class IndRNNCell(Cell):
 
     def step(self, gx, state): return ((gx + self.weight_hh*state[0]).relu(),)
 
-# %% ../../nbs/20_models.cells.ipynb #37279eae
+# %% ../../nbs/20_models.cells.ipynb #268e7f9e
 @cells.register('SRU')
 class SRUCell(Cell):
     "Simple recurrent unit ([Lei et al., 2018](https://arxiv.org/abs/1709.02755))."
     gates,recurrent,states,dropped,zoned = 3,False,('h', 'c'),('weight_ih',),('c',)
+    gate_names = 'cell', 'forget', 'reset'
     def add_parameters(self):
         "The vectors for forget and reset gate, and a matrix for the highway where it is needed."
         self.weight_ch = nn.Parameter(torch.empty(2, self.hidden_size))
@@ -393,6 +462,10 @@ class SRUCell(Cell):
         f,r = (f + vf*c).sigmoid(),(r + vr*c).sigmoid()   # both see the old cell state
         c = g + f*(c - g)
         return skip + r*(c - skip),c
+
+    def inside(self, x, before, want):
+        (g,f,r,_),(vf,vr) = self.project(x).chunk(4, -1),self.weight_ch
+        return dict(cell=g, forget=(f + vf*before[1]).sigmoid(), reset=(r + vr*before[1]).sigmoid())
 
 # %% ../../nbs/20_models.cells.ipynb #6853ce81
 def _scan(a:Tensor, b:Tensor, s0:Tensor) -> Tensor:
@@ -460,7 +533,7 @@ class LinearCell(Cell):
         "All steps at once."
         return (linear_scan(*self.terms(gx), state[0]),)
 
-# %% ../../nbs/20_models.cells.ipynb #7707f5ad
+# %% ../../nbs/20_models.cells.ipynb #607b6c0f
 @cells.register('minGRU')
 class MinGRUCell(LinearCell):
     "h' = (1-z) h + z g ([Feng et al., 2024](https://arxiv.org/abs/2410.01201))."
@@ -469,6 +542,11 @@ class MinGRUCell(LinearCell):
         z,g = gx.chunk(2, -1)
         z = z.sigmoid()
         return 1-z,z*g
+
+    gate_names = 'update', 'new'
+    def inside(self, x, before, want):
+        z,g = self.project(x).chunk(2, -1)
+        return dict(update=z.sigmoid(), new=g)
 
 @cells.register('minLSTM')
 class MinLSTMCell(LinearCell):
@@ -479,11 +557,18 @@ class MinLSTMCell(LinearCell):
         f = (F.logsigmoid(f) - F.logsigmoid(i)).sigmoid()
         return f,(1-f)*g
 
-# %% ../../nbs/20_models.cells.ipynb #a55bd292
+    gate_names = 'forget', 'input', 'new'
+    def inside(self, x, before, want):
+        gx = self.project(x)
+        f,_ = self.terms(gx)
+        return dict(forget=f, input=1-f, new=gx.chunk(3, -1)[2])
+
+# %% ../../nbs/20_models.cells.ipynb #72cf2ec8
 @cells.register('QRNN')
 class QRNNCell(Cell):
     "Quasi-recurrent cell with fo-pooling ([Bradbury et al., 2016](https://arxiv.org/abs/1611.01576))."
     gates,recurrent,dropped,zoned = 3,False,('weight_ih', 'weight_ip'),('c',)
+    gate_names = 'cell', 'forget', 'output'
     def __init__(self,
         input_size:int, # Features of the input
         hidden_size:int, # Features of the state
@@ -519,6 +604,10 @@ class QRNNCell(Cell):
         z,f,o = self._gates(now + state[2] if p else now)
         c = z + f*(state[1] - z)
         return o*c,c,*p
+
+    def inside(self, x, before, want):
+        now = self.project(x)[..., :3*self.hidden_size]
+        return dict(zip(self.gate_names, self._gates(now + before[2] if self.window == 2 else now), strict=True))
 
     def scan(self, gx, state):
         "All steps at once: see `LinearCell.scan`."
