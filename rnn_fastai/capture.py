@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Capture', 'capture']
 
-# %% ../nbs/37_capture.ipynb #e8317898
+# %% ../nbs/37_capture.ipynb #1c1ef4e3
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from fastcore.meta import delegates
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .core import check_count, near
 from .models.cells import Cell
@@ -142,7 +143,22 @@ def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Te
 
 def _as_index(steps:slice, n:int) -> Tensor: return torch.arange(n)[list(range(n)[steps])]
 
-# %% ../nbs/37_capture.ipynb #f892b820
+# %% ../nbs/37_capture.ipynb #4ed91438
+class _Around:
+    "Stands in for a module's `forward`; a copy of the module gets its own `forward` back."
+    def __init__(self, module:nn.Module, around:Callable):
+        self.module,self.around,self.forward = module,around,module.forward
+
+    def __call__(self, *args, **kwargs): return self.around(self.forward, *args, **kwargs)
+    def __reduce__(self): return getattr,(self.module, 'forward')   # the copy's own, as it has no other yet
+
+class _Watch:
+    "What a `Recurrent` calls as its `watch`; a copy of the layer is not watched."
+    def __init__(self, f:Callable): self.f = f
+    def __call__(self, *args): return self.f(*args)
+    def __reduce__(self): return type(None),()
+
+# %% ../nbs/37_capture.ipynb #d3a51402
 def _argument(value:Any, name:str, options:tuple) -> Any:
     if value not in options: raise ValueError(f"{name}={value!r} is unknown. {near(str(value), options)}")
     return value
@@ -156,6 +172,17 @@ def _options(parts:Any, vocab:Any, pad:int|None, batch_first:bool|None, batches:
     return _Options(parts, vocab, pad, batch_first, kept, steps, dtype, check_count('budget', int(budget)),
                     _argument(when_full, 'when_full', ('stop', 'sample', 'spill')))
 
+def _join_vocabs(model:nn.Module, vocab:list|None, others:dict) -> tuple[dict, list|None]:
+    "Where the ids of embeddings start that have another vocabulary, and all vocabularies one after the other."
+    starts = {}
+    for name,more in others.items():
+        if vocab is None: raise ValueError(f"vocabs={name!r}: pass the model's first vocabulary too, as `vocab`.")
+        hits = [m for n,m in model.named_modules() if n == name or n.startswith(f'{name}.')]
+        if not hits: raise ValueError(f"vocabs={name!r}: {near(name, [n for n,_ in model.named_modules() if n])}")
+        starts.update(dict.fromkeys(hits, len(vocab)))
+        vocab = [*vocab, *more]
+    return starts,vocab
+
 class Capture:
     "Watches a model's layers between `attach` and `detach`, and puts what they hold into `rec`. See `capture`."
     def __init__(self,
@@ -164,6 +191,7 @@ class Capture:
         parts:Any='states', # 'states', 'gates', 'h' or any other name, 'x', 'logits', 'grad_h', ...; 'all'
         vocab:list|None=None, # Tokens by id
         pad:int|None=None, # Id of padding, for layers that are not given lengths
+        vocabs:dict|None=None, # Other vocabularies, by the names of modules that look ids of them up
         batch_first:bool|None=None, # Ids are bs,sl; told from shapes by default
         batches:Any=None, # Which batches to keep, a slice or a list of numbers; all by default
         steps:slice=slice(None), # Which steps of each document in a batch to keep; `slice(-1, None)` for the last
@@ -176,6 +204,7 @@ class Capture:
         self.model,self.layers = model,pick_layers(model, layers)
         self.cells = {n: self._cell(m, i) for n,(m,i) in self.layers.items()}
         parts = _check_parts(parts, [c for c in self.cells.values() if c is not None])
+        self.starts,vocab = _join_vocabs(model, vocab, vocabs or {})
         self.opts = _options(parts, vocab, pad, batch_first, batches, steps, dtype, budget, when_full)
         if (when_full == 'spill') != (folder is not None):
             raise ValueError("when_full='spill' and `folder`, where to write, go together; give both or none.")
@@ -208,10 +237,10 @@ class Capture:
                                    "layers and parts; give them to the outer one.")
         self.wrapped = []
         for m in self.model.modules():
-            if isinstance(m, (nn.Embedding, OneHot)): self._wrap(m, self._look_up)
+            if isinstance(m, (nn.Embedding, OneHot)): self._wrap(m, partial(self._look_up, self.starts.get(m, 0)))
         for m,names in self.modules.items():
             _watched.add(m)
-            if isinstance(m, Recurrent): m.watch = partial(self._recurrent, m, names)
+            if isinstance(m, Recurrent): m.watch = _Watch(partial(self._recurrent, m, names))
             elif isinstance(m, nn.RNNBase): self._wrap(m, partial(self._torch, m, names))
             elif isinstance(m, (Cell, nn.RNNCellBase)): self._wrap(m, partial(self._one_step, names[0]))
             else: self._wrap(m, partial(self._other, names[0]))
@@ -220,7 +249,7 @@ class Capture:
     def _wrap(self, module:nn.Module, around:Callable):
         "Have `around` called with the module's `forward`, and its arguments."
         self.wrapped.append((module, vars(module).get('forward')))
-        module.forward = partial(around, module.forward)
+        module.forward = _Around(module, around)
 
     def detach(self):
         "Leave the model as it was."
@@ -253,13 +282,13 @@ class Capture:
         self.n_passes += 1
         return p
 
-    def _look_up(self, forward, ids):
+    def _look_up(self, start, forward, ids):
         "An embedding is asked for ids."
         p = self.current
         if p is None or p.calls:
             self.finish()
             p = self._begin([])
-        p.looked_up.append(ids.as_subclass(Tensor))
+        p.looked_up.append(ids.as_subclass(Tensor) + start)
         return forward(ids)
 
     @torch.no_grad()
@@ -375,8 +404,10 @@ class Capture:
             h,old = seen.before[0],self.ends.get(name)
             if old is not None:
                 k = min(len(old), bs)
-                same[:k] = ((h[:k] == old[:k]).all(-1) & (h[:k] != 0).any(-1)).cpu()
-            self.ends = {name: last_steps(seen.states[0], seen.lengths)}
+                equal,some = (h[:k] == old[:k]).all(-1),(h[:k] != 0).any(-1)
+                # A rectifier's state may be zero in a row of a batch that goes on.
+                same[:k] = (equal & (some | (equal.all() & some.any()))).cpu()
+            self.ends = {name: last_steps(seen.states[0].detach(), seen.lengths).clone()}
         new = self.n_docs + torch.arange(bs)
         doc,pos = new,torch.zeros(bs, dtype=torch.long)
         k = min(len(self.row_docs), bs)
@@ -419,7 +450,12 @@ class Capture:
 
     def _logits(self, p:_Pass, out:Any):
         "Logits of every step; or of a row, which go to its last step."
-        t = getattr(out, 'logits', out[0] if isinstance(out, (tuple, list)) else out)
+        first = isinstance(out, (tuple, list)) and not isinstance(out, PackedSequence)
+        t = getattr(out, 'logits', out[0] if first else out)
+        if isinstance(t, PackedSequence): t,_ = pad_packed_sequence(t, batch_first=True)
+        if not isinstance(t, Tensor) or t.dim() not in (2, 3):
+            if 'logits' not in self.opts.parts: return   # 'all' takes what there is
+            raise TypeError(f"The model gives {type(out).__name__}, which holds no logits that could be recorded.")
         bs,sl = p.mask.shape
         if t.dim() == 2 and len(t) == bs and (sl, bs) != (1, 1) and not (bs == 1 and sl == len(t)):
             every = t.new_full((bs, sl, t.size(1)), torch.nan)

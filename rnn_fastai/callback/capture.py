@@ -25,15 +25,17 @@ from ..data.series import pad_ids
 from ..learner import evaluating, text_vocab
 from ..recording import Recording
 
-# %% ../../nbs/43_callback.capture.ipynb #df15e620
+# %% ../../nbs/43_callback.capture.ipynb #55418bce
 def loaders_vocab(
     dls:Any, # Loaders of any kind
-) -> tuple[list|None, int|None]: # Tokens by id, id of padding; none where there is none
+) -> dict: # `vocab`, `pad` and `vocabs` of `Capture`
     "What capture needs to know of the tokens."
-    if hasattr(dls, 'task'): return dls.task.vocab,dls.task.pad
-    if not hasattr(dls, 'vocab'): return None,None
+    if hasattr(dls, 'task'):
+        task = dls.task
+        return dict(vocab=task.vocab, pad=task.pad, vocabs={'inp': task.y_vocab} if task.n_inp == 2 else None)
+    if not hasattr(dls, 'vocab'): return dict(vocab=None, pad=None)
     vocab = text_vocab(dls)
-    return vocab,vocab.index('xxpad') if 'xxpad' in vocab else None
+    return dict(vocab=vocab, pad=vocab.index('xxpad') if 'xxpad' in vocab else None)
 
 @patch
 @delegates(Capture, but=['model'])
@@ -44,11 +46,10 @@ def capture(self:Learner,
     **kwargs
 ):
     "Run a block, of training, validation, prediction or generation, while a `Recording`, which it gives, is made."
-    vocab,pad = loaders_vocab(self.dls)
-    kwargs = {**dict(vocab=vocab, pad=pad), **kwargs}
+    kwargs = {**loaders_vocab(self.dls), **kwargs}
     with capture_model(get_model(self.model), layers, parts, **kwargs) as rec: yield rec
 
-# %% ../../nbs/43_callback.capture.ipynb #84d2d0ff
+# %% ../../nbs/43_callback.capture.ipynb #e5fa14fd
 def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
     "Ids of texts or sequences, as the learner's loaders make them."
     if hasattr(learn.dls, 'task'):
@@ -74,7 +75,7 @@ def record(self:Learner,
     "Read texts from a state of zero, in evaluation mode, and record what the layers hold."
     items = [items] if isinstance(items, str) else list(items)
     if not items: raise ValueError("There is no text to read; give one at least.")
-    rows,(_,pad),model = _rows(self, items),loaders_vocab(self.dls),get_model(self.model)
+    rows,pad,model = _rows(self, items),loaders_vocab(self.dls)['pad'],get_model(self.model)
     device = next(model.parameters()).device
     starts = range(0, len(rows), 1 if pad is None else bs)
     bar = starts if no_bar or len(starts) < 20 or not hasattr(self, 'progress') else progress_bar(starts, leave=False)
@@ -82,7 +83,7 @@ def record(self:Learner,
         for i in bar: model(pad_ids([r.tolist() for r in rows[i:i+starts.step]], pad or 0).to(device))
     return rec
 
-# %% ../../nbs/43_callback.capture.ipynb #d38e1fbd
+# %% ../../nbs/43_callback.capture.ipynb #dfa93803
 _WHEN = 'train', 'valid'
 
 @delegates(Capture, but=['model'])
@@ -110,8 +111,7 @@ class HiddenStateCapture(Callback):
         if hasattr(self.learn, 'lr_finder') or ('train' if self.training else 'valid') not in self.when: return
         model = get_model(self.learn.model)
         if self.capturing is None or self.capturing.model is not model:
-            vocab,pad = loaders_vocab(self.dls)
-            self.capturing = Capture(model, **{**dict(vocab=vocab, pad=pad), **self.options})
+            self.capturing = Capture(model, **{**loaders_vocab(self.dls), **self.options})
         self.capturing.attach(once=True)
 
     def after_backward(self):

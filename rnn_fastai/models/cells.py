@@ -237,7 +237,7 @@ class RNNCell(Cell):
 
     def step(self, gx, state): return (getattr(torch, self.nonlinearity)(gx + self.recur(state[0])),)
 
-# %% ../../nbs/20_models.cells.ipynb #7b5fc7a6
+# %% ../../nbs/20_models.cells.ipynb #c9fe45ec
 @cells.register('LSTM')
 class LSTMCell(Cell):
     "LSTM with a forget gate ([Gers et al., 1999](https://doi.org/10.1049/cp:19991218)), as `nn.LSTMCell`."
@@ -278,7 +278,7 @@ class LSTMCell(Cell):
     def inside(self, x, before, want):
         rows = (4 if 'output' in want else 3)*self.hidden_size   # the cell state needs no output gate
         bias = (self.bias_ih + self.bias_hh)[:rows] if self.bias else None
-        pre = torch.addmm(F.linear(x, self.weight_ih[:rows], bias), before[0], self.weight_hh[:rows].T)
+        pre = F.linear(x, self.weight_ih[:rows], bias).addmm_(before[0], self.weight_hh[:rows].T)
         acts = torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid
         return {n: f(p) for n,f,p in zip(self.gate_names, acts, pre.split(self.hidden_size, -1), strict=False)}
 

@@ -19,7 +19,7 @@ from .cells import Cell, get_cell
 from .dropout import zoneout
 from .recurrent import Recurrent, Seen, reverse_padded
 
-# %% ../../nbs/32_models.inside.ipynb #85dd6cd0
+# %% ../../nbs/32_models.inside.ipynb #bb7650f5
 _BLOCK = 2**22   # numbers that a block of steps takes for all gates: 16 MB
 
 class _WithCell(nn.Module):
@@ -45,8 +45,10 @@ def _fill(cell:Cell, seen:Seen, out:dict[str, Tensor]):
     whole,state = len(seen.states) == len(cell.states),seen.before
     for a in range(0, sl, n):
         b = min(a+n, sl)
-        before = tuple(_before(s, e, a, b).flatten(0, 1) for s,e in zip(seen.before, seen.states, strict=False))
-        gates = cell.inside(seen.x[a:b].flatten(0, 1).to(cell.weight_ih.dtype), before, set(out))
+        before = tuple(_before(s, e, a, b) for s,e in zip(seen.before, seen.states, strict=False))
+        # In autocast they are of several types.
+        x,*before = (t.flatten(0, 1).to(cell.weight_ih.dtype) for t in (seen.x[a:b], *before))
+        gates = cell.inside(x, tuple(before), set(out))
         gates = {k: g.unflatten(0, (b-a, bs)) for k,g in gates.items()}
         if not whole:
             states = cell.all_states(gates, seen.states[0][a:b], state)
