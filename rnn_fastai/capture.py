@@ -25,7 +25,7 @@ from .models.recurrent import Recurrent, Seen, last_steps, reverse_padded
 from .models.zoo import OneHot
 from .recording import SEGMENT, FolderStore, Recording
 
-# %% ../nbs/37_capture.ipynb #7b542ce8
+# %% ../nbs/37_capture.ipynb #c74b4836
 class _Options(NamedTuple):
     parts:tuple         # names of parts; 'states', 'gates' and 'all' stand for several
     vocab:list|None     # tokens by id
@@ -37,6 +37,7 @@ class _Options(NamedTuple):
     budget:int          # bytes
     when_full:str       # 'stop', 'sample' or 'spill'
 
+_ID_TYPES = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 _GRADS = 'grad_'   # before a state's name: the gradient of the loss with regard to it
 _OTHER = 'states', 'gates', 'x', 'logits', 'all', 'out'
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16}
@@ -50,6 +51,8 @@ def _cell_parts(cell:Cell, parts:tuple) -> list[str]:
 
 def _check_parts(parts:Any, cells:list[Cell]) -> tuple[str, ...]:
     "Raise `ValueError` for a part that no layer has."
+    if not isinstance(parts, (str, tuple, list, set)):
+        raise TypeError(f"parts={parts!r} must be a name, or a list of names, of what is to be recorded.")
     parts = (parts,) if isinstance(parts, str) else tuple(parts)
     has = list(dict.fromkeys([*_OTHER, *(p for c in cells for p in (*c.states, *c.gate_names))]))
     has += [_GRADS+n for n in dict.fromkeys(n for c in cells for n in c.states)]
@@ -68,7 +71,7 @@ def _check_plain(model:nn.Module):
             raise TypeError(f"{name or 'The model'} is {what}, and its layers cannot be watched. Capture the module it "
                             f"was {what} from{how}.")
 
-# %% ../nbs/37_capture.ipynb #43ebaa8f
+# %% ../nbs/37_capture.ipynb #c4fcf8f2
 class _Pass:
     "One batch on its way through the model: its ids, which steps are real, and what was recorded so far."
     def __init__(self, ids:list[Tensor], number:int, keep:bool, training:bool, cursor:int):
@@ -85,7 +88,8 @@ class _Pass:
 
     def place(self, sl:int, bs:int, lengths:Tensor|None, first:bool|None, pad:int|None):
         "Tell which steps are real, and their ids."
-        for t in self.looked_up + self.roots:
+        def given(t): return any(torch.equal(t, r) for r in self.roots)   # unlike positions, which are looked up too
+        for t in sorted(self.looked_up, key=given, reverse=True) + self.roots:
             self.ids,self.first = _ids_rows(t, sl, bs, self.cursor, first)
             if self.ids is not None: break
         if self.ids is not None: self.ids,self.unread = self.ids[:, :sl],self.ids[:, sl:]
@@ -158,7 +162,7 @@ class _Watch:
     def __call__(self, *args): return self.f(*args)
     def __reduce__(self): return type(None),()
 
-# %% ../nbs/37_capture.ipynb #d3a51402
+# %% ../nbs/37_capture.ipynb #b2d2d7c6
 def _argument(value:Any, name:str, options:tuple) -> Any:
     if value not in options: raise ValueError(f"{name}={value!r} is unknown. {near(str(value), options)}")
     return value
@@ -215,6 +219,7 @@ class Capture:
                 raise ValueError(f"{n} is {type(m).__name__}; gradients of states are recorded for `Recurrent` alone. "
                                  "`Recurrent.from_torch(layer)` makes one on the same parameters.")
         self.current,self.n_passes,self.stride,self.full,self.batch_first = None,0,1,False,None
+        self.largest,self.largest_rows = 0,0   # bytes and steps of the largest batch so far
         self.ends,self.row_docs,self.row_pos,self.n_docs = {},torch.zeros(0).long(),torch.zeros(0).long(),0
 
     @staticmethod
@@ -264,7 +269,7 @@ class Capture:
     def _root(self, forward, *args, **kwargs):
         self.finish()
         tensors = [a.as_subclass(Tensor) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        self._begin([t for t in tensors if not t.is_floating_point()])
+        self._begin([t for t in tensors if t.dtype in _ID_TYPES])
         try: out = forward(*args, **kwargs)
         except BaseException:
             self.current = None   # half a batch is none
@@ -282,14 +287,14 @@ class Capture:
         self.n_passes += 1
         return p
 
-    def _look_up(self, start, forward, ids):
+    def _look_up(self, start, forward, *args, **kwargs):
         "An embedding is asked for ids."
         p = self.current
         if p is None or p.calls:
             self.finish()
             p = self._begin([])
-        p.looked_up.append(ids.as_subclass(Tensor) + start)
-        return forward(ids)
+        p.looked_up.append(next(iter((*args, *kwargs.values()))).as_subclass(Tensor) + start)
+        return forward(*args, **kwargs)
 
     @torch.no_grad()
     def _root_after(self, out):
@@ -324,9 +329,12 @@ class Capture:
             if i in names: self._record(names[i], seen, layer.bidirectional and i % 2 == 1, layer.batch_first)
         return out
 
-    def _one_step(self, name, forward, x, state=None):
+    def _one_step(self, name, forward, *args, **kwargs):
         "A cell that a module steps by hand: its steps are put together when the model is done."
-        out,flat = forward(x, state),x.dim() == 1
+        out = forward(*args, **kwargs)
+        given = {**dict(zip(('x', 'state'), args, strict=False)), **kwargs}   # torch's names are input and hx
+        x,state = given.get('x', given.get('input')),given.get('state', given.get('hx'))
+        flat = x.dim() == 1
         def row(t): return t.detach()[None] if flat else t.detach()
         def entries(s): return tuple(map(row, s if isinstance(s, tuple) else (s,)))
         new,x = entries(out),row(x)
@@ -424,6 +432,8 @@ class Capture:
             self.current = None
             raise ValueError(f"budget={budget:,} bytes is too small for one batch, which takes {need:,} or more. Give "
                              "it more, fewer layers or parts, smaller batches, or dtype='float16'.")
+        # From the first layer on: as much as the largest batch took, so that no half of a batch is in the way.
+        need = max(need, min(self.largest, budget)*(p.n_rows == self.largest_rows))
         while p.keep and self.rec.store.nbytes + need > budget:
             if self.opts.when_full == 'stop':
                 self._stop(f"The budget of {budget:,} bytes was full after {p.number} batches; here are no others.")
@@ -473,6 +483,7 @@ class Capture:
             for n,g in w.grads(self.cells[w.name]).items():
                 if n in self.opts.parts: self._keep(p, w.name, n, self._in_order(g, w.seen, w.reverse))
         if not (p.keep and p.arrays): return
+        if p.nbytes > self.largest: self.largest,self.largest_rows = p.nbytes + 8*p.n_rows,p.n_rows
         try: self.rec.add(p.arrays, p.segments(), p.row_ids())
         except OSError as e:
             self._stop(f"Batch {p.number} could not be written ({e.strerror or e}); what came before it is here, and "
@@ -496,23 +507,26 @@ def _one_hot_ids(x:Tensor) -> Tensor|None:
 class _Waiting:
     "Steps whose gradients come when the loss is known."
     def __init__(self, name:str, seen:Seen, reverse:bool):
-        self.name,self.seen,self.reverse,self.out,self.last = name,seen,reverse,None,{}
+        self.name,self.seen,self.reverse,self.found = name,seen,reverse,{}   # gradients of output and last state
 
     def listen(self, out:Tensor, last:tuple) -> tuple[Tensor, tuple]:
         "Output and last state as views, whose gradients leave out what the steps themselves pass on."
         out,last = out.view_as(out),tuple(s.view_as(s) for s in last)
-        out.register_hook(lambda g: setattr(self, 'out', g))
-        for n,s in enumerate(last):
-            if s.requires_grad: s.register_hook(lambda g, n=n: self.last.__setitem__(n, g))
+        for n,s in enumerate((out, *last)):
+            if s.requires_grad: s.register_hook(partial(self._add, n))
         return out,last
+
+    def _add(self, n:int, g:Tensor):
+        "There may be several backward passes."
+        self.found[n] = self.found[n] + g if n in self.found else g
 
     def grads(self, cell:Cell) -> dict[str, Tensor]:
         "Whole gradients, bs,sl,features in the order of reading, by name; none where there was no backward pass."
-        if self.out is None and not self.last: return {}
-        x = self.seen.x
-        out = x.new_zeros(*x.shape[:2], cell.sizes[0]) if self.out is None else self.out
-        last = tuple(self.last.get(i, x.new_zeros(x.size(1), n)) for i,n in enumerate(cell.sizes))
-        every = state_grads(cell, self.seen, out, last)
+        if not self.found: return {}
+        sl,bs = self.seen.x.shape[:2]
+        shapes = (sl, bs, cell.sizes[0]),*((bs, n) for n in cell.sizes)
+        out,*last = (self.found.get(i, self.seen.x.new_zeros(shape)) for i,shape in enumerate(shapes))
+        every = state_grads(cell, self.seen, out, tuple(last))
         return {_GRADS+n: g.transpose(0, 1).cpu() for n,g in zip(cell.states, every, strict=True)}
 
 # %% ../nbs/37_capture.ipynb #6dd93bc8

@@ -19,8 +19,8 @@ from .cells import Cell, get_cell
 from .dropout import zoneout
 from .recurrent import Recurrent, Seen, reverse_padded
 
-# %% ../../nbs/32_models.inside.ipynb #bb7650f5
-_BLOCK = 2**22   # numbers that a block of steps takes for all gates: 16 MB
+# %% ../../nbs/32_models.inside.ipynb #522fee2c
+_BLOCK = 2**21   # numbers that a block of steps takes for all gates: 8 MB; less is slower
 
 class _WithCell(nn.Module):
     "Calls a function of a cell, as a module, so that `functional_call` can put other weights into it."
