@@ -20,7 +20,9 @@ from rnn_fastai.data.subwords import *
 from rnn_fastai.data.tag import *
 from rnn_fastai.data.texts import *
 from rnn_fastai.data.tokenize import *
+from rnn_fastai.experiments import *
 from rnn_fastai.generate import *
+from rnn_fastai.interpret import *
 from rnn_fastai.learner import *
 from rnn_fastai.many import *
 from rnn_fastai.models.cells import *
@@ -31,6 +33,8 @@ from rnn_fastai.models.recurrent import *
 from rnn_fastai.models.zoo import *
 from rnn_fastai.nets import *
 from rnn_fastai.optim import *
+from rnn_fastai.page import *
+from rnn_fastai.pictures import *
 from rnn_fastai.plots import *
 from rnn_fastai.recording import *
 from rnn_fastai.transfer import *

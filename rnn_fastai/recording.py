@@ -131,7 +131,7 @@ def _map_arrays(folder:Path, keys:list) -> dict:
         except ValueError: return np.load(file, allow_pickle=False)
     return {**{k: array(f'{i:03}') for i,k in enumerate(keys)}, IDS: array('ids')}
 
-# %% ../nbs/36_recording.ipynb #d94e4e24
+# %% ../nbs/36_recording.ipynb #40c17676
 class Recording:
     "What layers held at each step, by layer, part, document, step and unit."
     def __init__(self,
@@ -257,9 +257,12 @@ class Recording:
                                  training=first['training']), index=pd.RangeIndex(len(first), name='doc'))
 
     # Reading
-    def _doc_numbers(self, docs:Any) -> range|list[int]:
+    def doc_numbers(self,
+        docs:Any, # A document, a list of them, or a slice
+    ) -> list[int]: # From 0
+        "Numbers of documents. Raises `IndexError` for one that is not there."
         n = len(self)
-        if isinstance(docs, slice): return range(n)[docs]
+        if isinstance(docs, slice): return list(range(n)[docs])
         one = isinstance(docs, (int, np.integer))
         numbers = [int(docs)] if one else list(map(int, docs))
         for d in numbers:
@@ -271,7 +274,7 @@ class Recording:
         if docs == slice(None): segs = self.segments
         else:
             ends = np.r_[self._firsts[1:], len(self.segments)]
-            segs = [self.segments[self._firsts[d]:ends[d]] for d in self._doc_numbers(docs)]
+            segs = [self.segments[self._firsts[d]:ends[d]] for d in self.doc_numbers(docs)]
             segs = np.concatenate(segs) if segs else self.segments[:0]
         if len(segs) < 2: return segs
         on = (segs['block'][1:] == segs['block'][:-1]) & (segs['start'][1:] == (segs['start'] + segs['n'])[:-1])
@@ -325,7 +328,7 @@ class Recording:
     ) -> np.ndarray: # The number of each step within its document
         "Which steps of their documents these are; with gaps, where some were not kept."
         segs = [self.segments[self.segments['doc'] == self.segments['doc'][self._firsts[d]]]
-                for d in self._doc_numbers(docs)]
+                for d in self.doc_numbers(docs)]
         return np.concatenate([s['pos'] + np.arange(s['n']) for seg in segs for s in seg] or [np.zeros(0, np.int64)])
 
     # Making other recordings
@@ -341,7 +344,7 @@ class Recording:
         if not keys:
             raise KeyError(f"No layer of {names} has a part {parts!r}. {near(str(parts), self.parts(names[0]))}")
         units = slice(None) if units is None else np.atleast_1d(units)
-        numbers = self._doc_numbers(docs)
+        numbers = self.doc_numbers(docs)
         arrays = {k: np.array(self[(*k, numbers)][:, units]) for k in keys}
         return Recording.from_arrays(arrays, np.diff(self.offsets)[numbers], self.ids(numbers), self.vocab)
 
@@ -398,7 +401,7 @@ class Recording:
         docs:Any=slice(None), # A document, or several
     ) -> pd.DataFrame: # A row a step, by document and step: its token, then a column a unit
         "One part as a table."
-        numbers = self._doc_numbers(docs)
+        numbers = self.doc_numbers(docs)
         doc = np.repeat(np.asarray(numbers, np.int64), np.diff(self.offsets)[numbers])
         index = pd.MultiIndex.from_arrays([doc, self.steps(numbers)], names=['doc', 'step'])
         df = pd.DataFrame(self[layer, part, numbers], index=index)
