@@ -26,6 +26,7 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/text.py
 	$(PY) benchmarks/cells.py
+	$(PY) benchmarks/inside.py
 	$(PY) benchmarks/human_numbers.py
 
 sync: install                  ## fails where notebooks, modules and README are not in step

@@ -1037,6 +1037,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'rnn_fastai/models/inside.py'),
                                           'rnn_fastai.models.inside._with_weights': ( 'models.inside.html#_with_weights',
                                                                                       'rnn_fastai/models/inside.py'),
+                                          'rnn_fastai.models.inside.apart': ('models.inside.html#apart', 'rnn_fastai/models/inside.py'),
                                           'rnn_fastai.models.inside.find_layers': ( 'models.inside.html#find_layers',
                                                                                     'rnn_fastai/models/inside.py'),
                                           'rnn_fastai.models.inside.look_inside': ( 'models.inside.html#look_inside',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Capture', 'capture']
 
-# %% ../nbs/37_capture.ipynb #1c1ef4e3
+# %% ../nbs/37_capture.ipynb #eed1e41a
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .core import check_count, near
 from .models.cells import Cell
-from .models.inside import look_inside, pick_layers, state_grads, torch_cell, torch_seen, torch_weights
+from .models.inside import BLOCK, apart, look_inside, pick_layers, state_grads, torch_cell, torch_seen, torch_weights
 from .models.recurrent import Recurrent, Seen, last_steps, reverse_padded
 from .models.zoo import OneHot
 from .recording import SEGMENT, FolderStore, Recording
@@ -162,7 +162,7 @@ class _Watch:
     def __call__(self, *args): return self.f(*args)
     def __reduce__(self): return type(None),()
 
-# %% ../nbs/37_capture.ipynb #b2d2d7c6
+# %% ../nbs/37_capture.ipynb #8db95d35
 def _argument(value:Any, name:str, options:tuple) -> Any:
     if value not in options: raise ValueError(f"{name}={value!r} is unknown. {near(str(value), options)}")
     return value
@@ -391,8 +391,10 @@ class Capture:
         sizes = {'x': seen.x.size(-1), **dict(zip(cell.states, cell.sizes, strict=True))}
         n = sum(sizes.get(k.removeprefix(_GRADS), cell.hidden_size) for k in parts)
         if not parts or not self._room(p, n): return p
-        for k,t in look_inside(cell, seen, [k for k in parts if not k.startswith(_GRADS)], self.opts.dtype).items():
-            self._keep(p, name, k, self._in_order(t, seen, reverse))
+        names = [k for k in parts if not k.startswith(_GRADS)]
+        block = min(BLOCK, max(self.opts.budget//400, 2**14))   # the work takes no more than a tenth of the budget
+        for k,t in look_inside(cell, seen, names, self.opts.dtype, block).items():
+            self._keep(p, name, k, self._in_order(t, seen, reverse), own=not reverse)
         return p
 
     @staticmethod
@@ -451,12 +453,13 @@ class Capture:
         self.rec.notes.append(why)
         warnings.warn(why, stacklevel=2)
 
-    def _keep(self, p:_Pass, name:str, part:str, t:Tensor):
-        "Keep the real steps of bs,sl,features."
+    def _keep(self, p:_Pass, name:str, part:str, t:Tensor, own:bool=False):
+        "Keep the real steps of bs,sl,features: a copy, unless the tensor is the capture's own."
         if not p.keep: return
-        t = t.reshape(-1, t.size(-1))
-        t = t if p.rows is None else t[p.rows.to(t.device)]
-        p.arrays[name, part] = t.detach().to('cpu', self.opts.dtype).numpy()
+        if not own or p.rows is not None:
+            rows = t.detach() if p.rows is None else t.detach().flatten(0, 1)[p.rows.to(t.device)]
+            t = apart(rows.shape, self.opts.dtype).copy_(rows)
+        p.arrays[name, part] = t.flatten(0, -2).numpy()
 
     def _logits(self, p:_Pass, out:Any):
         "Logits of every step; or of a row, which go to its last step."
