@@ -1136,6 +1136,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'rnn_fastai/models/recurrent.py'),
                                              'rnn_fastai.models.recurrent.check_lengths': ( 'models.recurrent.html#check_lengths',
                                                                                             'rnn_fastai/models/recurrent.py'),
+                                             'rnn_fastai.models.recurrent.check_seen_dropout': ( 'models.recurrent.html#check_seen_dropout',
+                                                                                                 'rnn_fastai/models/recurrent.py'),
                                              'rnn_fastai.models.recurrent.last_steps': ( 'models.recurrent.html#last_steps',
                                                                                          'rnn_fastai/models/recurrent.py'),
                                              'rnn_fastai.models.recurrent.reverse_padded': ( 'models.recurrent.html#reverse_padded',

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'apart', 'look_inside', 'state_grads', 'find_layers', 'pick_layers', 'torch_cell', 'torch_weights',
            'torch_seen']
 
-# %% ../../nbs/32_models.inside.ipynb #5a36d616
+# %% ../../nbs/32_models.inside.ipynb #2bdccd0c
 import math
 from mmap import mmap
 from typing import Any, Callable
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..core import near
 from .cells import Cell, get_cell
 from .dropout import zoneout
-from .recurrent import Recurrent, Seen, reverse_padded
+from .recurrent import Recurrent, Seen, check_seen_dropout, reverse_padded
 
 # %% ../../nbs/32_models.inside.ipynb #8b9c9a7a
 def apart(
@@ -173,7 +173,7 @@ def pick_layers(
         res.update({n: there[n] for n in hits} if hits else {l: (modules[l], 0)})
     return res
 
-# %% ../../nbs/32_models.inside.ipynb #0738f8ed
+# %% ../../nbs/32_models.inside.ipynb #c232e0c0
 def torch_cell(
     layer:nn.Module, # A layer or cell of torch's
 ) -> Cell: # On the device 'meta'
@@ -200,6 +200,7 @@ def _padded(out:Tensor, like:PackedSequence|None) -> tuple[Tensor, Tensor|None]:
 
 def _torch_outputs(layer:nn.RNNBase, x:Tensor, state:tuple, top:Tensor, packed:PackedSequence|None, rng:Tensor) -> list:
     "Input and output of each layer of a stack: the last one as it was, the lower ones by the same kernel once more."
+    check_seen_dropout(layer, x.device)
     n_dir,calls = 2 if layer.bidirectional else 1,[]
     run = getattr(torch, 'rnn_'+layer.nonlinearity if isinstance(layer, nn.RNN) else layer.mode.lower())
     with torch.random.fork_rng(devices=[]):
