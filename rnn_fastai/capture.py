@@ -71,7 +71,7 @@ def _check_plain(model:nn.Module):
             raise TypeError(f"{name or 'The model'} is {what}, and its layers cannot be watched. Capture the module it "
                             f"was {what} from{how}.")
 
-# %% ../nbs/37_capture.ipynb #c4fcf8f2
+# %% ../nbs/37_capture.ipynb #ea292d65
 class _Pass:
     "One batch on its way through the model: its ids, which steps are real, and what was recorded so far."
     def __init__(self, ids:list[Tensor], number:int, keep:bool, training:bool, cursor:int):
@@ -130,7 +130,8 @@ class _Pass:
         "Ids of the steps that are kept."
         if self.ids is None: return None
         ids = self.ids.flatten()
-        return (ids if self.rows is None else ids[self.rows]).numpy()
+        ids = ids if self.rows is None else ids[self.rows]
+        return apart(ids.shape, torch.int64).copy_(ids).numpy()
 
 def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Tensor|None, bool|None]:
     "Ids as bs,sl, from `cursor` on, if they are such, and whether they lay so; `ValueError` for two ways to read them."

@@ -131,7 +131,7 @@ def _map_arrays(folder:Path, keys:list) -> dict:
         except ValueError: return np.load(file, allow_pickle=False)
     return {**{k: array(f'{i:03}') for i,k in enumerate(keys)}, IDS: array('ids')}
 
-# %% ../nbs/36_recording.ipynb #40c17676
+# %% ../nbs/36_recording.ipynb #74ba0a57
 class Recording:
     "What layers held at each step, by layer, part, document, step and unit."
     def __init__(self,
@@ -139,7 +139,7 @@ class Recording:
         vocab:list|None=None, # Tokens by id
     ):
         self.store,self.vocab,self.notes = MemoryStore() if store is None else store,vocab,[]
-        self.sizes,self._segments = {},np.zeros(0, SEGMENT)   # features and type of each (layer, part)
+        self.sizes,self._added = {},[np.zeros(0, SEGMENT)]   # features and type of each (layer, part); segments
 
     def add(self,
         arrays:dict, # (layer, part) -> rows,features
@@ -159,14 +159,24 @@ class Recording:
         segments = segments.copy()
         segments['block'],segments['start'] = block,segments['start']+start
         if isinstance(self.store, FolderStore): self.store.segments.append(segments)
-        self.replace(np.concatenate([self._segments, segments]))
+        self._added.append(segments)
+        self._forget()
+
+    @property
+    def _segments(self) -> np.ndarray:
+        "Segments as they were added."
+        if len(self._added) > 1: self._added = [np.concatenate(self._added)]
+        return self._added[0]
+
+    def _forget(self):
+        for name in ('segments', 'offsets', '_firsts'): self.__dict__.pop(name, None)
 
     def replace(self,
         segments:np.ndarray, # Of type `SEGMENT`
     ):
         "Put other segments in place of those there are."
-        self._segments = segments
-        for name in ('segments', 'offsets', '_firsts'): self.__dict__.pop(name, None)
+        self._added = [segments]
+        self._forget()
 
     def keep_batches(self,
         keep:Callable, # From the number of a batch to whether it stays
