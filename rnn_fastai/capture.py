@@ -25,7 +25,7 @@ from .models.recurrent import Recurrent, Seen, last_steps, reverse_padded
 from .models.zoo import OneHot
 from .recording import SEGMENT, FolderStore, Recording
 
-# %% ../nbs/37_capture.ipynb #c74b4836
+# %% ../nbs/37_capture.ipynb #b29f368f
 class _Options(NamedTuple):
     parts:tuple         # names of parts; 'states', 'gates' and 'all' stand for several
     vocab:list|None     # tokens by id
@@ -41,6 +41,7 @@ _ID_TYPES = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 _GRADS = 'grad_'   # before a state's name: the gradient of the loss with regard to it
 _OTHER = 'states', 'gates', 'x', 'logits', 'all', 'out'
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16}
+_NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
 def _cell_parts(cell:Cell, parts:tuple) -> list[str]:
     "Which of `parts` a cell has."
@@ -71,7 +72,7 @@ def _check_plain(model:nn.Module):
             raise TypeError(f"{name or 'The model'} is {what}, and its layers cannot be watched. Capture the module it "
                             f"was {what} from{how}.")
 
-# %% ../nbs/37_capture.ipynb #ea292d65
+# %% ../nbs/37_capture.ipynb #e8aca0a5
 class _Pass:
     "One batch on its way through the model: its ids, which steps are real, and what was recorded so far."
     def __init__(self, ids:list[Tensor], number:int, keep:bool, training:bool, cursor:int):
@@ -131,7 +132,9 @@ class _Pass:
         if self.ids is None: return None
         ids = self.ids.flatten()
         ids = ids if self.rows is None else ids[self.rows]
-        return apart(ids.shape, torch.int64).copy_(ids).numpy()
+        own = apart(ids.shape, np.int64)
+        own[:] = ids.numpy()
+        return own
 
 def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Tensor|None, bool|None]:
     "Ids as bs,sl, from `cursor` on, if they are such, and whether they lay so; `ValueError` for two ways to read them."
@@ -163,7 +166,7 @@ class _Watch:
     def __call__(self, *args): return self.f(*args)
     def __reduce__(self): return type(None),()
 
-# %% ../nbs/37_capture.ipynb #8db95d35
+# %% ../nbs/37_capture.ipynb #58fbf885
 def _argument(value:Any, name:str, options:tuple) -> Any:
     if value not in options: raise ValueError(f"{name}={value!r} is unknown. {near(str(value), options)}")
     return value
@@ -394,8 +397,14 @@ class Capture:
         if not parts or not self._room(p, n): return p
         names = [k for k in parts if not k.startswith(_GRADS)]
         block = min(BLOCK, max(self.opts.budget//400, 2**14))   # the work takes no more than a tenth of the budget
-        for k,t in look_inside(cell, seen, names, self.opts.dtype, block).items():
-            self._keep(p, name, k, self._in_order(t, seen, reverse), own=not reverse)
+        made = []
+        def new(shape, dtype):
+            made.append(apart(shape, _NUMPY[dtype]))
+            return torch.from_numpy(made[-1])
+        got = look_inside(cell, seen, names, self.opts.dtype, block, new)
+        for (k,t),a in zip(got.items(), made, strict=True):
+            if reverse or p.rows is not None: self._keep(p, name, k, self._in_order(t, seen, reverse))
+            else: p.arrays[name, k] = a.reshape(-1, a.shape[-1])
         return p
 
     @staticmethod
@@ -454,13 +463,13 @@ class Capture:
         self.rec.notes.append(why)
         warnings.warn(why, stacklevel=2)
 
-    def _keep(self, p:_Pass, name:str, part:str, t:Tensor, own:bool=False):
-        "Keep the real steps of bs,sl,features: a copy, unless the tensor is the capture's own."
+    def _keep(self, p:_Pass, name:str, part:str, t:Tensor):
+        "Keep a copy of the real steps of bs,sl,features."
         if not p.keep: return
-        if not own or p.rows is not None:
-            rows = t.detach() if p.rows is None else t.detach().flatten(0, 1)[p.rows.to(t.device)]
-            t = apart(rows.shape, self.opts.dtype).copy_(rows)
-        p.arrays[name, part] = t.flatten(0, -2).numpy()
+        rows = t.detach() if p.rows is None else t.detach().flatten(0, 1)[p.rows.to(t.device)]
+        a = apart(rows.shape, _NUMPY[self.opts.dtype])
+        torch.from_numpy(a).copy_(rows)
+        p.arrays[name, part] = a.reshape(-1, a.shape[-1])
 
     def _logits(self, p:_Pass, out:Any):
         "Logits of every step; or of a row, which go to its last step."

@@ -6,11 +6,12 @@
 __all__ = ['BLOCK', 'apart', 'look_inside', 'state_grads', 'find_layers', 'pick_layers', 'torch_cell', 'torch_weights',
            'torch_seen']
 
-# %% ../../nbs/32_models.inside.ipynb #2bdccd0c
+# %% ../../nbs/32_models.inside.ipynb #a500a36e
 import math
 from mmap import mmap
 from typing import Any, Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,17 +23,17 @@ from .cells import Cell, get_cell
 from .dropout import zoneout
 from .recurrent import Recurrent, Seen, check_seen_dropout, reverse_padded
 
-# %% ../../nbs/32_models.inside.ipynb #8b9c9a7a
+# %% ../../nbs/32_models.inside.ipynb #a3a47704
 def apart(
     shape:tuple, # Shape
-    dtype:torch.dtype=torch.float32, # Type
-) -> Tensor: # On the CPU, not filled
-    "A tensor in pages of its own, which go back as soon as it is freed; between others it would leave a hole."
+    dtype:Any=np.float32, # Type
+) -> np.ndarray: # All zero
+    "An array in pages of its own, which go back as soon as it is freed; between others it would leave a hole."
     n = math.prod(shape)
-    if n == 0: return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mmap(-1, n*dtype.itemsize), dtype=dtype).view(shape)
+    if n == 0: return np.zeros(shape, dtype)
+    return np.frombuffer(mmap(-1, n*np.dtype(dtype).itemsize), dtype).reshape(shape)
 
-# %% ../../nbs/32_models.inside.ipynb #9d3432cc
+# %% ../../nbs/32_models.inside.ipynb #8e6e1006
 BLOCK = 2**21   # numbers that a block of steps takes for all gates: 8 MB; less is slower
 
 class _WithCell(nn.Module):
@@ -76,13 +77,14 @@ def look_inside(
     parts:list[str], # 'x', names of the state's entries, names of gates
     dtype:torch.dtype=torch.float32, # Of the result
     block:int=BLOCK, # Numbers, of all gates, that are made at a time
+    new:Callable=torch.empty, # Called with shape and dtype, gives the tensor that a part is written to
 ) -> dict[str, Tensor]: # On the CPU, in the order of reading: bs,sl,features
     "Input, states and gates of all steps of a cell."
     sl,bs = seen.x.shape[:2]
     known = dict(zip(('x', *cell.states), (seen.x, *seen.states), strict=False))
     sizes = dict(zip(cell.states, cell.sizes, strict=True))
     sizes['x'] = seen.x.size(-1)
-    out = {p: apart((bs, sl, sizes.get(p, cell.hidden_size)), dtype) for p in parts}
+    out = {p: new((bs, sl, sizes.get(p, cell.hidden_size)), dtype=dtype) for p in parts}
     for p in out.keys() & known.keys(): out[p].copy_(known[p].transpose(0, 1))
     made = {p: t for p,t in out.items() if p not in known}
     if made:
