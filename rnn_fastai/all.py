@@ -6,6 +6,7 @@ from rnn_fastai.callback.history import *
 from rnn_fastai.callback.regularize import *
 from rnn_fastai.callback.state import *
 from rnn_fastai.capture import *
+from rnn_fastai.classifier import *
 from rnn_fastai.core import *
 from rnn_fastai.data.cache import *
 from rnn_fastai.data.classify import *
@@ -26,6 +27,7 @@ from rnn_fastai.interpret import *
 from rnn_fastai.learner import *
 from rnn_fastai.many import *
 from rnn_fastai.models.cells import *
+from rnn_fastai.models.classifier import *
 from rnn_fastai.models.dropout import *
 from rnn_fastai.models.heads import *
 from rnn_fastai.models.inside import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ModuleModel', 'RNNLearner', 'loaders_task', 'sequence_model', 'rnn_learner']
 
-# %% ../nbs/31_nets.ipynb #7159829f
+# %% ../nbs/31_nets.ipynb #0a173fc5
 import copy
 import inspect
 from functools import partial
@@ -26,6 +26,7 @@ from .data.lm import LMDataLoader
 from .data.series import IGNORE, SeqDataLoader, SeqTask
 from .generate import check_sampling, pick_token
 from .learner import LMLearner, TextLearner, evaluating, text_vocab
+from .models.heads import check_pool
 from .models.recurrent import Recurrent
 from .models.zoo import LMOutput, OneHot, Seq2Seq, SequenceModel, StateInput, token_input
 from .optim import Adam
@@ -130,7 +131,7 @@ class RNNLearner(TextLearner):
         guess = getattr(out, 'logits', out).argmax(-1)
         self.task.show(x[0], target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
 
-# %% ../nbs/31_nets.ipynb #17ff2e52
+# %% ../nbs/31_nets.ipynb #1c9b6b3c
 def loaders_task(
     dls:Any, # Loaders
 ) -> SeqTask: # What they are for
@@ -166,6 +167,8 @@ def sequence_model(
     one_hot:bool=False, # One-hot vectors instead of an embedding; with `emb_sz`, through a linear layer
     vectors:Any=None, # Word vectors that the embedding starts from: a file, or vectors by word
     attention:bool=False, # A decoder looks at all of the encoder's outputs
+    pool:str='last', # For one label a sequence: what the head reads; see `pool_states`
+    drop:float=0., # Dropout of the features of tokens, one mask a sequence, and of what the head reads
     **recurrent # Further arguments of `Recurrent`
 ) -> nn.Module:
     "The model for a task: a `SequenceModel`, or a `Seq2Seq` where there is a decoder."
@@ -173,6 +176,10 @@ def sequence_model(
     if n_hid is not None: check_count('n_hid', n_hid)
     if attention and task.kind != 'encoder-decoder':
         raise ValueError(f"attention=True is for kind 'encoder-decoder', not for {task.kind!r}.")
+    if check_pool(pool) != 'last' and task.kind != 'many-to-one':
+        raise ValueError(f"pool={pool!r} makes one vector of a sequence, for kind 'many-to-one', not for "
+                         f"{task.kind!r}.")
+    if drop and task.n_inp == 2: raise ValueError(f"drop={drop} is for models of one sequence, not for {task.kind!r}.")
     if layer and task.n_inp == 2: raise ValueError(f"kind {task.kind!r} needs two layers; pass the cell's name.")
     def inp(vocab, pad):
         vecs = None if vectors is None else word_vectors(vocab, vectors)[0]
@@ -183,7 +190,8 @@ def sequence_model(
         features,n_in = inp(task.vocab, task.pad)
         return SequenceModel(features, _layer(cell, n_in, n_hid, recurrent), len(task.y_vocab),
                              every_step=task.kind != 'many-to-one', stream=task.kind == 'next',
-                             pad=None if task.kind == 'next' else task.pad)   # one way, later padding is not seen
+                             pad=None if task.kind == 'next' else task.pad,   # one way, later padding is not seen
+                             pool=pool, drop=drop)
     y_features,n_in = inp(task.y_vocab, None)
     decoder = _layer(cell, n_in, n_hid, {**recurrent, 'bidirectional': False})
     if task.kind == 'one-to-many': encoder = StateInput(len(task.vocab), decoder)
@@ -202,6 +210,8 @@ def rnn_learner(
     one_hot:bool=False, # One-hot vectors instead of an embedding; with `emb_sz`, through a linear layer
     vectors:Any=None, # Word vectors that the embedding starts from: a file, or vectors by word
     attention:bool=False, # A decoder looks at all of the encoder's outputs
+    pool:str='last', # For one label a sequence, what the head reads: 'last', 'max', 'mean', or all three: 'concat'
+    drop:float=0., # Dropout of the features of tokens, one mask a sequence, and of what the head reads
     num_layers:int=1, # Layers, each over the outputs of the one before
     bidirectional:bool=False, # Read the sequence from both ends
     dropout:float=0., # Dropout of the outputs of each layer but the last
@@ -222,14 +232,15 @@ def rnn_learner(
     if (alpha or beta) and task.kind != 'next':
         raise ValueError(f"alpha and beta are for the next token, not for {task.kind!r}.")
     if isinstance(cell, nn.Module) and not isinstance(cell, (Recurrent, nn.RNNBase)):
-        args = dict(recurrent, n_hid=n_hid, emb_sz=emb_sz, vectors=vectors, attention=attention, alpha=alpha, beta=beta,
-                    cell_args=cell_args)
+        args = dict(recurrent, n_hid=n_hid, emb_sz=emb_sz, vectors=vectors, attention=attention, pool=pool, drop=drop,
+                    alpha=alpha, beta=beta, cell_args=cell_args)
         given = [k for k,v in args.items() if v != inspect.signature(rnn_learner).parameters[k].default]
         if given:
             raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
         model = ModuleModel(cell, OneHot(len(task.vocab)) if one_hot else None)
     else:
-        model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, **recurrent, **(cell_args or {}))
+        model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, pool, drop, **recurrent,
+                               **(cell_args or {}))
     if isinstance(loss_func, nn.CrossEntropyLoss):   # torch's wants the classes second; the same over all targets
         names = 'weight', 'ignore_index', 'reduction', 'label_smoothing'
         loss_func = CrossEntropyLossFlat(**{n: getattr(loss_func, n) for n in names})

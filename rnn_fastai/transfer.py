@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['write_weights', 'read_weights', 'canonical_name', 'canonical_names', 'fit_weights', 'load_weights', 'fit_opt_state',
-           'match_embeds', 'read_vocab', 'fetch_pretrained', 'read_vectors', 'word_vectors']
+           'match_embeds', 'TransferReport', 'read_vocab', 'vocab_file', 'write_vocab', 'fetch_pretrained',
+           'read_vectors', 'word_vectors']
 
-# %% ../nbs/26_transfer.ipynb #367fbed4
+# %% ../nbs/26_transfer.ipynb #a4cf2a17
 import bz2
 import gzip
 import json
@@ -14,6 +15,7 @@ import lzma
 import os
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -68,7 +70,7 @@ def read_weights(
         raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or no file of weights; copy "
                          f"or save it anew. {e}") from e
 
-# %% ../nbs/26_transfer.ipynb #5588c835
+# %% ../nbs/26_transfer.ipynb #c2dcaad1
 def canonical_name(
     name:str, # fastai's or our name of a weight
 ) -> str: # Our name
@@ -106,9 +108,11 @@ def load_weights(
     wgts:dict[str, Tensor], # Weights by fastai's or our names
     strict:bool=True, # See `fit_weights`
     source:str='The weights', # What the message speaks of
-):
+) -> int: # How many were loaded
     "Load weights by name. Raises `ValueError` where they do not fit, before anything is changed."
-    model.load_state_dict(fit_weights(model, wgts, strict, source), strict=False)
+    fitting = fit_weights(model, wgts, strict, source)
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting)
 
 # %% ../nbs/26_transfer.ipynb #a339a4d5
 def fit_opt_state(
@@ -135,15 +139,23 @@ def fit_opt_state(
         state.append(by_param[id(p)])
     return {'state': state, 'hypers': saved['hypers']}
 
-# %% ../nbs/26_transfer.ipynb #152356ff
+# %% ../nbs/26_transfer.ipynb #e1e2847b
 def match_embeds(
     old_wgts:dict[str, Tensor], # Weights of a language model, by fastai's or our names
     old_vocab:list, # The vocabulary they were trained with
     new_vocab:list, # The vocabulary to go to
 ) -> dict[str, Tensor]: # Weights by our names, for the new vocabulary
-    "Remap embedding, decoder and its bias from one vocabulary to another."
+    "Remap embedding, decoder and its bias to another vocabulary. Raises `ValueError` for one that shares nothing."
     wgts = canonical_names(old_wgts)
+    rows = len(wgts['0.encoder.weight'])
+    if rows < len(old_vocab):
+        raise ValueError(f"The weights have {rows:,} words, and the vocabulary that should go with them has "
+                         f"{len(old_vocab):,}: they do not belong together.")
+    if list(old_vocab) == list(new_vocab): return wgts
     o2i = {w: i for i,w in enumerate(old_vocab)}
+    if not any(w in o2i for w in new_vocab if not w.startswith('xx')):   # those in xx are marks, and always there
+        raise ValueError(f"None of the {len(new_vocab):,} words of the new vocabulary is among the {len(old_vocab):,} "
+                         "of the weights; were the texts tokenized in the same way?")
     idx = torch.tensor([o2i.get(w, -1) for w in new_vocab])
     def remap(w):
         res = w[idx.clamp(min=0)]
@@ -152,7 +164,23 @@ def match_embeds(
     per_word = [k for k in ('0.encoder.weight', '1.decoder.weight', '1.decoder.bias') if k in wgts]
     return {**wgts, **{k: remap(wgts[k]) for k in per_word}}
 
-# %% ../nbs/26_transfer.ipynb #9347fd0c
+# %% ../nbs/26_transfer.ipynb #58bcf33e
+@dataclass
+class TransferReport:
+    "What weights of another model brought."
+    source:str            # the file
+    n_words:int           # words of the new vocabulary
+    n_found:int|None      # those that the weights know; none where their vocabulary was not told
+    n_weights:int = 0     # arrays that were loaded
+    def __str__(self):
+        if self.n_found is None: words = f"{self.n_words:,} words, whose order was taken to be the same"
+        else:
+            rest = self.n_words - self.n_found
+            words = f"{self.n_found:,} of {self.n_words:,} words found"
+            if rest: words += f", the other {rest:,} start from the mean of all"
+        return f"{self.source}: {self.n_weights} arrays of weights loaded; {words}."
+
+# %% ../nbs/26_transfer.ipynb #fbcbc4c8
 class _Items(list):
     "Stands in for a list type of this package or of fastcore, whose items may come as an attribute."
     items = ()
@@ -178,6 +206,19 @@ def read_vocab(
     if not isinstance(vocab, list) or not all(isinstance(w, str) for w in vocab):
         raise ValueError(f"{file} holds {type(vocab).__name__}, not a list of strings, so it is no vocabulary.")
     return vocab
+
+def vocab_file(
+    file:str|Path, # A file of an encoder's weights
+) -> Path: # The file beside it
+    "Where the vocabulary of an encoder is kept."
+    return Path(file).with_suffix('.vocab.json')
+
+def write_vocab(
+    file:str|Path, # A `.json` file
+    vocab:Iterable[str], # Tokens by id
+):
+    "Write a vocabulary as a JSON list."
+    Path(file).write_text(json.dumps(list(map(str, vocab))), encoding='utf8')
 
 # %% ../nbs/26_transfer.ipynb #97bc25c6
 def fetch_pretrained(

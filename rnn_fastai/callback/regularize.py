@@ -11,21 +11,28 @@ from torch import Tensor
 
 from .state import RNNCallback, StateFeeder
 
-# %% ../../nbs/28_callback.regularize.ipynb #ab575080
+# %% ../../nbs/28_callback.regularize.ipynb #5f01fa80
+def _mean(x:Tensor, real:Tensor|None) -> Tensor:
+    "Mean of bs,sl,features over the steps that count; zero where none does."
+    if real is None: return x.mean()
+    return (x.mean(-1)*real).sum()/real.sum().clamp(min=1)
+
 def ar_penalty(
     h:Tensor, # States: bs,sl,hid
+    real:Tensor|None=None, # Steps that count: bs,sl; all by default
 ) -> Tensor: # A number
     "Mean square of the states."
-    return h.float().pow(2).mean()
+    return _mean(h.float().pow(2), real)
 
 def tar_penalty(
     h:Tensor, # States: bs,sl,hid
+    real:Tensor|None=None, # Steps that count: bs,sl; all by default
 ) -> Tensor: # A number; zero for a single step
     "Mean square of the change of the states from step to step."
     if h.size(1) < 2: return h.new_zeros(())
-    return (h[:, 1:] - h[:, :-1]).float().pow(2).mean()
+    return _mean((h[:, 1:] - h[:, :-1]).float().pow(2), None if real is None else real[:, 1:])
 
-# %% ../../nbs/28_callback.regularize.ipynb #f505552f
+# %% ../../nbs/28_callback.regularize.ipynb #751d26e8
 class RNNRegularizer(Callback):
     "Adds `alpha` times AR and `beta` times TAR to the loss that is differentiated; the reported loss stays."
     order,run_valid = RNNCallback.order+1,False
@@ -37,8 +44,8 @@ class RNNRegularizer(Callback):
 
     def after_loss(self):
         if not self.training or self.rnn.out is None: return   # a model may give its logits alone
-        if self.alpha: self.learn.loss_grad += self.alpha * ar_penalty(self.rnn.out)
-        if self.beta: self.learn.loss_grad += self.beta * tar_penalty(self.rnn.raw_out)
+        if self.alpha: self.learn.loss_grad += self.alpha * ar_penalty(self.rnn.out, self.rnn.real)
+        if self.beta: self.learn.loss_grad += self.beta * tar_penalty(self.rnn.raw_out, self.rnn.real)
 
 def rnn_cbs(
     alpha:float=0., # Weight of AR
