@@ -3,7 +3,9 @@ from fastai.text.all import *
 
 from rnn_fastai.callback.capture import *
 from rnn_fastai.callback.history import *
+from rnn_fastai.callback.lean import *
 from rnn_fastai.callback.regularize import *
+from rnn_fastai.callback.schedule import *
 from rnn_fastai.callback.state import *
 from rnn_fastai.capture import *
 from rnn_fastai.classifier import *
@@ -32,6 +34,7 @@ from rnn_fastai.models.dropout import *
 from rnn_fastai.models.heads import *
 from rnn_fastai.models.inside import *
 from rnn_fastai.models.recurrent import *
+from rnn_fastai.models.tagger import *
 from rnn_fastai.models.zoo import *
 from rnn_fastai.nets import *
 from rnn_fastai.optim import *
@@ -39,4 +42,6 @@ from rnn_fastai.page import *
 from rnn_fastai.pictures import *
 from rnn_fastai.plots import *
 from rnn_fastai.recording import *
+from rnn_fastai.tagger import *
 from rnn_fastai.transfer import *
+from rnn_fastai.ulmfit import *

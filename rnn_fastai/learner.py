@@ -35,7 +35,7 @@ from .optim import Adam
 from .transfer import (TransferReport, fetch_pretrained, fit_opt_state, fit_weights, load_weights,
                                  match_embeds, read_vocab, read_weights, vocab_file, write_vocab, write_weights)
 
-# %% ../nbs/30_learner.ipynb #9f5d9d6b
+# %% ../nbs/30_learner.ipynb #c5d0b439
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
 ) -> list: # Tokens by id
@@ -142,8 +142,8 @@ class TextLearner(fastai_learner.TextLearner):
 
     def _transfer(self, file:Path, wgts:dict, vocab:list|None, encoder:torch.nn.Module|None) -> 'TextLearner':
         "Weights of a language model into the whole model, or of its encoder into `encoder`; report, and freeze."
-        own = text_vocab(self.dls)
-        report = TransferReport(str(file), len(own), None if vocab is None else sum(w in set(vocab) for w in own))
+        own,known = text_vocab(self.dls),None if vocab is None else set(vocab)
+        report = TransferReport(str(file), len(own), None if known is None else sum(w in known for w in own))
         if vocab is not None: wgts = match_embeds(wgts, vocab, own)
         if encoder is not None: wgts = {k[2:]: v for k,v in wgts.items() if k.startswith('0.')}
         report.n_weights = load_weights(ifnone(encoder, get_model(self.model)), wgts, source=str(file))

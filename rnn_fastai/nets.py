@@ -131,7 +131,7 @@ class RNNLearner(TextLearner):
         guess = getattr(out, 'logits', out).argmax(-1)
         self.task.show(x[0], target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
 
-# %% ../nbs/31_nets.ipynb #1c9b6b3c
+# %% ../nbs/31_nets.ipynb #f68f2599
 def loaders_task(
     dls:Any, # Loaders
 ) -> SeqTask: # What they are for
@@ -169,6 +169,7 @@ def sequence_model(
     attention:bool=False, # A decoder looks at all of the encoder's outputs
     pool:str='last', # For one label a sequence: what the head reads; see `pool_states`
     drop:float=0., # Dropout of the features of tokens, one mask a sequence, and of what the head reads
+    embed_p:float=0., # Probability to drop a word of the embedding
     **recurrent # Further arguments of `Recurrent`
 ) -> nn.Module:
     "The model for a task: a `SequenceModel`, or a `Seq2Seq` where there is a decoder."
@@ -179,7 +180,8 @@ def sequence_model(
     if check_pool(pool) != 'last' and task.kind != 'many-to-one':
         raise ValueError(f"pool={pool!r} makes one vector of a sequence, for kind 'many-to-one', not for "
                          f"{task.kind!r}.")
-    if drop and task.n_inp == 2: raise ValueError(f"drop={drop} is for models of one sequence, not for {task.kind!r}.")
+    if (drop or embed_p) and task.n_inp == 2:
+        raise ValueError(f"drop and embed_p are for models of one sequence, not for {task.kind!r}.")
     if layer and task.n_inp == 2: raise ValueError(f"kind {task.kind!r} needs two layers; pass the cell's name.")
     def inp(vocab, pad):
         vecs = None if vectors is None else word_vectors(vocab, vectors)[0]
@@ -191,7 +193,7 @@ def sequence_model(
         return SequenceModel(features, _layer(cell, n_in, n_hid, recurrent), len(task.y_vocab),
                              every_step=task.kind != 'many-to-one', stream=task.kind == 'next',
                              pad=None if task.kind == 'next' else task.pad,   # one way, later padding is not seen
-                             pool=pool, drop=drop)
+                             pool=pool, drop=drop, embed_p=embed_p)
     y_features,n_in = inp(task.y_vocab, None)
     decoder = _layer(cell, n_in, n_hid, {**recurrent, 'bidirectional': False})
     if task.kind == 'one-to-many': encoder = StateInput(len(task.vocab), decoder)
@@ -212,6 +214,7 @@ def rnn_learner(
     attention:bool=False, # A decoder looks at all of the encoder's outputs
     pool:str='last', # For one label a sequence, what the head reads: 'last', 'max', 'mean', or all three: 'concat'
     drop:float=0., # Dropout of the features of tokens, one mask a sequence, and of what the head reads
+    embed_p:float=0., # Probability to drop a word of the embedding, for all sequences of a batch
     num_layers:int=1, # Layers, each over the outputs of the one before
     bidirectional:bool=False, # Read the sequence from both ends
     dropout:float=0., # Dropout of the outputs of each layer but the last
@@ -233,14 +236,14 @@ def rnn_learner(
         raise ValueError(f"alpha and beta are for the next token, not for {task.kind!r}.")
     if isinstance(cell, nn.Module) and not isinstance(cell, (Recurrent, nn.RNNBase)):
         args = dict(recurrent, n_hid=n_hid, emb_sz=emb_sz, vectors=vectors, attention=attention, pool=pool, drop=drop,
-                    alpha=alpha, beta=beta, cell_args=cell_args)
+                    embed_p=embed_p, alpha=alpha, beta=beta, cell_args=cell_args)
         given = [k for k,v in args.items() if v != inspect.signature(rnn_learner).parameters[k].default]
         if given:
             raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
         model = ModuleModel(cell, OneHot(len(task.vocab)) if one_hot else None)
     else:
-        model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, pool, drop, **recurrent,
-                               **(cell_args or {}))
+        model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, pool, drop, embed_p,
+                               **recurrent, **(cell_args or {}))
     if isinstance(loss_func, nn.CrossEntropyLoss):   # torch's wants the classes second; the same over all targets
         names = 'weight', 'ignore_index', 'reduction', 'label_smoothing'
         loss_func = CrossEntropyLossFlat(**{n: getattr(loss_func, n) for n in names})

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TokenStream', 'LMDataset', 'LMDataLoader']
 
-# %% ../../nbs/13_data.lm.ipynb #48ddd053
+# %% ../../nbs/13_data.lm.ipynb #1301b453
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -138,7 +139,7 @@ class LMDataset:
         if not res.vocab and hasattr(dataset, 'decode'): res.decode = dataset.decode   # transforms of its own
         return res
 
-# %% ../../nbs/13_data.lm.ipynb #7d1b364f
+# %% ../../nbs/13_data.lm.ipynb #cc786ffe
 def _are_texts(o:Any) -> bool:
     "Whether `o` is a list of single things, texts or files, not of numericalized documents."
     lists = list, tuple, L
@@ -162,9 +163,22 @@ class LMDataLoader(TfmdDL):
         self.seq_len,self.n_tokens = seq_len,int(dataset.corpus.lens[dataset.docs].sum())
         # One token is left for the last target, and what does not fill all rows is left out.
         self.bl = max(self.n_tokens - 1, 0) // bs
-        self.n_batches = -(-self.bl // seq_len)
         super().__init__(dataset, bs=bs, num_workers=0, **kwargs)
-        self.n = self.n_batches*bs
+        self.cut(None)
+
+    def cut(self,
+        widths:Iterable[int]|None, # Columns of each batch, as many in all as the stream has; `seq_len` each with none
+    ):
+        "Say how the stream is cut into batches from the next epoch on. Raises `ValueError` for widths that do not fit."
+        if widths is None: ends = np.append(np.arange(self.seq_len, self.bl, self.seq_len), self.bl)
+        else:
+            ends = np.cumsum(widths)
+            if min(widths) < 1 or ends[-1] != self.bl:
+                raise ValueError(f"The widths are {ends[-1]} columns in all, {min(widths)} at least; the stream has "
+                                 f"{self.bl}, and a batch needs one.")
+        self.ends = ends
+        self.n_batches = len(self.ends) if self.bl else 0
+        self.n = self.n_batches*self.bs
 
     @property
     def items(self) -> list:
@@ -190,12 +204,11 @@ class LMDataLoader(TfmdDL):
     def _batches(self):
         "Input and target of each batch, in order."
         stream,rows = self._stream(),np.arange(self.bs)*self.bl
-        step = max(self._block//(self.bs*self.seq_len), 1)*self.seq_len
-        for st in range(0, self.bl, step):
-            n = min(step, self.bl-st)
-            block = torch.from_numpy(stream.read(rows+st, n+1))   # bs,n+1
-            for i in range(0, n, self.seq_len):
-                j = min(i+self.seq_len, n)
+        some,edges = max(self._block//(self.bs*self.seq_len), 1),np.append(0, self.ends)
+        for k in range(0, self.n_batches, some):
+            part = edges[k:k+some+1] - edges[k]
+            block = torch.from_numpy(stream.read(rows+edges[k], part[-1]+1))   # bs,columns+1
+            for i,j in pairwise(part.tolist()):
                 yield LMTensorText(block[:, i:j].contiguous()),TensorText(block[:, i+1:j+1].contiguous())
 
     def __iter__(self):

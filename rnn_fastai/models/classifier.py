@@ -121,7 +121,7 @@ def ends(
     h = state if isinstance(state, Tensor) else state[0]
     return torch.cat(tuple(h), -1)
 
-# %% ../../nbs/33_models.classifier.ipynb #4541abd1
+# %% ../../nbs/33_models.classifier.ipynb #466be5cb
 class DocumentOutput(NamedTuple):
     "What a classifier gives for a batch of documents."
     logits:Tensor        # bs,n_out
@@ -154,7 +154,7 @@ def get_text_classifier(
     y_range:tuple|None=None, # Least and largest output, for a regression
 ) -> TextClassifier:
     "A classifier of `arch`. Raises `ValueError` for an unknown architecture or config entry, or sizes that do not fit."
-    config = arch_config(arch, 'config_clas', config, drop_mult)
+    config = dict(arch_config(arch, 'config_clas', config, drop_mult), pad_token=pad_idx)
     lin_ftrs = [50] if lin_ftrs is None else list(lin_ftrs)
     ps = [config.pop('output_p'), *([0.1]*len(lin_ftrs) if ps is None else ps)]
     n_hid = config[archs.facts(arch)['hid_name']]

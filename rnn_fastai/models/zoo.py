@@ -25,7 +25,7 @@ from .recurrent import Recurrent
 # %% ../../nbs/24_models.zoo.ipynb #c9b62403
 archs = Registry('architecture')
 
-# %% ../../nbs/24_models.zoo.ipynb #e7070a53
+# %% ../../nbs/24_models.zoo.ipynb #38b95675
 def awd_lstm_lm_split(
     model:nn.Module, # A `LanguageModel` over an `AWD_LSTM`
 ) -> list[list[nn.Parameter]]: # A list of parameters for each group
@@ -70,6 +70,8 @@ class AWD_LSTM(nn.Module):
         sizes = dict(vocab_sz=vocab_sz, emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers)
         for name,n in sizes.items(): check_count(name, n)
         n_dir = 2 if bidir else 1
+        odd = [f"{k}={sizes[k]}" for k in ('emb_sz', 'n_hid') if sizes[k] % n_dir]
+        if odd: raise ValueError(f"{odd[0]} cannot be shared by two directions; with bidir=True it must be even.")
         self.encoder = nn.Embedding(vocab_sz, emb_sz, padding_idx=pad_token)
         widths = [emb_sz] + [n_hid]*(n_layers-1) + [emb_sz]
         self.rnns = nn.ModuleList(Recurrent(cell, i, o//n_dir, batch_first=True, bidirectional=bidir, weight_p=weight_p)
@@ -215,7 +217,7 @@ def token_input(
         raise ValueError("emb_sz is missing: the width of the embedding. For one-hot vectors, pass one_hot=True.")
     return nn.Embedding(vocab_sz, emb_sz, padding_idx=pad),emb_sz
 
-# %% ../../nbs/24_models.zoo.ipynb #01502369
+# %% ../../nbs/24_models.zoo.ipynb #14759ec6
 def right_padded(
     ids:Tensor, # bs,sl
     pad:int, # Id of padding
@@ -234,10 +236,14 @@ class SequenceModel(nn.Module):
         pad:int|None=None, # Id of padding
         pool:str='last', # Without `every_step`, what the head reads; see `pool_states`
         drop:float=0., # Dropout of the features, one mask for all steps of a sequence, and of what the head reads
+        embed_p:float=0., # Probability to drop a word of an embedding, for all steps of the batch
     ):
         super().__init__()
         self.inp,self.rnn,self.every_step,self.stream,self.pad = inp,rnn,every_step,stream,pad
         self.pool,self.drop = check_pool(pool),RNNDropout(check_prob('drop', drop))
+        self.word_dp = WordDropout(check_prob('embed_p', embed_p))
+        if embed_p and not isinstance(inp, nn.Embedding):
+            raise ValueError(f"embed_p={embed_p} drops words of an embedding; {type(inp).__name__} is none.")
         if not rnn.batch_first: raise ValueError("The recurrent layer must be built with batch_first=True.")
         if stream and rnn.bidirectional:
             raise ValueError("bidirectional=True reads the next token before it is predicted; read one way only.")
@@ -249,7 +255,8 @@ class SequenceModel(nn.Module):
     ) -> tuple[Tensor, Any]: # Outputs: bs,sl,directions*hid; last state
         "Outputs and last state of the recurrent layer."
         lengths = None if self.pad is None else (ids != self.pad).sum(1)
-        return self.rnn(self.drop(self.inp(ids)), state, lengths)
+        x = self.word_dp(ids, self.inp) if self.word_dp.embed_p else self.inp(ids)
+        return self.rnn(self.drop(x), state, lengths)
 
     def read(self,
         ids:Tensor, # bs,sl
