@@ -42,6 +42,7 @@ from rnn_fastai.page import *
 from rnn_fastai.pictures import *
 from rnn_fastai.plots import *
 from rnn_fastai.recording import *
+from rnn_fastai.saved import *
 from rnn_fastai.tagger import *
 from rnn_fastai.transfer import *
 from rnn_fastai.ulmfit import *
