@@ -67,7 +67,7 @@ def same() -> list:
                 for k, o in zip(order[i:i+bs], f([docs[k] for k in order[i:i+bs]]), strict=True): out[k] = o
             return torch.stack(out)
 
-        def our_batch(some, seq_len=72):
+        def our_batch(some, seq_len=72, ours=ours):
             ours[0].seq_len = seq_len
             return ours(padded(some)).logits
 

@@ -124,7 +124,7 @@ class EntityF1(TagMetric):
         "Over all sentences seen; none where there were none."
         return entity_f1(self.guessed, self.right)['f1'] if self.right else None
 
-# %% ../nbs/39_tagger.ipynb #f0dade94
+# %% ../nbs/39_tagger.ipynb #a989a48f
 @delegates(TextLearner.__init__)
 class TaggerLearner(TextLearner):
     "A `Learner` of a `Tagger`."
@@ -142,8 +142,6 @@ class TaggerLearner(TextLearner):
         "Tag sentences, each as if it were alone. Raises `ValueError` where one has no token."
         dl = self.dls.test_dl(items, bs=bs)
         ds,sents = dl.dataset,dl.dataset.sents
-        empty = [i for i,s in enumerate(sents) if not s]
-        if empty: raise ValueError(f"Sentence {empty[0]} of {len(sents)} has no token; leave it out.")
         parts = word_parts(list(dict.fromkeys(w for s in sents for w in s)), ds.tok)
         res,at = [None]*len(sents),iter(dl.get_idxs())
         bar = not no_bar and len(dl) > 20 and hasattr(self, 'progress')

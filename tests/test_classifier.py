@@ -2,9 +2,8 @@
 import json
 import os
 import pickle
-from functools import cache, partial
+import time
 
-import fastai.text.core
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -15,9 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.callback.regularize import ar_penalty, tar_penalty
-from rnn_fastai.models.classifier import DocumentEncoder, get_text_classifier
-from rnn_fastai.models.heads import PoolingClassifier, pool_states
+from rnn_fastai.models.classifier import get_text_classifier
 
 matplotlib.use('Agg')
 EXACT,CLOSE,DOUBLE = dict(rtol=0, atol=0),dict(rtol=0, atol=1e-5),dict(rtol=1e-9, atol=1e-10)
@@ -243,3 +240,232 @@ def test_padding_of_another_id(pad):
     assert_close(out[1:], model(x[1:, :4]).logits, **CLOSE)
     out.square().sum().backward()
     assert (model[0].module.encoder.weight.grad.abs().sum(1) > 0).nonzero().flatten().tolist() == ids
+
+# ---- Without a gradient, and penalties
+
+@pytest.mark.parametrize('bidir', [False, True], ids=['one way', 'both'])
+def test_a_frozen_encoder_says_the_same(bidir):
+    model,x = net(bidir=bidir),padded(make_docs())
+    want = model(x).logits
+    model[0].requires_grad_(False)
+    out = model(x)
+    assert_close(out.logits, want, **CLOSE)
+    assert out.raw is None and out.logits.requires_grad
+
+def test_penalties_are_means_over_real_steps():
+    docs = make_docs()
+    model = net(max_len=10)
+    rows = [model(torch.tensor([d])).raw[0] for d in docs]
+    ar = torch.cat(rows).square().mean()
+    tar = torch.cat([r[1:] - r[:-1] for r in rows]).square().mean()
+    out = model(padded(docs, more=5))
+    assert_close((rf.ar_penalty(out.raw, out.real), rf.tar_penalty(out.raw, out.real)), (ar, tar), rtol=1e-4, atol=1e-6)
+
+# ---- The learner
+
+WORDS = 'one two three four five six seven eight nine ten good bad fine awful'.split()
+def make_frame(n=40, hi=12, seed=0):
+    rng = np.random.default_rng(seed)
+    texts = [' '.join(rng.choice(WORDS, rng.integers(1, hi))) for _ in range(n)]
+    return pd.DataFrame(dict(text=texts, label=rng.choice(['neg', 'pos', 'so'], n), stars=rng.integers(1, 6, n),
+                             score=rng.random(n), tags=[';'.join(rng.choice(list('xyz'), 2, False)) for _ in range(n)]))
+
+def loaders(df=None, **args):
+    base = dict(text_col='text', label_col='label', bs=4, seed=1, device='cpu', text_vocab=VOCAB)
+    return rf.TextDataLoaders.from_df(make_frame() if df is None else df, **{**base, **args})
+VOCAB = ['xxunk', 'xxpad', 'xxbos', 'xxeos', 'xxfld', 'xxrep', 'xxwrep', 'xxup', 'xxmaj', *WORDS]
+
+def make(dls=None, arch='AWD_LSTM', path='.', config=None, **kwargs):
+    torch.manual_seed(0)
+    learn = rf.text_classifier_learner(loaders() if dls is None else dls, arch, pretrained=False, path=path,
+                                       config={**SMALL, **(config or {})}, **kwargs)
+    learn.remove_cb(ft.ProgressCallback)
+    learn.logger = lambda *a: None
+    return learn
+
+KINDS = dict(names={}, ints=dict(label_col='stars'), many=dict(label_col='tags', label_delim=';'),
+             value=dict(label_col='score', y_block=ft.RegressionBlock()))
+@pytest.mark.parametrize('kind', KINDS)
+def test_kinds_of_labels(kind, tmp_path):
+    dls = loaders(**KINDS[kind])
+    learn = make(dls, path=tmp_path, y_range=(0, 1) if kind == 'value' else None)
+    learn.fit(1)
+    preds,y = learn.get_preds()
+    assert len(preds) == len(y) == len(dls.valid_ds)
+    texts = dls.valid_ds.items.text.tolist()
+    alone = torch.stack([learn.predict(t)[2] for t in texts])
+    assert_close(alone.as_subclass(torch.Tensor), preds.as_subclass(torch.Tensor), **CLOSE)
+    learn.show_results(max_n=2)
+    if kind == 'value': assert 0 < preds.min() and preds.max() < 1
+
+@pytest.mark.parametrize('bs', [1, 13])
+def test_batches_of_one(bs, tmp_path):
+    learn = make(loaders(make_frame(27), bs=bs, valid_pct=0.5), path=tmp_path)
+    learn.fit(1)
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+    assert all(b.isfinite().all() for b in learn.model.buffers())
+
+def test_interpretation_and_smoothed_labels(tmp_path):
+    learn = make(path=tmp_path, loss_func=ft.LabelSmoothingCrossEntropyFlat())
+    learn.fit(1)
+    interp = ft.ClassificationInterpretation.from_learner(learn)
+    preds,y = learn.get_preds()
+    want = torch.zeros(3, 3, dtype=torch.long)
+    for a,b in zip(y.tolist(), preds.argmax(1).tolist(), strict=True): want[a, b] += 1
+    assert interp.confusion_matrix().tolist() == want.tolist()
+    interp.plot_top_losses(2)
+    learn.lr_find(num_it=5, show_plot=False, suggest_funcs=None)
+
+def test_long_and_empty_texts(tmp_path):
+    learn = make(path=tmp_path, max_len=5, seq_len=3)
+    for text in ('', 'good', 'good bad '*40):
+        want = learn.get_preds(dl=learn.dls.test_dl(['one two', text, 'three '*20]))[0][1]
+        assert_close(learn.predict(text)[2], want, **CLOSE)
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_groups_hold_each_weight_once(arch, tmp_path):
+    learn = make(arch=arch, path=tmp_path)
+    learn.create_opt()
+    held = [id(p) for pg in learn.opt.param_lists for p in pg]
+    assert sorted(held) == sorted(id(p) for p in learn.model.parameters()) and len(learn.opt.param_lists) == 4
+    learn.freeze()
+    assert [p.requires_grad for p in learn.model[0].parameters()] == [False]*len(list(learn.model[0].parameters()))
+    learn.freeze_to(-2)
+    assert all(p.requires_grad for p in learn.model[0].module.rnns[-1].parameters())
+
+class Free(ft.Callback):
+    "How many weights train in each fit, and for how many epochs."
+    def before_fit(self):
+        if hasattr(self.learn, 'gather_preds'): return
+        self.seen = [*getattr(self, 'seen', []), (sum(p.requires_grad for p in self.model.parameters()), self.n_epoch)]
+
+def test_fine_tune_trains_all_where_nothing_was_learnt(tmp_path):
+    free = Free()
+    learn = make(path=tmp_path, cbs=free)
+    learn.freeze()
+    learn.fine_tune(2, 1e-2)
+    assert free.seen == [(len(list(learn.model.parameters())), 3)]
+
+def test_fine_tune_starts_with_the_head_where_something_was(tmp_path):
+    free = Free()
+    make(path=tmp_path).save_encoder('enc')
+    learn = make(path=tmp_path, cbs=free).load_encoder('enc')
+    learn.fine_tune(2, 1e-2)
+    assert free.seen == [(len(list(learn.model[1].parameters())), 1), (len(list(learn.model.parameters())), 2)]
+
+# ---- Weights from elsewhere
+
+def rows_of(learn): return dict(zip(learn.dls.vocab[0], learn.model[0].module.encoder.weight.detach(), strict=True))
+
+@pytest.mark.parametrize('vocab', [[VOCAB[0], *VOCAB[:0:-1]], VOCAB[:16], [*VOCAB, 'new', 'words']], ids=['order', 'fewer', 'more'])
+def test_encoders_move_to_other_vocabularies(vocab, tmp_path):
+    old = make(path=tmp_path)
+    old.save_encoder('enc')
+    learn = make(loaders(text_vocab=vocab), path=tmp_path).load_encoder('enc')
+    was,now = rows_of(old),rows_of(learn)
+    for w in vocab:
+        want = was[w] if w in was else old.model[0].module.encoder.weight.detach().mean(0)
+        if w != 'xxpad': assert_close(now[w], want)
+    assert (learn.transfer.n_found, learn.transfer.n_words) == (sum(w in VOCAB for w in vocab), len(vocab))
+    assert f'{learn.transfer.n_found} of {len(vocab)} words found' in str(learn.transfer)
+
+def test_transfer_to_a_large_vocabulary_is_quick(tmp_path):
+    vocab = [*VOCAB, *(f'w{i}' for i in range(40_000))]
+    dls = loaders(text_vocab=vocab)
+    make(dls, path=tmp_path).save_encoder('enc')
+    learn = make(dls, path=tmp_path)
+    start = time.perf_counter()
+    learn.load_encoder('enc')
+    assert time.perf_counter() - start < 3
+
+def unchanged(learn, f, error, match):
+    "`f` raises, and leaves the weights and what trains as they were."
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    free = [p.requires_grad for p in learn.model.parameters()]
+    with pytest.raises(error, match=match): f()
+    assert_close(dict(learn.model.state_dict()), before, **EXACT)
+    assert [p.requires_grad for p in learn.model.parameters()] == free and learn.transfer is None
+
+def test_encoders_that_do_not_fit(tmp_path):
+    make(path=tmp_path).save_encoder('enc')
+    other = make(loaders(text_vocab=[*VOCAB[:9], 'alpha', 'beta']), path=tmp_path)
+    unchanged(other, lambda: other.load_encoder('enc'), ValueError, 'None of the 11 words .* among the 23')
+    for arch,cfg in (('AWD_GRU', {}), ('AWD_LSTM', dict(n_hid=10)), ('AWD_LSTM', dict(n_layers=3)),
+                     ('AWD_LSTM', dict(bidir=True))):
+        learn = make(arch=arch, path=tmp_path, config=cfg)
+        unchanged(learn, lambda learn=learn: learn.load_encoder('enc'), ValueError, 'do not fit the model')
+
+@pytest.mark.parametrize('text,match', [('["a"', 'cannot be read as a vocabulary'), ('{"a": 1}', 'no vocabulary'),
+                                        (json.dumps(['w']*99), 'do not belong together')])
+def test_vocabularies_that_do_not_fit(text, match, tmp_path):
+    learn = make(path=tmp_path)
+    learn.save_encoder('enc')
+    (tmp_path/'models'/'enc.vocab.json').write_text(text)
+    other = make(loaders(text_vocab=[VOCAB[0], *VOCAB[:0:-1]]), path=tmp_path)
+    unchanged(other, lambda: other.load_encoder('enc'), ValueError, match)
+
+class Evil:
+    "Makes a folder when it is unpickled."
+    def __init__(self, path): self.path = str(path)
+    def __reduce__(self): return os.mkdir,(self.path,)
+
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+def test_pickles_that_run_code_are_refused(legacy, tmp_path):
+    learn = make(path=tmp_path)
+    file = learn.save_encoder('enc')
+    state = {**torch.load(file), 'more': Evil(tmp_path/'pwned')}
+    torch.save(state, file, _use_new_zipfile_serialization=not legacy)
+    fresh = make(path=tmp_path)
+    unchanged(fresh, lambda: fresh.load_encoder('enc'), ValueError, 'holds objects besides weights')
+    torch.save({'0.encoder.weight': torch.zeros(3, 6)}, tmp_path/'lm.pth')
+    (tmp_path/'lm.pkl').write_bytes(pickle.dumps(Evil(tmp_path/'pwned')))
+    unchanged(fresh, lambda: fresh.load_pretrained(tmp_path/'lm.pth', tmp_path/'lm.pkl'), ValueError, 'mkdir')
+    assert not (tmp_path/'pwned').exists()
+
+# ---- Both readings
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_both_readings_are_the_mean(kind, tmp_path):
+    args = KINDS[kind]
+    pair = make(loaders(**args), path=tmp_path),make(loaders(backwards=True, **args), path=tmp_path)
+    torch.manual_seed(1)
+    for p in pair[1].model.parameters(): p.data += 0.3*torch.randn_like(p)
+    both = rf.both_ways(*pair)
+    (p,y),(a,z),(b,_) = (l.get_preds() for l in (both, *pair))
+    assert y.tolist() == z.tolist() and not torch.allclose(a, b, atol=1e-3)
+    assert_close(p, (a + b)/2, **CLOSE)
+    both.fit(1, 1e-3)
+    both.save('both')
+    again = rf.both_ways(make(loaders(**args), path=tmp_path), make(loaders(backwards=True, **args), path=tmp_path))
+    assert_close(again.load('both').get_preds()[0], both.get_preds()[0], **CLOSE)
+
+def test_readings_that_do_not_go_together(tmp_path):
+    forth,back = make(path=tmp_path),make(loaders(backwards=True), path=tmp_path)
+    for a,b,match in ((back, forth, 'backwards is True for the first loaders and False for the second'),
+                      (forth, make(loaders(backwards=True, text_vocab=VOCAB[:20])), '23 and 20 words, of which 20'),
+                      (forth, make(loaders(backwards=True, label_col='stars')), 'The labels differ')):
+        with pytest.raises(ValueError, match=match): rf.both_ways(a, b)
+
+# ---- Bad input
+
+@pytest.mark.parametrize('args,match', [
+    (dict(arch='AWD_LTSM'), "Unknown architecture 'AWD_LTSM'"), (dict(config=dict(hid=3)), "config has no entry 'hid'"),
+    (dict(max_len=0), 'max_len=0'), (dict(seq_len=0), 'seq_len=0'), (dict(ps=[0.1, 0.2]), 'ps has 3 entries'),
+    (dict(ps=[1.5]), 'ps=1.5'), (dict(lin_ftrs=[4, 4], ps=[0.1]), 'ps has 2 entries, but there are 3 linear layers'),
+    (dict(config=dict(n_hid=7, bidir=True)), 'n_hid=7 cannot be shared')])
+def test_arguments_that_do_not_fit(args, match):
+    with pytest.raises(ValueError, match=match): make(**args)
+
+def test_one_class_only():
+    with pytest.raises(ValueError, match="All labels are 'pos': there is nothing to tell apart. Give texts"):
+        make(loaders(make_frame().assign(label='pos')))
+
+def test_rows_of_padding_alone():
+    for model in (net(), net(bidir=True)):
+        with pytest.raises(ValueError, match='Row 1 of the batch is all padding'): model(torch.tensor([[2, 3], [1, 1]]))
+
+def test_texts_without_a_token():
+    no_bos = rf.TextTokenizer(rules=[])
+    df = make_frame()
+    df.loc[7, 'text'] = ''
+    with pytest.raises(ValueError, match='Text 0 of 1 has no token|Text [0-9]+ of [0-9]+ has no token, as have 0 others'): loaders(df, tok_tfm=no_bos)

@@ -175,8 +175,7 @@ def test_any_lengths(lens, bs, shuffle):
 
 def test_documents_of_no_ids():
     c = rf.Corpus.from_ids([[], [2, 3], []], ['xxunk', 'xxpad', 'a', 'b'])
-    x, = rf.DocDataLoader(rf.DocDataset(c), bs=3).one_batch()
-    assert (x.tolist(), x.lens.tolist()) == ([[2, 3], [1, 1], [1, 1]], [2, 0, 0])
+    with pytest.raises(ValueError, match='Text 0 of 3 has no token, as have 1 others; leave'): rf.DocDataset(c)
 
 def test_no_documents():
     dl = plain().test_dl([])
@@ -192,7 +191,8 @@ def test_one_document():
 # ---- Order and shuffling
 
 def numbered(lens, **kwargs):
-    "Documents whose first id is their number."
+    "Documents whose first id is their number; a loader draws its seed from Python's generator."
+    random.seed(0)
     vocab = ['xxunk', 'xxpad', *map(str, range(len(lens)))]
     c = rf.Corpus.from_ids([np.full(n, i+2) for i,n in enumerate(lens)], vocab)
     return rf.DocDataLoader(rf.DocDataset(c), **kwargs)
@@ -204,19 +204,19 @@ def test_every_document_once_an_epoch_with_other_mates():
     dl = numbered(LENGTHS, bs=16, shuffle=True)
     epochs = [epoch(dl) for _ in range(3)]
     for e in epochs: assert sorted(sum(e, [])) == list(range(500)) and [len(b) for b in e[:-1]] == [16]*31
-    assert repeated(epochs) <= 4
+    assert repeated(epochs) <= 0.1
     assert len({tuple(e[1]) for e in epochs}) == 3
-    assert all(LENGTHS.index(max(LENGTHS)) in e[0] for e in epochs)
+    assert all(max(LENGTHS) == max(LENGTHS[i] for i in e[0]) for e in epochs)
 
 def repeated(epochs):
-    "Most batches that two epochs on end have in common."
+    "Share of the batches that two epochs on end have in common, in the mean."
     sets = [{frozenset(b) for b in e} for e in epochs]
-    return max(len(a & b) for a,b in zip(sets, sets[1:], strict=False))
+    return np.mean([len(a & b)/len(b) for a,b in zip(sets, sets[1:], strict=False)])
 
 @pytest.mark.parametrize('lens', [range(3, 67), range(10, 42), range(100, 420, 5)])
 def test_other_mates_where_all_lengths_differ(lens):
     dl = numbered(list(lens), bs=8, shuffle=True)
-    assert repeated([epoch(dl) for _ in range(5)]) <= len(dl)//2
+    assert repeated([epoch(dl) for _ in range(40)]) <= 0.5
 
 def test_batches_of_an_epoch_come_in_any_order_of_length():
     means = [np.mean([LENGTHS[i] for i in b]) for b in epoch(numbered(LENGTHS, bs=16, shuffle=True))]

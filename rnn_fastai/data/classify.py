@@ -147,9 +147,10 @@ def frame_labels(
     if delim is None: return values
     return [([t for t in v.split(delim) if t] if isinstance(v, str) else v) for v in values]
 
-# %% ../../nbs/14_data.classify.ipynb #0e6b9786
+# %% ../../nbs/14_data.classify.ipynb #3f02f2d6
 class DocDataset(LMDataset):
     "Documents `docs` of `corpus` with their targets; an item is a `TensorText` and, where there are labels, a target."
+    what = 'Text'   # what the messages speak of
     def __init__(self,
         corpus:Corpus, # Where the ids lie
         docs:np.ndarray|None=None, # Which documents; all by default
@@ -165,6 +166,10 @@ class DocDataset(LMDataset):
         self.y,self.labels,self.read_labels = y,labels,read_labels
         if PAD not in corpus.vocab.o2i: raise ValueError(f"The vocabulary lacks {PAD!r}, which short texts need.")
         self.pad = corpus.vocab.o2i[PAD]
+        empty = np.flatnonzero(self.lens == 0)
+        if len(empty):
+            raise ValueError(f"{self.what} {empty[0]} of {len(self.lens)} has no token, as have {len(empty)-1} others; "
+                             "leave such rows out. (fastai's rules mark the beginning of each text, so none is empty.)")
 
     @property
     def vocab(self) -> L:

@@ -67,7 +67,7 @@ def word_parts(
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
     return {w: parts or (UNK,) for w,parts in zip(words, cut, strict=True)}
 
-# %% ../../nbs/15_data.tag.ipynb #1cf7228f
+# %% ../../nbs/15_data.tag.ipynb #ad0484fb
 class WordLetters:
     "The word of each token as letters; each different word once."
     def __init__(self,
@@ -99,7 +99,7 @@ class WordLetters:
 
 class TagDataset(DocDataset):
     "Sentences with a target for each token; an item is a `TensorText` and, where there are tags, targets."
-    kind = TensorCategory
+    kind,what = TensorCategory,'Sentence'
     def __init__(self,
         corpus:Corpus, # Parts of the words of all sentences
         docs:np.ndarray|None=None, # Which sentences; all by default

@@ -15,7 +15,7 @@ from ..core import check_count
 from .dropout import RNNDropout, WordDropout
 from .recurrent import Recurrent, check_lengths
 
-# %% ../../nbs/38_models.tagger.ipynb #8108a426
+# %% ../../nbs/38_models.tagger.ipynb #909d8288
 class CRF(nn.Module):
     "A linear-chain conditional random field over the scores of a net."
     def __init__(self,
@@ -55,7 +55,7 @@ class CRF(nn.Module):
         real:Tensor, # Where tokens are, from the left: bs,sl
     ) -> Tensor: # A number
         "Negative log-likelihood of the right labels, per token."
-        scores = scores.float()
+        if scores.dtype in (torch.half, torch.bfloat16): scores = scores.float()
         return (self.log_total(scores, real) - self.score(scores, labels, real)).sum()/real.sum()
 
     @torch.no_grad()
