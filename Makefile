@@ -27,6 +27,10 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/text.py
 	$(PY) benchmarks/cells.py
 	$(PY) benchmarks/inside.py
+	$(PY) benchmarks/classifier.py
+	$(PY) benchmarks/loss.py
+	$(PY) benchmarks/tagger.py
+	$(PY) benchmarks/imdb.py
 	$(PY) benchmarks/human_numbers.py
 
 sync: install                  ## fails where notebooks, modules and README are not in step

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_vocab', 'evaluating', 'TextLearner', 'LMLearner', 'pretrained_files', 'language_model_learner']
 
-# %% ../nbs/30_learner.ipynb #2b9fabfd
+# %% ../nbs/30_learner.ipynb #ca4f57a7
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +20,7 @@ from fastai.text.core import BOS, PAD, UNK
 from fastai.text.learner import decode_spec_tokens
 from fastai.text.models import awdlstm as fastai_awd
 from fastai.torch_core import get_model, rank_distrib
-from fastcore.basics import defaults, ifnone
+from fastcore.basics import defaults, ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
 from fastprogress import progress_bar
@@ -32,10 +32,11 @@ from .data.lm import LMDataset
 from .generate import WholePrefix, check_sampling, generate, pick_token
 from .models.zoo import archs, get_language_model
 from .optim import Adam
-from .transfer import (TransferReport, fetch_pretrained, fit_opt_state, fit_weights, load_weights,
-                                 match_embeds, read_vocab, read_weights, vocab_file, write_vocab, write_weights)
+from .transfer import (TransferReport, check_named, fetch_pretrained, fit_opt_state, fit_weights,
+                                 load_weights, match_embeds, read_vocab, read_weights, vocab_file, write_vocab,
+                                 write_weights)
 
-# %% ../nbs/30_learner.ipynb #c5d0b439
+# %% ../nbs/30_learner.ipynb #41d52fb3
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
 ) -> list: # Tokens by id
@@ -76,7 +77,10 @@ class TextLearner(fastai_learner.TextLearner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "Train as fastai's `Learner.fit` does; denormal numbers count as zero meanwhile."
-        with flush_denormals(): super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        with flush_denormals(), self.added_cbs(cbs):
+            try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
+            finally:   # fastai does not tell its callbacks of an end by interrupt or error
+                for cb in self.cbs: getattr(cb, 'end_fit', noop)()
 
     def save(self,
         file:str|Path, # Name of the file, in the learner's folder of models
@@ -99,10 +103,10 @@ class TextLearner(fastai_learner.TextLearner):
     ) -> 'TextLearner': # `self`
         "Read weights by name. Raises `ValueError` for a damaged file or weights that do not fit; the model then stays."
         state = read_weights(self._file(file), ifnone(device, self.dls.device))
-        both,model = set(state) == {'model', 'opt'},get_model(self.model)
+        both,model = isinstance(state, dict) and set(state) == {'model', 'opt'},get_model(self.model)
         if with_opt and not both: raise ValueError(f"{self._file(file)} holds no optimizer state; pass with_opt=False.")
         wgts = state['model'] if both else state
-        fit_weights(model, wgts, strict, str(self._file(file)))
+        fit_weights(model, check_named(wgts, self._file(file)), strict, str(self._file(file)))
         if self.opt is None: self.create_opt()
         opt = self._opt_state(state['opt'], wgts, with_opt) if both and ifnone(with_opt, True) else None
         load_weights(model, wgts, strict)
@@ -134,7 +138,8 @@ class TextLearner(fastai_learner.TextLearner):
         Raises `ValueError` for weights that do not fit, or a vocabulary that shares no word with the loaders'."""
         file = self._file(file)
         wgts = read_weights(file, ifnone(device, self.dls.device))
-        if set(wgts) == {'model', 'opt'} or any(k.startswith('1.') for k in wgts):
+        both = isinstance(wgts, dict) and set(wgts) == {'model', 'opt'}
+        if both or any(k.startswith('1.') for k in check_named(wgts, file)):
             raise ValueError(f"{file} holds a whole model, not an encoder. Write one with `save_encoder`.")
         vocab = read_vocab(vocab_file(file)) if vocab_file(file).exists() else None   # fastai writes none
         wgts = {f'0.{k}': w for k,w in wgts.items()}
@@ -144,7 +149,9 @@ class TextLearner(fastai_learner.TextLearner):
         "Weights of a language model into the whole model, or of its encoder into `encoder`; report, and freeze."
         own,known = text_vocab(self.dls),None if vocab is None else set(vocab)
         report = TransferReport(str(file), len(own), None if known is None else sum(w in known for w in own))
-        if vocab is not None: wgts = match_embeds(wgts, vocab, own)
+        if vocab is not None:
+            try: wgts = match_embeds(wgts, vocab, own)
+            except ValueError as e: raise ValueError(f"{file} and its vocabulary cannot be used: {e}") from e
         if encoder is not None: wgts = {k[2:]: v for k,v in wgts.items() if k.startswith('0.')}
         report.n_weights = load_weights(ifnone(encoder, get_model(self.model)), wgts, source=str(file))
         self.transfer = report
@@ -178,7 +185,8 @@ class TextLearner(fastai_learner.TextLearner):
     ) -> 'TextLearner': # `self`, frozen up to the last group
         "Read pretrained weights and move them to the vocabulary of the loaders."
         wgts = read_weights(wgts_fname)
-        return self._transfer(wgts_fname, wgts.get('model', wgts), read_vocab(vocab_fname), model)
+        wgts,vocab = wgts.get('model', wgts) if isinstance(wgts, dict) else wgts,read_vocab(vocab_fname)
+        return self._transfer(wgts_fname, check_named(wgts, wgts_fname), vocab, model)
 
 # %% ../nbs/30_learner.ipynb #d7848668
 class LMLearner(TextLearner):

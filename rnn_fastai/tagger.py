@@ -6,7 +6,7 @@
 __all__ = ['Entity', 'entities', 'entity_f1', 'CRFLoss', 'best_tags', 'TagMetric', 'TagAccuracy', 'EntityF1', 'TaggerLearner',
            'tagger_learner']
 
-# %% ../nbs/39_tagger.ipynb #d314475a
+# %% ../nbs/39_tagger.ipynb #08204f78
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -21,8 +21,11 @@ from fastcore.meta import delegates
 from fastprogress import progress_bar
 from torch import Tensor
 
+from .core import check_count, near
 from .data.tag import TAG_IGNORE, word_parts
+from .data.tokenize import BaseTokenizer, WordTokenizer
 from .learner import TextLearner, evaluating, text_vocab
+from .models.cells import cells
 from .models.tagger import CRF, LetterEncoder, SentenceEncoder, Tagger, WordEncoder
 from .models.zoo import arch_config, archs, token_input
 from .transfer import word_vectors
@@ -124,7 +127,7 @@ class EntityF1(TagMetric):
         "Over all sentences seen; none where there were none."
         return entity_f1(self.guessed, self.right)['f1'] if self.right else None
 
-# %% ../nbs/39_tagger.ipynb #a989a48f
+# %% ../nbs/39_tagger.ipynb #dd6e7cf2
 @delegates(TextLearner.__init__)
 class TaggerLearner(TextLearner):
     "A `Learner` of a `Tagger`."
@@ -185,10 +188,11 @@ class TaggerLearner(TextLearner):
         dl = ifnone(dl, self.dls[ds_idx])
         b = dl.one_batch()
         _,best,real = self._read(b, dl)
-        y = b[-1].as_subclass(Tensor).cpu()
-        found = zip(b[0].cpu(), y, best.masked_fill(y == TAG_IGNORE, TAG_IGNORE), strict=True)
+        y = [b[-1].as_subclass(Tensor).cpu()] if len(b) > dl.n_inp else []
+        real = y[0] != TAG_IGNORE if y else real
+        found = zip(b[0].cpu(), *y, best.masked_fill(~real, TAG_IGNORE), strict=True)
         rows = [dl.dataset.decode(r) for r,_ in zip(found, range(max_n), strict=False)]
-        display_df(pd.DataFrame(rows, columns=['text', 'target', 'prediction']))
+        display_df(pd.DataFrame(rows, columns=['text', *['target']*len(y), 'prediction']))
 
 def _encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> SentenceEncoder:
     "An architecture's encoder around sentences."
@@ -220,8 +224,11 @@ def tagger_learner(
         raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
     tags,arch = dls.train_ds.tags,'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
     if len(tags) < 2: raise ValueError(f"All tags are {tags[0]!r}: there is nothing to tell apart.")
-    if crf and (dls.train_ds.y == TAG_IGNORE).any():
+    if crf and isinstance(dls.train_ds.tok, (BaseTokenizer, WordTokenizer)):
         raise ValueError("crf=True needs a tag for every part; the tokenizer cuts words. Make the loaders without it.")
+    for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
+    if isinstance(arch, str) and arch not in archs and arch not in cells:
+        raise ValueError(f"Unknown cell or architecture {arch!r}. {near(arch, [*cells, *archs])}")
     if arch in archs: encoder = _encoder(dls, arch, config, drop)
     else:
         if config: raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")

@@ -231,7 +231,8 @@ def test_penalties_equal_fastai(shape, alpha, beta):
     losses = []
     for cls in (rf.RNNRegularizer, fastai_rnn.RNNRegularizer):
         cb = cls(alpha, beta)
-        cb.learn = SimpleNamespace(training=True, loss_grad=torch.tensor(1.), rnn=SimpleNamespace(out=out, raw_out=raw))
+        rnn = SimpleNamespace(out=out, raw_out=raw, real=None)
+        cb.learn = SimpleNamespace(training=True, loss_grad=torch.tensor(1.), rnn=rnn)
         cb.after_loss()
         losses.append(cb.learn.loss_grad)
     assert_close(*losses)

@@ -1,7 +1,11 @@
 "Taggers: the CRF against all labellings, entities against the shared task's rules, sentences in all kinds of company."
 import itertools
+import random
 import warnings
+from functools import cache
 
+import fastai.text.core
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +16,13 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.models.tagger import CRF, LetterEncoder, Tagger, WordEncoder
+from rnn_fastai.tagger import CRFLoss, entities, entity_f1
 
+matplotlib.use('Agg')
 CLOSE = dict(rtol=0, atol=1e-5)
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch): monkeypatch.setattr(fastai.text.core, 'parallelable', lambda *a, **k: False)
 
 # ---- The field against every labelling
 
@@ -200,7 +209,7 @@ def test_words_never_seen(tmp_path):
 
 @pytest.mark.parametrize('f,error,match', [
     (lambda: make(loaders(tok=rf.TextTokenizer(), letters=True)), ValueError, 'letters=True reads whole words'),
-    (lambda: make(cell_args=1), TypeError, 'cell_args'), (lambda: make(arch='LSTMM'), ValueError, "Unknown cell 'LSTMM'"),
+    (lambda: make(cell_args=1), TypeError, 'cell_args'), (lambda: make(arch='LSTMM'), ValueError, "Unknown cell or architecture 'LSTMM'"),
     (lambda: make().predict(''), ValueError, 'Sentence 0 of 1 has no token'),
     (lambda: make(loaders(make_frame().assign(tags=[['X']*len(t) for t in make_frame().tags]))), ValueError,
      "All tags are 'X'"),
@@ -218,3 +227,536 @@ def test_training_ends_quietly(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         make(path=tmp_path, crf=True).fit_one_cycle(1, 1e-2)
+
+# ---- The field: any number of labels, precision, company
+
+def make_crf(n, seed=0, scale=1.):
+    torch.manual_seed(seed)
+    crf = CRF(n).double()
+    for p in crf.parameters(): p.data = torch.randn_like(p)*scale
+    return crf
+
+def all_values(crf, scores):
+    "All labellings of one sentence and their scores."
+    ways = list(itertools.product(range(scores.size(1)), repeat=len(scores)))
+    return ways,torch.stack([value(crf, scores, w) for w in ways])
+
+def ragged(lens, n, seed=0):
+    "Scores and labels of sentences; NaN scores and odd labels where there is padding."
+    g = torch.Generator().manual_seed(seed)
+    sl = max(lens)
+    real = torch.arange(sl) < torch.tensor(lens)[:, None]
+    scores = torch.randn(len(lens), sl, n, dtype=torch.float64, generator=g)
+    labels = torch.randint(n, (len(lens), sl), generator=g)
+    return scores.masked_fill(~real[..., None], 1e3),labels.masked_fill(~real, rf.TAG_IGNORE),real
+
+CRFS = [(1, [3, 1]), (2, [1]), (2, [1, 5, 2, 4]), (3, [4, 4, 1]), (4, [2, 3, 4, 1]), (5, [3])]
+
+@pytest.mark.parametrize('scale', [0., 1., 30.])
+@pytest.mark.parametrize('n,lens', CRFS)
+def test_crf_against_all_labellings(n, lens, scale):
+    for seed in range(3):
+        crf,(scores,labels,real) = make_crf(n, seed, scale),ragged(lens, n, seed)
+        right,total,best = crf.score(scores, labels, real),crf.log_total(scores, real),crf.best(scores, real)
+        for b,k in enumerate(lens):
+            ways,values = all_values(crf, scores[b, :k])
+            assert_close(total[b], values.logsumexp(0))
+            assert_close(right[b], value(crf, scores[b, :k], labels[b, :k].tolist()))
+            assert_close(value(crf, scores[b, :k], best[b, :k].tolist()), values.max())
+            assert (best[b, k:] == 0).all() and tuple(best[b, :k].tolist()) in ways
+
+def test_crf_loss_keeps_double_precision():
+    crf,(scores,labels,real) = make_crf(3),ragged([4, 1, 3], 3)
+    want = (crf.log_total(scores, real) - crf.score(scores, labels, real)).sum()/8
+    assert_close(crf(scores, labels, real), want, rtol=1e-12, atol=0)
+    assert_close(CRFLoss(crf)(scores, labels), want, rtol=1e-12, atol=0)
+
+def test_crf_loss_of_half_precision_is_close():
+    crf,(scores,labels,real) = make_crf(3).float(),ragged([4, 1, 3], 3)
+    scores = scores.masked_fill(~real[..., None], 0.)
+    want = crf(scores.float(), labels, real)
+    assert_close(crf(scores.bfloat16(), labels, real), want, rtol=0.03, atol=0.03)
+    with torch.autocast('cpu', torch.bfloat16): assert_close(crf(scores.float(), labels, real), want, **CLOSE)
+
+def test_crf_of_padding_and_mates():
+    "The sum of the losses is that of the sentences alone; padding gets no gradient."
+    lens = [5, 1, 3, 2]
+    crf,(scores,labels,real) = make_crf(4),ragged(lens, 4)
+    scores.requires_grad_()
+    whole = crf.log_total(scores, real) - crf.score(scores, labels, real)
+    for b,k in enumerate(lens):
+        one = slice(b, b+1),slice(0, k)
+        assert_close(crf.log_total(scores[one], real[one]) - crf.score(scores[one], labels[one], real[one]),
+                     whole[b:b+1])
+        assert crf.best(scores, real)[b, :k].tolist() == crf.best(scores[one], real[one])[0].tolist()
+    whole.sum().backward()
+    assert (scores.grad[~real] == 0).all() and (scores.grad[real] != 0).any()
+    wide = torch.cat([scores.detach(), torch.full((4, 3, 4), -7.).double()], 1)
+    more = torch.cat([real, torch.zeros(4, 3, dtype=torch.bool)], 1)
+    assert_close(crf.log_total(wide, more), crf.log_total(scores, real))
+    assert crf.best(wide, more)[:, :5].tolist() == crf.best(scores, real).tolist()
+
+def test_neighbours_matter():
+    "A forbidden pair is never answered, however likely each tag is alone."
+    crf = make_crf(3, scale=0.)
+    crf.follow.data[0, 1] = -1e4
+    scores = torch.tensor([[[2., 0, 1], [0, 2, 1.5]]]).double()
+    assert scores.argmax(-1).tolist() == [[0, 1]]
+    assert crf.best(scores, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[0, 2]]
+
+# ---- All short sentences, and F1
+
+def in_order(tags): return sorted(task_entities(list(tags)), key=lambda e: e[1])
+
+def random_tags(rng, n, odds=1):
+    places = 'BIESO' + 'O'*odds
+    return [p if p == 'O' else f'{p}-{rng.choice(["PER", "LOC", "X-Y"])}' for p in rng.choices(places, k=n)]
+
+def test_entities_of_all_short_sentences():
+    tags = ['O', *(f'{p}-{k}' for p in 'BIES' for k in 'xy')]
+    for n in range(5):
+        for seq in itertools.product(tags, repeat=n): assert entities(list(seq)) == in_order(seq), seq
+
+def test_entities_know_their_parts():
+    e, = entities(['O', 'B-PER', 'I-PER'])
+    assert isinstance(e, rf.Entity) and (e.kind, e.start, e.end) == ('PER', 1, 3)
+    assert entities([]) == [] and entities(['B', 'I', 'O', 'B']) == [('', 0, 2), ('', 3, 4)]
+
+def plain_f1(guessed, right):
+    "Scores from lists of (sentence, entity)."
+    g,r = ([(i, e) for i,tags in enumerate(o) for e in in_order(tags)] for o in (guessed, right))
+    hits = sum(e in r for e in g)
+    p,q = hits/len(g) if g else 0.,hits/len(r) if r else 0.
+    return dict(precision=p, recall=q, f1=2*p*q/(p+q) if p + q else 0.)
+
+def test_f1_equals_the_rules():
+    rng = random.Random(1)
+    for _ in range(400):
+        lens = [rng.randint(0, 6) for _ in range(rng.randint(0, 4))]
+        right = [random_tags(rng, n) for n in lens]
+        guessed = [[t if rng.random() < 0.7 else new for t,new in zip(r, random_tags(rng, len(r)), strict=True)]
+                   for r in right]
+        got,want = entity_f1(guessed, right),plain_f1(guessed, right)
+        assert got == pytest.approx(want)
+    assert entity_f1([], []) == dict(precision=0., recall=0., f1=0.)
+
+def test_f1_of_unequal_lists():
+    with pytest.raises(ValueError, match='Sentence 1 has 2 guessed tags and 1 right'):
+        entity_f1([['O'], ['O', 'O']], [['O'], ['O']])
+    with pytest.raises(ValueError): entity_f1([['O']], [])
+
+# ---- Letters
+
+def corpus_of(sents): return rf.Corpus.from_tokens(sents, min_freq=1)
+
+def spelt(letters, row): return ''.join(letters.names[i] if i > 1 else '?' for i in row.tolist() if i)
+
+def test_letters_spell_the_words():
+    sents = [['naïve', 'cat', 'cat'], ['日本', '🙂x', 'e\u0301', 'tac'], ['cat']]
+    letters = rf.WordLetters(sents, min_freq=1)
+    x,which = letters.batch(corpus_of(sents), np.array([1, 0, 2]))
+    for row,sent in zip(which, (sents[1], sents[0], sents[2]), strict=True):
+        assert [spelt(letters, x[i]) for i in row[:len(sent)].tolist()] == sent
+    assert len(x) == len({w for s in sents for w in s}) and letters.names[:2] == ['xxpad', 'xxunk']
+    assert x.size(1) == 5 and which.shape == (3, 4) and int(which.max()) == len(x) - 1
+    x,which = letters.batch(corpus_of(sents), np.array([2]))
+    assert x.shape == (1, 3) and which.tolist() == [[0]]   # a batch has its own words only
+
+@pytest.mark.parametrize('max_len', [1, 2, 5, 8])
+def test_long_words_keep_both_ends(max_len):
+    word = 'abcdefghij'
+    letters = rf.WordLetters([[word, word[:max_len]]], min_freq=1, max_len=max_len)
+    x,_ = letters.batch(corpus_of([[word, word[:max_len]]]), np.array([0]))
+    got = spelt(letters, x[0])
+    assert len(got) == max_len and word.startswith(got[:max_len//2]) and word.endswith(got[max_len//2:])
+    if max_len > 1: assert spelt(letters, x[1]) == word[:max_len]
+
+def test_rare_letters_are_unknown():
+    sents = [['aa', 'ab', 'ac', 'ab', 'ab', 'b']]
+    letters = rf.WordLetters(sents, min_freq=3)
+    assert letters.names == ['xxpad', 'xxunk', 'a']        # b stands in two of the different words, c in one
+    again = rf.WordLetters([['cab', 'a']], letters.names)
+    assert again.rows[0, :4].tolist() == [1, 2, 1, 0] and again.names == letters.names
+
+# ---- Sentences in all kinds of company
+
+WORDS = {'DET': ['the', 'a', 'some'], 'NOUN': ['cat', 'Dog', 'sun', 'naïve', '日本'], 'VERB': ['runs', 'saw', 'ate']}
+NAMES = {'B-PER': ['Ann', 'Bob'], 'I-PER': ['Lee', 'Roe'], 'O': ['met', 'and', 'saw'], 'B-LOC': ['Rome', 'Bonn']}
+
+def sentences(n=30, words=WORDS, hi=12, seed=0):
+    "Sentences of one to `hi` words, with ties; an index with duplicates that is not the row's number."
+    rng = random.Random(seed)
+    tags = [[rng.choice(list(words)) for _ in range(rng.randint(1, hi))] for _ in range(n)]
+    sents = [[rng.choice(words[t]) for t in ts] for ts in tags]
+    df = pd.DataFrame({'tokens': sents, 'tags': tags, 'held': [i % 3 == 0 for i in range(n)]})
+    return df.set_axis([i//3 for i in range(n)][::-1])
+
+BASE = dict(bs=4, valid_col='held', min_freq=1, device='cpu')
+def tag_loaders(df=None, **args):
+    return rf.TagDataLoaders.from_df(sentences() if df is None else df, **{**BASE, **args})
+
+def silent(learn):
+    learn.remove_cb(rf.ProgressCallback)
+    learn.logger = lambda *a: None
+    return learn
+
+TINY = dict(emb_sz=5, n_hid=6, letter_emb=4, letter_hid=3)
+def learner(dls=None, *args, scale=4., **kwargs):
+    "A tagger with random weights that are large enough to tell things apart."
+    torch.manual_seed(0)
+    learn = rf.tagger_learner(tag_loaders() if dls is None else dls, *args, **{**TINY, **kwargs})
+    for p in learn.model.parameters(): p.data *= scale
+    return silent(learn)
+
+@cache
+def known(letters=True, crf=True, cell='LSTM', layers=1):
+    return learner(tag_loaders(sentences(words=NAMES), letters=letters, bs=3), cell, crf=crf, num_layers=layers)
+
+def scores_of(learn, sents, bs):
+    "Scores of each sentence's tokens, in the order of `sents`."
+    dl,res = learn.dls.test_dl(sents, bs=bs),[None]*len(sents)
+    at = iter(dl.get_idxs())
+    with torch.no_grad():
+        for b in dl:
+            for out,ids in zip(learn.model.eval()(*b), torch.Tensor(b[0].float()), strict=True):
+                res[next(at)] = out[:int((ids != 1).sum())]
+    return res
+
+@pytest.mark.parametrize('layers', [1, 2])
+@pytest.mark.parametrize('letters', [False, True])
+@pytest.mark.parametrize('cell', ['LSTM', 'GRU', 'RNN', 'minGRU'])
+def test_scores_do_not_depend_on_company(cell, letters, layers):
+    learn = known(letters, False, cell, layers)
+    sents = [*sentences(9, NAMES, seed=3).tokens, ['never'], ['Ann', 'unheard', 'of', '🙂'], ['Ann']]
+    alone = [scores_of(learn, [s], 1)[0] for s in sents]
+    assert max(a.std() for a in alone) > 0.01 and len({round(float(a.sum()), 4) for a in alone}) > len(sents)//2
+    for bs in (2, 5, 64):
+        for a,b in zip(alone, scores_of(learn, sents, bs), strict=True): assert_close(a, b, rtol=1e-4, atol=1e-4)
+    back = scores_of(learn, sents[::-1], 5)[::-1]
+    for a,b in zip(alone, back, strict=True): assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+def test_letters_tell_unknown_words_apart():
+    ids,spelling = known(False, False),known(True, False)
+    pair = [['Ann', 'Annq'], ['Ann', 'eee']]
+    a,b = scores_of(ids, pair, 2)
+    assert_close(a, b)
+    a,b = scores_of(spelling, pair, 2)
+    assert (a - b).abs().max() > 1e-3
+
+def test_both_directions_are_read():
+    learn = known(False, False)
+    a,b,c = scores_of(learn, [['Ann', 'met', 'Bob'], ['Ann', 'met', 'Lee'], ['Roe', 'met', 'Bob']], 3)
+    assert (a[0] - b[0]).abs().max() > 1e-4 and (a[2] - c[2]).abs().max() > 1e-4
+
+@pytest.mark.parametrize('crf', [False, True])
+def test_loss_does_not_depend_on_padding_and_mates(crf):
+    "The loss of a batch is the mean over its tokens of that of the sentences alone."
+    learn,df = known(True, crf),sentences(7, NAMES, seed=4)
+    def loss(part, bs):
+        b = learn.dls.test_dl(part, with_labels=True, bs=bs).one_batch()
+        with torch.no_grad(): return float(learn.loss_func(learn.model.eval()(*b[:3]), b[-1]))
+    alone = [loss(df.iloc[[i]], 1)*len(df.tokens.iloc[i]) for i in range(7)]
+    assert loss(df, 7) == pytest.approx(sum(alone)/df.tokens.map(len).sum(), rel=1e-4)
+
+# ---- All ways to ask agree
+
+KINDS = {'softmax': dict(letters=False, crf=False), 'letters': dict(letters=True, crf=False),
+         'crf': dict(letters=False, crf=True), 'both': dict(letters=True, crf=True)}
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_answers_agree(kind):
+    learn = known(**KINDS[kind])
+    ds = learn.dls.valid_ds
+    names,sents,right = ds.tags,ds.sents,ds.items.tags.tolist()
+    tagged = learn.tag(sents, no_bar=True)
+    for bs in (1, 3, 64): assert learn.tag(sents, bs=bs, no_bar=True) == tagged
+    assert [learn.predict(s) for s in sents] == tagged
+    assert learn.tag(ds.items, no_bar=True) == tagged
+    assert learn.tag(sents[::-1], bs=2)[::-1] == tagged
+    probs,y,best = learn.get_preds(with_decoded=True)
+    for bs in (1, 2):
+        again = learn.get_preds(dl=learn.dls.valid.new(bs=bs), with_decoded=True)
+        assert_close(again[0], probs, rtol=1e-4, atol=1e-4)
+        assert torch.equal(again[1], y) and torch.equal(again[2], best)
+    guessed = [[t for _,t in s] for s in tagged]
+    for i,s in enumerate(sents):
+        n = len(s)
+        assert [w for w,_ in tagged[i]] == s
+        assert [names[k] for k in best[i, :n]] == guessed[i] and [names[k] for k in y[i, :n]] == right[i]
+        assert (best[i, n:] == rf.TAG_IGNORE).all() and (y[i, n:] == rf.TAG_IGNORE).all() and (probs[i, n:] == 0).all()
+    assert_close(probs.sum(-1), (y != rf.TAG_IGNORE).float())
+    loss,acc,f1 = learn.validate()
+    pairs = [a == b for g,r in zip(guessed, right, strict=True) for a,b in zip(g, r, strict=True)]
+    assert acc == pytest.approx(sum(pairs)/len(pairs)) and f1 == pytest.approx(plain_f1(guessed, right)['f1'])
+    assert 0 < acc < 1 and np.isfinite(loss)
+    if not learn.model.crf: assert torch.equal(probs.argmax(-1)[y >= 0], best[y >= 0])
+
+def test_training_sentences_in_order():
+    learn = known()
+    ds = learn.dls.train_ds
+    _,y,best = learn.get_preds(0, with_decoded=True)
+    assert len(y) == len(ds) > len(ds)//3*3 - 3
+    for i,(tags,s) in enumerate(zip(ds.items.tags, ds.sents, strict=True)):
+        assert [ds.tags[k] for k in y[i, :len(s)]] == tags
+        assert [ds.tags[k] for k in best[i, :len(s)]] == [t for _,t in learn.predict(s)]
+
+def test_texts_and_frames():
+    learn = known()
+    assert [w for w,_ in learn.predict('Ann met Bob.')] == ['Ann', 'met', 'Bob', '.']
+    assert learn.tag('Ann met Bob') == [learn.predict(['Ann', 'met', 'Bob'])]
+    assert learn.tag(['Ann met', ('Bob',), np.array(['Rome'])]) == [learn.predict(s) for s in
+                                                                    (['Ann', 'met'], ['Bob'], ['Rome'])]
+    assert learn.tag([]) == []
+
+def test_words_unheard_of():
+    for letters in (False, True):
+        learn = known(letters)
+        res = learn.predict(['qqq', '🙂', 'zz'*40])
+        assert [w for w,_ in res] == ['qqq', '🙂', 'zz'*40] and {t for _,t in res} <= set(learn.dls.vocab[1])
+
+@pytest.mark.parametrize('letters', [False, True])
+@pytest.mark.parametrize('sent', [['xxpad', 'Ann'], ['Ann', 'xxpad', 'met'], ['xxpad'], ['Ann', 'xxpad']])
+def test_a_word_that_is_called_like_padding(letters, sent):
+    assert [w for w,_ in known(letters).predict(sent)] == sent
+
+@pytest.mark.parametrize('sent', [[''], ['', 'Ann'], ['Ann', '']])
+@pytest.mark.parametrize('letters', [False, True])
+def test_a_word_without_letters(letters, sent): assert [w for w,_ in known(letters).predict(sent)] == sent
+
+def test_predicting_leaves_the_model_alone():
+    learn = known()
+    learn.model.train()
+    learn.model[1].eval()
+    before = [m.training for m in learn.model.modules()]
+    a = learn.predict(['Ann', 'met'])
+    learn.get_preds()
+    assert [m.training for m in learn.model.modules()] == before and learn.predict(['Ann', 'met']) == a
+    assert all(p.grad is None for p in learn.model.parameters())
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_show_results(monkeypatch, kind):
+    learn,shown = known(**KINDS[kind]),[]
+    monkeypatch.setattr('rnn_fastai.tagger.display_df', shown.append)
+    for ds_idx in (0, 1):
+        learn.show_results(ds_idx, max_n=2)
+        df = shown.pop()
+        assert list(df.columns) == ['text', 'target', 'prediction'] and len(df) == 2
+        for text,target,found in df.itertuples(index=False):
+            sent = str(text).split()
+            assert len(str(target).split()) == len(sent)
+            assert str(found).split() == [t for _,t in learn.predict(sent)]
+
+@pytest.mark.parametrize('letters', [False, True])
+def test_show_results_without_tags(monkeypatch, letters):
+    "Sentences without tags: refused with a reason, or shown without targets that nobody gave."
+    learn,shown = known(letters),[]
+    monkeypatch.setattr('rnn_fastai.tagger.display_df', shown.append)
+    try: learn.show_results(dl=learn.dls.test_dl([['Ann', 'met'], ['Bob']]))
+    except (TypeError, ValueError) as e: assert 'tags' in str(e) or 'target' in str(e), e
+    else:
+        row = shown[0].iloc[0]
+        assert str(row['prediction']).split() == [t for _,t in learn.predict(['Ann', 'met'])]
+        assert not set(str(row.get('target', '')).split()) & set(learn.dls.vocab[1]), shown[0]
+
+# ---- Training, files
+
+def weights(learn): return [p.detach().clone() for p in learn.model.parameters()]
+
+@pytest.mark.parametrize('crf', [False, True])
+def test_learns_what_can_be_learnt(crf):
+    dls = tag_loaders(sentences(60, NAMES, seed=7), letters=True)
+    torch.manual_seed(0)
+    learn = silent(rf.tagger_learner(dls, **{**TINY, 'emb_sz': 12, 'n_hid': 12}, crf=crf, drop=0., embed_p=0.))
+    before = weights(learn)
+    learn.fit(6, 3e-2)
+    assert all((a != b).any() for a,b in zip(before, weights(learn), strict=True))
+    loss,acc,f1 = learn.validate()
+    assert acc > 0.95 and f1 > 0.9
+
+@pytest.mark.parametrize('crf', [False, True])
+def test_saved_and_loaded(tmp_path, crf):
+    dls = tag_loaders(letters=True, path=tmp_path)
+    one,two = learner(dls, crf=crf),learner(dls, crf=crf, scale=-2.)
+    one.fit(1, 1e-3)
+    sents = dls.valid_ds.sents
+    assert one.tag(sents) != two.tag(sents)
+    one.save('m')
+    two.load('m')
+    assert one.tag(sents) == two.tag(sents) and one.validate() == two.validate()
+    if crf: assert two.loss_func.crf is two.model.crf
+    one.export('e.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = rf.load_learner(tmp_path/'e.pkl')
+    assert again.tag(sents) == one.tag(sents)
+    if crf: assert again.loss_func.crf is again.model.crf
+
+def test_lr_find_leaves_the_weights(tmp_path):
+    learn = learner(tag_loaders(path=tmp_path), crf=True)
+    before = weights(learn)
+    learn.lr_find(num_it=8, show_plot=False, suggest_funcs=None)
+    for a,b in zip(before, weights(learn), strict=True): assert torch.equal(a, b)
+    assert not list((tmp_path/'models').glob('*'))
+
+def test_fine_tune_trains_all():
+    learn = learner(scale=1.)
+    before = weights(learn)
+    learn.fine_tune(1, 1e-2)
+    assert all((a != b).any() for a,b in zip(before, weights(learn), strict=True))
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+ARCH = dict(emb_sz=6, n_hid=7, n_layers=2)
+@pytest.fixture
+def encoder(tmp_path):
+    "Loaders of a language model, and the learner whose encoder is saved as `enc`."
+    df = pd.DataFrame({'text': sentences().tokens.map(' '.join)})
+    dls = rf.TextDataLoaders.from_df(df, is_lm=True, bs=2, seq_len=5, seed=0, min_freq=1, path=tmp_path, device='cpu')
+    lm = silent(rf.language_model_learner(dls, 'AWD_LSTM', ARCH, pretrained=False))
+    lm.save_encoder('enc')
+    return lm
+
+@pytest.mark.parametrize('crf', [False, True])
+def test_encoder_by_word(tmp_path, encoder, crf, capsys):
+    "By word, whatever ids the words have in either vocabulary."
+    dls = tag_loaders(path=tmp_path)
+    learn = silent(rf.tagger_learner(dls, 'AWD_LSTM', ARCH, crf=crf))
+    learn.load_encoder('enc')
+    own,theirs = list(dls.vocab[0]),list(encoder.dls.vocab)
+    both = [w for w in own if w in theirs and not w.startswith('xx')]
+    assert len(both) >= 8 and own != theirs
+    emb,src = learn.model[0].module.encoder.weight,encoder.model[0].encoder.weight
+    for w in both: assert_close(emb[own.index(w)], src[theirs.index(w)])
+    frozen,head = list(learn.model[0].parameters()),list(learn.model[1].parameters())
+    assert not any(p.requires_grad for p in frozen) and all(p.requires_grad for p in head)
+    before = weights(learn)
+    learn.fine_tune(1, 1e-2)
+    assert all((a != b).any() for a,b in zip(before, weights(learn), strict=True))
+    sents = dls.valid_ds.sents
+    alone = [learn.predict(s) for s in sents]
+    assert learn.tag(sents, bs=4) == alone
+
+def test_encoder_of_another_size_is_refused(tmp_path, encoder):
+    learn = silent(rf.tagger_learner(tag_loaders(path=tmp_path), 'AWD_LSTM', dict(ARCH, n_hid=9)))
+    before = weights(learn)
+    with pytest.raises(ValueError, match='enc'): learn.load_encoder('enc')
+    for a,b in zip(before, weights(learn), strict=True): assert torch.equal(a, b)
+
+def test_encoder_into_a_net_of_words_is_refused(tmp_path, encoder):
+    learn = learner(tag_loaders(path=tmp_path))
+    before = weights(learn)
+    with pytest.raises(ValueError, match='enc'): learn.load_encoder('enc')
+    for a,b in zip(before, weights(learn), strict=True): assert torch.equal(a, b)
+
+# ---- Words that a tokenizer cuts
+
+def cut_frame():
+    df = sentences()
+    df['tokens'] = [[{'cat': "can't", 'Dog': 'New-York', 'saw': '12,5'}.get(w, w) for w in s] for s in df.tokens]
+    return df
+
+@pytest.mark.parametrize('tok', [rf.TextTokenizer, rf.CharTokenizer, rf.WordTokenizer])
+def test_cut_words_come_back_whole(tok):
+    learn = learner(tag_loaders(cut_frame(), tok=tok()))
+    ds = learn.dls.valid_ds
+    assert (ds.y == rf.TAG_IGNORE).any()
+    tagged = learn.tag(ds.items, bs=4)
+    assert [[w for w,_ in s] for s in tagged] == ds.sents and tagged == [learn.predict(s) for s in ds.sents]
+    _,y,best = learn.get_preds(with_decoded=True)
+    for i,s in enumerate(tagged): assert [ds.tags[k] for k in best[i][y[i] >= 0]] == [t for _,t in s]
+    pairs = [a == b for s,r in zip(tagged, ds.items.tags, strict=True) for (_,a),b in zip(s, r, strict=True)]
+    assert learn.validate()[1] == pytest.approx(sum(pairs)/len(pairs))
+
+def test_crf_with_cut_words_is_refused():
+    with pytest.raises(ValueError, match='crf=True.*tokenizer cuts words'):
+        learner(tag_loaders(cut_frame(), tok=rf.TextTokenizer()), crf=True)
+
+def test_crf_with_words_cut_in_validation_only():
+    "Refused, as the loss would skip over the gaps."
+    df = sentences()
+    df['tokens'] = [["can't" if h and w == 'cat' else w.lower() for w in s]
+                    for s,h in zip(df.tokens, df.held, strict=True)]
+    dls = tag_loaders(df, tok=rf.TextTokenizer())
+    assert (dls.valid_ds.y == rf.TAG_IGNORE).any() and not (dls.train_ds.y == rf.TAG_IGNORE).any()
+    with pytest.raises(ValueError, match='crf=True'): learner(dls, crf=True)
+
+def test_letters_with_a_tokenizer_are_refused():
+    for tok in (rf.TextTokenizer(), rf.TextTokenizer, rf.CharTokenizer()):
+        with pytest.raises(ValueError, match='letters=True.*tok='): tag_loaders(tok=tok, letters=True)
+
+def test_letters_with_a_function_are_those_of_the_word():
+    dls = tag_loaders(letters=True, tok=str.lower)
+    words = {spelt(dls.train_ds.letters, r) for r in dls.train_ds.letters.rows}
+    assert 'Dog' in dls.train_ds.sents[0] + sum(dls.train_ds.sents, [])
+    assert 'dog' in dls.vocab[0] and 'Dog' not in dls.vocab[0] and not any(w == 'dog' for w in words)
+
+# ---- Bad input
+
+def tags_in_validation_only():
+    df = sentences()
+    df['tags'] = [['X' if h else t for t in s] for s,h in zip(df.tags, df.held, strict=True)]
+    return tag_loaders(df)
+
+def from_two_files(tmp_path, **args):
+    one,two = tmp_path/'a.txt',tmp_path/'b.txt'
+    one.write_text('Ann B-PER\nmet O\n\nBob B-PER\n', encoding='utf-8')
+    two.write_text('Rome B-LOC\n\nmet O\n', encoding='utf-8')
+    return rf.TagDataLoaders.from_files(one, two, **{'bs': 2, 'min_freq': 1, **args})
+
+def text_loaders():
+    return rf.TextDataLoaders.from_df(pd.DataFrame({'text': ['a b']*9, 'label': list('xyx')*3}), text_col='text',
+                                      label_col='label', bs=2, device='cpu', tok_tfm=ft.BaseTokenizer())
+
+BAD = {
+    'tag of validation only': (tags_in_validation_only, ValueError, ["'X'", 'row', "'DET'"]),
+    'cell': (lambda: learner(None, 'LSTN'), ValueError, ["'LSTN'", "'LSTM'"]),
+    'cell and architecture': (lambda: learner(None, 'AWD_LSTN'), ValueError, ["'AWD_LSTN'", "'AWD_LSTM'"]),
+    'config of a cell': (lambda: learner(config=dict(n_hid=3)), ValueError, ['config', "'LSTM'"]),
+    'config entry': (lambda: learner(None, 'AWD_LSTM', dict(hidden=3)), ValueError, ["'hidden'"]),
+    'letters and architecture': (lambda: learner(tag_loaders(letters=True), 'AWD_LSTM', ARCH), ValueError,
+                                 ["'AWD_LSTM'", 'letters=False']),
+    'one tag': (lambda: learner(tag_loaders(sentences().assign(tags=lambda d: [['A']*len(t) for t in d.tokens]))),
+                ValueError, ["'A'"]),
+    'no tags': (lambda: learner(text_loaders()), TypeError, ['TextDataLoaders', 'tags', 'TagDataLoaders']),
+    'letter_hid': (lambda: learner(tag_loaders(letters=True), letter_hid=0), ValueError, ['letter_hid=0']),
+    'letter_emb': (lambda: learner(tag_loaders(letters=True), letter_emb=0), ValueError, ['letter_emb=0']),
+    'emb_sz': (lambda: learner(emb_sz=0), ValueError, ['emb_sz=0']),
+    'num_layers': (lambda: learner(num_layers=0), ValueError, ['num_layers=0']),
+    'embed_p': (lambda: learner(embed_p=-0.1), ValueError, ['embed_p=-0.1']),
+    'unknown argument': (lambda: learner(hidden=3), TypeError, ['hidden']),
+    'empty sentence': (lambda: known().tag([['Ann'], []]), ValueError, ['Sentence 1 of 2', 'no token']),
+    'empty text': (lambda: known().predict(''), ValueError, ['no token']),
+    'bs': (lambda: known().tag([['Ann']], bs=0), ValueError, ['bs=0']),
+    'number': (lambda: known().predict(5), TypeError, ['lists of tokens', '5']),
+    'list of numbers': (lambda: known().predict([5]), TypeError, ['5', 'no string']),
+    'frame without tokens': (lambda: known().tag(pd.DataFrame({'words': [['Ann']]})), ValueError,
+                             ["'tokens'", "'words'"]),
+    'no label of a CRF': (lambda: CRF(0), ValueError, ['n=0'])}
+
+@pytest.mark.parametrize('case', BAD)
+def test_more_bad_input(case):
+    make,err,words = BAD[case]
+    with pytest.raises(err) as e: make()
+    assert all(w in str(e.value) for w in words), str(e.value)
+
+def test_empty_sentences_are_told_of():
+    df = sentences()
+    df.iat[4, 0],df.iat[4, 1] = [],[]
+    for letters in (False, True):
+        with pytest.raises(ValueError, match='Sentence 2 of 20 has no token.*leave'): tag_loaders(df, letters=letters)
+
+def test_tags_of_validation_in_a_file(tmp_path):
+    with pytest.raises(ValueError, match="'B-LOC'"): from_two_files(tmp_path)
+
+def test_from_files(tmp_path):
+    one,two = tmp_path/'train.conllu',tmp_path/'valid.conllu'
+    row = '{}\t{}\t_\t{}\t_\t_\t_\t_\t_\t_\n'
+    def text(sents): return '\n'.join(''.join(row.format(i, w, t) for i,(w,t) in enumerate(s, 1)) for s in sents)
+    sents = [list(zip(a, b, strict=True)) for a,b in zip(sentences().tokens, sentences().tags, strict=True)]
+    one.write_text(text(sents[:20]), encoding='utf-8')
+    two.write_text(text(sents[20:]), encoding='utf-8')
+    dls = rf.TagDataLoaders.from_files(one, two, bs=4, min_freq=1, letters=True, path=tmp_path, device='cpu')
+    assert dls.train_ds.sents == [[w for w,_ in s] for s in sents[:20]]
+    assert dls.valid_ds.items.tags.tolist() == [[t for _,t in s] for s in sents[20:]]
+    learn = learner(dls)
+    learn.fit(1, 1e-2)
+    assert learn.tag(dls.valid_ds.items) == [learn.predict(s) for s in dls.valid_ds.sents]

@@ -1,5 +1,8 @@
 "The recipe's parts: the lean loss, averaged SGD, streams cut at random, schedules, and all of them in one call."
+import copy
 import math
+import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -215,4 +218,419 @@ def test_one_call(reading, label, tmp_path, capsys):
     (dict(unlabelled=pd.DataFrame(dict(body=['a']))), "text_col='text'")])
 def test_errors_come_before_training(args, match, tmp_path):
     with pytest.raises(ValueError, match=match): rf.ulmfit(reviews(), path=tmp_path, **{**QUICK, **args})
+    assert not list(tmp_path.rglob('*.pth'))
+
+# ---- Cross-entropy: other shapes, types and options
+
+@pytest.mark.parametrize('chunk', [*range(1, 14), 512])
+@pytest.mark.parametrize('ignore', [-100, 1, 5])
+def test_chunks_and_ignored_targets(chunk, ignore):
+    "Also where the ignored target is a word of the vocabulary, such as padding."
+    ours,theirs = leaves(seed=chunk),leaves(seed=chunk)
+    a = rf.linear_cross_entropy(*ours, Y.masked_fill(Y < 0, ignore), ignore, 0.2, chunk)
+    b = F.cross_entropy(F.linear(*theirs), Y.masked_fill(Y < 0, ignore), ignore_index=ignore, label_smoothing=0.2)
+    a.backward(); b.backward()
+    assert_close(a, b)
+    assert_close([p.grad for p in ours], [p.grad for p in theirs])
+
+def test_gradients_through_what_comes_before():
+    "States bs,sl,hid that are a view with strides, and a weight that is shared with the layer before."
+    def loss(f):
+        _,w,b = leaves(n=12)
+        ids = torch.arange(12).view(3, 4) % 7
+        x = (w[ids].transpose(0, 1)*2).tanh()[..., ::2].repeat_interleave(2, -1)
+        f(x, w, b, ids.t()).backward()
+        return w.grad,b.grad
+    def theirs(x, w, b, y): return F.cross_entropy(F.linear(x, w, b).flatten(0, 1), y.flatten())
+    assert_close(loss(lambda *a: rf.linear_cross_entropy(*a, chunk=5)), loss(theirs))
+
+def test_large_logits_do_not_overflow():
+    x,w,b = leaves()
+    got = rf.linear_cross_entropy(x*1e4, w, b, Y, chunk=3)
+    assert_close(got, F.cross_entropy(F.linear(x*1e4, w, b), Y))
+
+class Products(torch.utils._python_dispatch.TorchDispatchMode):
+    "Counts matrix products."
+    n = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func._schema.name in ('aten::mm', 'aten::addmm', 'aten::addmm_')
+        return func(*args, **(kwargs or {}))
+
+def test_no_gradient_is_made_where_none_is_wanted():
+    "In validation, though weights are free."
+    ours = leaves()
+    with torch.no_grad(), Products() as count: rf.linear_cross_entropy(*ours, Y, chunk=5)
+    assert count.n == 2
+    with Products() as count: rf.linear_cross_entropy(*ours, Y, chunk=5)
+    assert count.n == 6
+
+@pytest.mark.parametrize('args,match', [
+    (dict(chunk=0), 'chunk=0'), (dict(chunk=2.5), 'chunk=2.5'), (dict(label_smoothing=1.), 'label_smoothing=1.0'),
+    (dict(label_smoothing=-0.1), 'label_smoothing=-0.1')])
+def test_bad_options_of_the_loss(args, match):
+    with pytest.raises(ValueError, match=match): rf.linear_cross_entropy(*leaves(), Y, **args)
+
+def test_bad_targets():
+    with pytest.raises(ValueError, match='10 states and 9 targets'): rf.linear_cross_entropy(*leaves(), Y[:9])
+    for odd in (7, -1):
+        with pytest.raises((IndexError, RuntimeError)): rf.linear_cross_entropy(*leaves(), Y.masked_fill(Y == 3, odd))
+
+def test_lazy_logits():
+    x,w,b = (p.detach() for p in leaves(n=12))
+    lazy = rf.LazyLogits(x.view(3, 4, 4), w, b)
+    whole = F.linear(x.view(3, 4, 4), w, b)
+    assert_close(lazy.whole(), whole)
+    assert torch.equal(lazy.argmax(-1), whole.argmax(-1)) and lazy.dtype == torch.float64
+    y = torch.arange(12).view(3, 4) % 7
+    assert_close(lazy.loss(y, chunk=5, label_smoothing=0.1),
+                 F.cross_entropy(whole.flatten(0, 1), y.flatten(), label_smoothing=0.1))
+
+# ---- The lean loss in learners
+
+class At(ft.Callback):
+    "Raises once at an event, before or after all others."
+    def __init__(self, event, error=KeyboardInterrupt, order=1000):
+        self.error,self.order,self.armed = error,order,True
+        setattr(self, event, self.stop)
+    def stop(self):
+        if not self.armed or self.learn.iter < 1: return
+        self.armed = False
+        raise self.error
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'before_backward', 'before_step'])
+@pytest.mark.parametrize('order', [-1000, 1000])
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ft.CancelBatchException, ft.CancelFitException])
+def test_logits_are_whole_after_an_end_of_any_kind(tmp_path, event, order, error):
+    learn = lm(tmp_path, [rf.LeanLoss()])
+    try: learn.fit(1, 1e-3, cbs=At(event, error, order))
+    except KeyboardInterrupt: assert error is KeyboardInterrupt
+    x,_ = learn.dls.valid.one_batch()
+    with torch.no_grad(): out = learn.model.eval()(x)
+    assert isinstance(getattr(out, 'logits', out), torch.Tensor) and learn.model[1].lean is False
+    assert isinstance(learn.predict('one', 2, no_bar=True), str)
+
+def test_an_error_within_the_model_leaves_logits_whole(tmp_path):
+    learn = lm(tmp_path, [rf.LeanLoss()])
+    def fail(*args): raise MemoryError
+    hook = learn.model[0].register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError): learn.fit(1)
+    hook.remove()
+    assert isinstance(learn.predict('one', 2, no_bar=True), str)
+
+def test_exported_after_an_interrupt(tmp_path):
+    learn = lm(tmp_path, [rf.LeanLoss()])
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, 1e-3, cbs=At('after_loss'))
+    want = learn.predict('one', 3, temperature=0, no_bar=True)
+    learn.export('e.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = rf.load_learner(tmp_path/'e.pkl')
+    assert again.predict('one', 3, temperature=0, no_bar=True) == want
+
+def test_a_lean_loss_is_copied():
+    loss = rf.LeanCrossEntropy(ft.CrossEntropyLossFlat(), 7)
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert twin.chunk == 7 and isinstance(twin.loss_func, ft.CrossEntropyLossFlat)
+    assert not hasattr(loss, 'no_such_thing')
+
+def test_lean_loss_that_is_taken_out_again(tmp_path):
+    learn = lm(tmp_path, [rf.LeanLoss()])
+    learn.fit(1, 1e-3)
+    learn.remove_cb(rf.LeanLoss)
+    learn.fit(1, 1e-3)
+    assert type(learn.loss_func) is ft.CrossEntropyLossFlat and np.isfinite(learn.validate()[0])
+    learn.fit(1, 1e-3, cbs=rf.LeanLoss(5))
+    assert type(learn.loss_func) is ft.CrossEntropyLossFlat
+    assert not any(isinstance(c, rf.LeanLoss) for c in learn.cbs)
+
+def test_lean_loss_with_a_metric_that_needs_logits(tmp_path):
+    "It is right, or the message names callback and metric; the learner is usable afterwards."
+    top = ft.partial(ft.top_k_accuracy, k=3)
+    learn = lm(tmp_path, [rf.LeanLoss()], metrics=top)
+    try: loss,acc = learn.validate()
+    except (AttributeError, TypeError) as e: assert 'LeanLoss' in str(e), e
+    else: assert acc == pytest.approx(lm(tmp_path, metrics=top).validate()[1])
+    assert isinstance(learn.predict('one', 2, no_bar=True), str)
+
+# ---- Averages: other callbacks, other settings
+
+def usual_rule(losses, patience):
+    "Merity's own lines, epoch by epoch: the epoch after which averaging starts."
+    best = []
+    for t,v in enumerate(losses):
+        if len(best) > patience and v > min(best[:-patience]): return t + 1
+        best.append(v)
+
+class Losses(ft.Callback):
+    "Puts other validation losses into the records."
+    order = ft.Recorder.order
+    def __init__(self, losses): self.losses = losses
+    def after_epoch(self):
+        if self.recorder.values: self.recorder.values[-1][1] = self.losses[self.epoch]
+
+@pytest.mark.parametrize('losses', [
+    [5, 4, 3, 2, 1, 0], [5, 4, 3, 3.5, 2, 1], [5, 4, 3, 3.5, 3.2, 4], [1, 2, 3, 4, 5, 6], [3, 3, 3, 3, 3, 3],
+    [3, 2, 4, 2, 3, 1], [1, 5, 0.5, 5, 5, 0]])
+@pytest.mark.parametrize('patience', [1, 2, 3])
+def test_averaging_starts_by_the_rule(losses, patience, tmp_path):
+    avg = rf.AveragedSGD(patience)
+    learn = quick(tmp_path, [avg, Losses(losses)])
+    learn.fit(6, 1e-3)
+    assert avg.since == usual_rule(losses, patience) == rule(losses, patience)
+
+def quick(path, cbs=(), **kwargs):
+    "A language model on a few batches."
+    df = frame(4)
+    dls = rf.TextDataLoaders.from_df(df, is_lm=True, seq_len=40, text_col='text', valid_pct=0.5, seed=0, bs=2,
+                                     path=path, device='cpu')
+    ft.set_seed(0)
+    learn = rf.language_model_learner(dls, 'AWD_LSTM', SMALL, pretrained=False, **{'opt_func': ft.SGD, 'cbs': list(cbs),
+                                                                                     **kwargs})
+    learn.remove_cb(ft.ProgressCallback)
+    learn.logger = lambda *a: None
+    return learn
+
+UP = [1, 2, 3, 4, 5, 6, 7]
+def test_the_mean_is_what_is_validated(tmp_path):
+    avg = rf.AveragedSGD(1)
+    learn = quick(tmp_path, [Losses(UP), avg])
+    seen = []
+    class Note(ft.Callback):
+        order = avg.order + 1
+        def after_step(self): seen.append((self.epoch, weights(self.learn)))
+        def after_epoch(self): seen.append((self.epoch, 'kept', weights(self.learn)))
+        def before_train(self): seen.append((self.epoch, 'start', weights(self.learn)))
+        def before_validate(self): seen.append((self.epoch, 'mean', weights(self.learn)))
+    learn.add_cb(Note())
+    learn.fit(5, 1.)
+    assert avg.since == 3
+    def at(epoch, what): return next(s[2] for s in seen if s[:2] == (epoch, what))
+    steps = [s for s in seen if len(s) == 2]
+    first = [w for e,w in steps if e == 3]
+    assert_close(at(3, 'mean'), [torch.stack(w).mean(0) for w in zip(*first, strict=True)], **TINY)
+    assert_close(at(3, 'kept'), at(3, 'mean'), rtol=0, atol=0)     # what other callbacks save is the mean
+    assert_close(at(4, 'start'), first[-1], rtol=0, atol=0)        # and training goes on from the last step
+    both = [w for e,w in steps if e >= 3]
+    assert_close(weights(learn), [torch.stack(w).mean(0) for w in zip(*both, strict=True)], **TINY)
+    assert_close(weights(learn), at(4, 'mean'), rtol=0, atol=0)
+
+def test_the_best_model_that_is_saved_is_the_one_validated(tmp_path, capsys):
+    "With `SaveModelCallback`: the file gives the loss that was the least."
+    learn = lm(tmp_path, [rf.AveragedSGD(1)], opt_func=ft.SGD)
+    learn.fit(7, 15., cbs=ft.SaveModelCallback())
+    losses = [v[1] for v in learn.recorder.values]
+    averaged = usual_rule(losses, 1)
+    assert averaged is not None and losses.index(min(losses)) >= averaged   # else the test tells nothing
+    assert learn.validate()[0] == pytest.approx(min(losses), rel=1e-3)
+
+def test_a_metric_of_training_is_no_validation_loss(tmp_path):
+    "With `train_metrics` the records have other columns."
+    avg = rf.AveragedSGD(1)
+    learn = quick(tmp_path, [avg], metrics=ft.accuracy)
+    learn.recorder.train_metrics = True
+    learn.fit(5, 15.)
+    at = learn.recorder.metric_names.index('valid_loss') - 1
+    assert avg.losses == [v[at] for v in learn.recorder.values][:len(avg.losses)]
+
+def test_averages_begin_anew(tmp_path):
+    avg = rf.AveragedSGD(1)
+    learn = quick(tmp_path, [Losses(UP), avg])
+    learn.fit(4, 1.)
+    after = weights(learn)
+    learn.lr_find(num_it=6, show_plot=False, suggest_funcs=None)
+    assert_close(weights(learn), after, rtol=0, atol=0)
+    learn.fit(2, 1e-3)   # too few epochs to average
+    assert avg.since is None
+    learn.fit(4, 1e-3)
+    assert avg.since == 3
+
+# ---- Streams: what comes back
+
+def test_the_stream_comes_back_after_an_interrupt(tmp_path):
+    for where in ('before_batch', 'after_loss', 'before_step'):
+        learn = quick(tmp_path, [rf.VariableLength()])
+        want = [x.shape for x,_ in learn.dls.train]
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, 1e-2, cbs=At(where))
+        learn.remove_cb(rf.VariableLength)
+        assert [x.shape for x,_ in learn.dls.train] == want
+        assert {h['lr'] for h in learn.opt.hypers} == {1e-2}
+
+def test_rates_with_a_schedule_and_skipped_steps(tmp_path):
+    seen = []
+    class Note(ft.Callback):
+        order = rf.VariableLength.order + 1
+        def before_step(self): seen.append((self.xb[0].size(1), [h['lr'] for h in self.opt.hypers], self.pct_train))
+    learn = lm(tmp_path, [rf.VariableLength(), Note()])
+    learn.fit_one_cycle(2, 1e-2)
+    plain = learn.recorder.hps['lr']
+    assert len(plain) == len(seen) and len({n for n,*_ in seen}) > 3
+    for lr,(n,rates,_) in zip(plain, seen, strict=True): assert rates == pytest.approx([lr*n/20]*len(rates))
+    assert max(plain) == pytest.approx(1e-2, rel=0.05) and plain[-1] < 1e-4   # the cycle is run through
+    seen.clear()
+    learn.fit(1, 1e-2, cbs=ft.GradientAccumulation(16))
+    assert {h['lr'] for h in learn.opt.hypers} == {1e-2} and seen
+
+def test_epochs_are_cut_otherwise_and_lose_nothing(tmp_path):
+    cuts,toks = [],[]
+    class Note(ft.Callback):
+        def before_train(self): cuts.append([]); toks.append([])
+        def before_batch(self):
+            if self.training:
+                cuts[-1].append(self.xb[0].size(1))
+                toks[-1].append(self.xb[0].as_subclass(torch.Tensor).clone())
+    learn = lm(tmp_path, [rf.VariableLength()])
+    learn.dls.train.shuffle = False
+    learn.fit(2, 1e-3, cbs=Note())
+    a,b = (torch.cat(t, 1) for t in toks)
+    assert torch.equal(a, b) and torch.equal(a, stream(learn.dls.train)) and cuts[0] != cuts[1]
+
+def test_widths_without_chance_and_their_middle():
+    rng = np.random.default_rng(0)
+    assert rf.stream_widths(100, 30, rng, 0., 0.).tolist() == [30, 30, 30, 10]
+    w = rf.stream_widths(200_000, 70, rng)[:-1]
+    assert abs(np.median(w) - 70) <= 1 and 0.03 < (w < 50).mean() < 0.07 and w.max() < 100
+    for n in range(1, 40):
+        for seq_len in (1, 2, 5, 30):
+            w = rf.stream_widths(n, seq_len, rng, 0.5, 50.)
+            assert w.sum() == n and w.min() >= 1 and len(w) <= n//5 + 1
+
+@pytest.mark.parametrize('args', [dict(p_half=1.5), dict(p_half=-0.1), dict(std=-1.)])
+def test_bad_lengths(args):
+    (name,value), = args.items()
+    with pytest.raises(ValueError, match=f'{name}={value}'): rf.VariableLength(**args)
+
+# ---- Schedules over groups
+
+class Layers(nn.Module):
+    "Layers of one weight each; the loss pulls at all."
+    def __init__(self, n):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(n))
+    def forward(self, x): return sum(p(x) for p in self.parts)
+
+def layered(n, **kwargs):
+    dl = ft.DataLoader([(torch.ones(1), torch.full((1,), 9.))]*20, bs=2)
+    learn = ft.Learner(ft.DataLoaders(dl, dl, device='cpu'), Layers(n), loss_func=F.mse_loss,
+                       splitter=lambda m: [list(p.parameters()) for p in m.parts], **kwargs)
+    learn.remove_cb(ft.ProgressCallback)
+    learn.logger = lambda *a: None
+    return learn
+
+@pytest.mark.parametrize('n,parts', [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 3, 4]), (5, [1, 2, 3, 5]),
+                                     (9, [1, 2, 3, 9])])
+def test_stages_of_gradual_unfreezing(n, parts):
+    "Which weights move in each stage, for how long, and how fast at most."
+    learn,seen = layered(n),[]
+    class Note(ft.Callback):
+        order = ft.ParamScheduler.order + 1
+        def before_fit(self): self.start,self.top = weights(self.learn),np.zeros(n)
+        def before_batch(self): self.top = np.maximum(self.top, [h['lr'] for h in self.opt.hypers])
+        def after_fit(self):
+            moved = [bool((a != b).any()) for a,b in zip(self.start, weights(self.learn), strict=True)]
+            seen.append((moved, self.n_epoch, self.top))
+    learn.fit_gradually(3, 1e-2, 2, 2., cbs=Note())
+    div = [1, 2, 4][:len(parts)-1] + [20]
+    assert len(seen) == len(parts)
+    for (moved,epochs,top),k,d in zip(seen, parts, div, strict=True):
+        assert moved == [False]*(n-k) + [True]*k and epochs == (3 if k == n else 2)
+        assert top == pytest.approx([1e-2/d/2**i for i in reversed(range(n))], rel=0.02)
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+@pytest.mark.parametrize('args', [dict(epochs=0), dict(stage_epochs=0), dict(epochs=1.5)])
+def test_bad_stages_train_nothing(args):
+    (name,value), = args.items()
+    learn = layered(2)
+    before = weights(learn)
+    with pytest.raises(ValueError, match=f'{name}={value}'): learn.fit_gradually(**args)
+    assert_close(weights(learn), before, rtol=0, atol=0)
+
+@pytest.mark.parametrize('cut_frac,ratio,n', [(0.1, 32, 3), (0.5, 4, 1), (0.9, 10, 2)])
+def test_slanted_triangle_for_each_group(cut_frac, ratio, n):
+    "The paper's equation 3 where its `cut` is whole; callbacks given are called, and groups keep their proportions."
+    learn,rates = layered(3),[]
+    class Note(ft.Callback):
+        def before_step(self): rates.append([h['lr'] for h in self.opt.hypers])
+    learn.fit_slanted(n, [1e-3, 1e-2, 1e-1], cut_frac, ratio, cbs=[Note()])
+    total = 10*n
+    cut = int(total*cut_frac)
+    assert len(rates) == total
+    for t,got in enumerate(rates):
+        p = t/cut if t < cut else 1 - (t - cut)/(cut*(1/cut_frac - 1))
+        assert got == pytest.approx([m*(1 + p*(ratio - 1))/ratio for m in (1e-3, 1e-2, 1e-1)])
+
+def test_slanted_triangle_by_the_learners_own_rate():
+    learn = layered(2, lr=0.03)
+    learn.fit_slanted(2)
+    assert max(learn.recorder.hps['lr']) == pytest.approx(0.03)
+
+@pytest.mark.parametrize('args', [dict(cut_frac=0.), dict(cut_frac=1.), dict(cut_frac=-1.), dict(ratio=0.),
+                                  dict(ratio=-2.)])
+def test_bad_triangles(args):
+    (name,value), = args.items()
+    learn = layered(2)
+    before = weights(learn)
+    with pytest.raises(ValueError, match=f'{name}={value}'): learn.fit_slanted(1, 1e-2, **args)
+    assert_close(weights(learn), before, rtol=0, atol=0)
+
+# ---- In one call: columns, labels, and errors at once
+
+def test_unlabelled_texts_of_the_same_name_by_number(tmp_path):
+    "The column's name counts, wherever it stands among the others."
+    more = pd.DataFrame(dict(id=['wrongword']*9, text=['rightword']*9))
+    for col in ('text', 0):
+        texts = rf.lm_texts(reviews(2), col, more)
+        assert list(texts.columns) == ['text'] and texts.text.tolist()[-9:] == ['rightword']*9
+    assert len(texts) == 13 and texts.index.is_unique
+
+@pytest.mark.parametrize('labels', [[1, 0], [0.5, 1.5], [True, False], ['a', 'b']])
+def test_kinds_of_labels(labels, tmp_path):
+    df = reviews(8).assign(label=labels*8, held=[False]*12 + [True]*4)
+    learn = rf.ulmfit(df, valid_col='held', path=tmp_path, **QUICK)
+    assert list(learn.dls.vocab[1]) == sorted(labels) and len(learn.dls.valid_ds) == 4
+    assert str(learn.predict('good one')[0]) in map(str, labels)
+
+def test_smooth_is_the_loss_of_the_classifier_alone(tmp_path):
+    learn = rf.ulmfit(reviews(8), path=tmp_path, smooth=0.25, **QUICK)
+    assert isinstance(learn.loss_func, ft.LabelSmoothingCrossEntropyFlat) and learn.loss_func.func.eps == 0.25
+    assert type(rf.ulmfit(reviews(8), path=tmp_path, **QUICK).loss_func) is ft.CrossEntropyLossFlat
+
+def with_label(value):
+    df = reviews(8).astype({'label': object})
+    df.iat[3, 1] = value
+    return df
+
+BAD = {
+    'arch': (dict(arch='AWD_LSTN'), "'AWD_LSTN'"), 'config': (dict(config=dict(SMALL, hidden=3)), "'hidden'"),
+    'epochs': (dict(epochs=0), 'epochs=0'),
+    'clas_args': (dict(clas_args=dict(no_such=1)), 'no_such'), 'lm_args': (dict(lm_args=dict(no_such=1)), 'no_such'),
+    'clas_args drop': (dict(clas_args=dict(drop_mult=99.)), '99|probability'),
+    'lm_args drop': (dict(lm_args=dict(drop_mult=99.)), '99|probability'),
+    'smooth 1': (dict(smooth=1.), 'smooth=1.0'), 'smooth -1': (dict(smooth=-1.), 'smooth=-1'),
+    'argument': (dict(no_such=1), 'no_such'), 'bs': (dict(bs=0), 'bs=0'), 'bs too large': (dict(bs=5000), '5000|bs'),
+    'valid_pct': (dict(valid_pct=1.5), 'valid_pct=1.5'), 'reading': (dict(reading=None), 'reading=None'),
+    'label missing': (dict(df=with_label(None)), 'label'), 'no rows': (dict(df=reviews(8)[:0]), 'row|none|no text'),
+    'one label': (dict(df=reviews(8).assign(label='x')), "'x'")}
+
+@pytest.mark.parametrize('case', BAD)
+def test_nothing_is_trained_before_an_error(case, tmp_path, monkeypatch):
+    args,match = BAD[case]
+    args,fits = dict(args),[]
+    fit = rf.TextLearner.fit
+    monkeypatch.setattr(rf.TextLearner, 'fit', lambda self, *a, **k: (fits.append(1), fit(self, *a, **k)))
+    with pytest.raises((TypeError, ValueError), match=match):
+        rf.ulmfit(args.pop('df', reviews(8)), path=tmp_path, **{**QUICK, **args})
+    assert not fits and not list(tmp_path.rglob('*.pth'))
+
+def test_several_labels_a_row(tmp_path):
+    "Trained with their own loss and a metric that fits, or refused at once."
+    df = reviews(8).assign(label=['x;y', 'y']*8)
+    try: learn = rf.ulmfit(df, label_delim=';', path=tmp_path, **QUICK)
+    except (TypeError, ValueError):
+        assert not list(tmp_path.rglob('*.pth'))
+        return
+    assert all(np.isfinite(v) for v in learn.validate())
+
+def test_smoothed_regression_is_refused_at_once(tmp_path):
+    with pytest.raises((TypeError, ValueError), match='smooth'):
+        rf.ulmfit(reviews(8), label_col='stars', y_block=ft.RegressionBlock(), smooth=0.1, path=tmp_path, **QUICK)
     assert not list(tmp_path.rglob('*.pth'))

@@ -17,7 +17,7 @@ from .regularize import RNNCallback
 from ..core import check_count
 from ..models.heads import LMDecoder, LazyLogits
 
-# %% ../../nbs/41_callback.lean.ipynb #62487193
+# %% ../../nbs/41_callback.lean.ipynb #eaf78fb2
 class LeanCrossEntropy:
     "A cross-entropy loss that takes `LazyLogits` too; everything else about it is the original's."
     def __init__(self,
@@ -38,7 +38,9 @@ class LeanCrossEntropy:
         if not isinstance(pred, LazyLogits): return self.loss_func(pred, y)
         return pred.loss(y, chunk=self.chunk, **self.options)
 
-    def __getattr__(self, name): return getattr(self.__dict__['loss_func'], name)
+    def __getattr__(self, name):
+        if 'loss_func' not in self.__dict__: raise AttributeError(name)   # a copy that is being made
+        return getattr(self.loss_func, name)
 
 class LeanLoss(Callback):
     "Trains and validates a language model without ever holding all logits of a batch."
@@ -53,14 +55,18 @@ class LeanLoss(Callback):
         if len(parts) != 1:
             raise TypeError(f"LeanLoss is for language models with a decoder, which {type(self.learn.model).__name__} "
                             "lacks; leave it out.")
-        self.decoder,self.fitting = parts[0],not hasattr(self.learn, 'gather_preds')   # which wants whole logits
+        self.decoder = parts[0]
         if not isinstance(self.learn.loss_func, LeanCrossEntropy):
             self.learn.loss_func = LeanCrossEntropy(self.learn.loss_func, self.chunk)
 
+    def before_train(self): self.fitting = True   # predictions want whole logits
     def before_batch(self):
         if self.fitting: self.decoder.lean = True
     def after_pred(self):
         if self.fitting: self.decoder.lean = False
-    def after_fit(self):
+    def after_fit(self): self.end_fit()
+    def end_fit(self):
+        "Leave decoder and loss as they were."
+        if not hasattr(self, 'decoder'): return
         self.fitting = self.decoder.lean = False
-        self.learn.loss_func = self.learn.loss_func.loss_func
+        self.learn.loss_func = getattr(self.learn.loss_func, 'loss_func', self.learn.loss_func)

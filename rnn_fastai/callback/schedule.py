@@ -47,7 +47,7 @@ def fit_gradually(self:Learner,
         n_epoch,slow = (epochs, STAGES[-1]) if part == n else (stage_epochs, STAGES[k])
         self.fit_one_cycle(n_epoch, layer_rates(base_lr/slow, n, decay), **kwargs)
 
-# %% ../../nbs/42_callback.schedule.ipynb #6319af31
+# %% ../../nbs/42_callback.schedule.ipynb #5dcf020e
 @patch
 def fit_slanted(self:Learner,
     n_epoch:int, # How many epochs
@@ -57,6 +57,7 @@ def fit_slanted(self:Learner,
     **kwargs # Of `fit`
 ):
     "Train by the slanted triangle of [ULMFiT](https://arxiv.org/abs/1801.06146)."
+    if ratio < 1: raise ValueError(f"ratio={ratio} must be at least 1: the rate at the top by that at the ends.")
     if not 0 < cut_frac < 1: raise ValueError(f"cut_frac={cut_frac} must lie between 0 and 1.")
     if self.opt is None: self.create_opt()
     self.opt.set_hyper('lr', self.lr if lr_max is None else lr_max)
@@ -64,7 +65,7 @@ def fit_slanted(self:Learner,
     sched = combine_scheds([cut_frac, 1 - cut_frac], [SchedLin(top/ratio, top), SchedLin(top, top/ratio)])
     self.fit(n_epoch, cbs=[ParamScheduler({'lr': sched}), *L(kwargs.pop('cbs', None))], **kwargs)
 
-# %% ../../nbs/42_callback.schedule.ipynb #1105260a
+# %% ../../nbs/42_callback.schedule.ipynb #c392bea7
 class AveragedSGD(Callback):
     "NT-ASGD: weights are averaged over all steps from the epoch on in which the validation loss stopped to fall."
     order,run_valid = Recorder.order+1,True
@@ -92,15 +93,19 @@ class AveragedSGD(Callback):
             m.copy_(kept)
         self.swapped = not self.swapped
 
-    def before_validate(self): self._swap()
-    def after_validate(self):
-        "Go on from the last step, not from the mean."
-        if self.swapped: self._swap()
+    def before_train(self):
+        if self.swapped: self._swap()   # go on from the last step
+
+    def before_validate(self):   # and stay until then: what is saved is what was validated
+        if not self.swapped: self._swap()
 
     def after_epoch(self):
         "Start to average once the validation loss is above the least one of long ago."
-        if not self.recorder.values or len(self.recorder.values[-1]) < 2 or self.mean is not None: return
-        loss = self.recorder.values[-1][1]
+        names = list(self.recorder.metric_names)[1:]
+        if not self.recorder.values or 'valid_loss' not in names or self.mean is not None: return
+        values = self.recorder.values[-1]
+        if len(values) <= names.index('valid_loss'): return   # validation alone
+        loss = values[names.index('valid_loss')]
         if len(self.losses) > self.patience and loss > min(self.losses[:-self.patience]):
             self.mean,self.since = [torch.zeros_like(p) for p in self._weights()],self.epoch + 1
         self.losses.append(loss)
@@ -108,7 +113,7 @@ class AveragedSGD(Callback):
     def after_fit(self):
         if not self.swapped: self._swap()   # the mean is the result
 
-# %% ../../nbs/42_callback.schedule.ipynb #c10b7fc7
+# %% ../../nbs/42_callback.schedule.ipynb #d114b9d8
 def stream_widths(
     n:int, # Columns to be cut
     seq_len:int, # Columns of a usual batch
@@ -132,6 +137,7 @@ class VariableLength(Callback):
         p_half:float=0.05, # Part of the batches that are half as long
         std:float=5., # Standard deviation of the length, in columns
     ):
+        if std < 0: raise ValueError(f"std={std} must not be negative.")
         self.p_half,self.std,self.rates = check_prob('p_half', p_half),std,None
 
     def before_fit(self):
@@ -152,5 +158,10 @@ class VariableLength(Callback):
     def after_step(self):
         "Put the rates back."
         self.opt.set_hyper('lr', self.rates)
+        self.rates = None
 
-    def after_fit(self): self.dls.train.cut(None)
+    def after_fit(self): self.end_fit()
+    def end_fit(self):
+        "Leave loader and rates as they were."
+        if self.rates is not None: self.after_step()
+        if isinstance(self.dls.train, LMDataLoader): self.dls.train.cut(None)

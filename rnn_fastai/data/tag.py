@@ -67,7 +67,7 @@ def word_parts(
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
     return {w: parts or (UNK,) for w,parts in zip(words, cut, strict=True)}
 
-# %% ../../nbs/15_data.tag.ipynb #ad0484fb
+# %% ../../nbs/15_data.tag.ipynb #8258562a
 class WordLetters:
     "The word of each token as letters; each different word once."
     def __init__(self,
@@ -95,7 +95,8 @@ class WordLetters:
         filler = self.which[corpus.offsets[docs[0]]]   # a word of the batch stands where there is no token
         words,which = np.unique(pad_rows(self.which, corpus, docs, filler), return_inverse=True)
         rows = self.rows[words]
-        return torch.from_numpy(rows[:, :int((rows > 0).sum(1).max())]),torch.from_numpy(which).view(len(docs), -1)
+        longest = max(int((rows > 0).sum(1).max()), 1)
+        return torch.from_numpy(rows[:, :longest]),torch.from_numpy(which).view(len(docs), -1)
 
 class TagDataset(DocDataset):
     "Sentences with a target for each token; an item is a `TensorText` and, where there are tags, targets."
@@ -197,6 +198,7 @@ def tag_corpus(
 ) -> tuple[Corpus, np.ndarray|None]: # Parts of the words of all sentences; a target for each
     "Cut words and line up tags with the parts. Raises `ValueError` for unknown tags and lists of unequal length."
     parts = word_parts(list(dict.fromkeys(chain.from_iterable(sents))), tok)
+    parts = {w: tuple(UNK if p == PAD else p for p in ps) for w,ps in parts.items()}   # a word is never padding
     corpus = Corpus.from_tokens(([p for w in s for p in parts[w]] for s in sents), vocab, min_freq)
     if tags is None: return corpus,None
     o2i = {t: i for i,t in enumerate(names)}

@@ -6,18 +6,18 @@
 __all__ = ['DocumentStates', 'last_part', 'DocumentEncoder', 'join_states', 'ends', 'DocumentOutput', 'TextClassifier',
            'get_text_classifier']
 
-# %% ../../nbs/33_models.classifier.ipynb #a853e4ca
+# %% ../../nbs/33_models.classifier.ipynb #c6f2dd31
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..core import check_count
+from ..core import check_count, check_prob
 from .heads import PoolingClassifier, real_steps
 from .recurrent import fit_state, map_state
 from .zoo import arch_config, archs, right_padded
 
-# %% ../../nbs/33_models.classifier.ipynb #2cb89f8d
+# %% ../../nbs/33_models.classifier.ipynb #41cb8d57
 class DocumentStates(NamedTuple):
     "What an encoder knows of the last part of each document."
     out:Tensor      # states of the last layer: bs,sl,hid; whatever they are where there is padding
@@ -52,6 +52,7 @@ class DocumentEncoder(nn.Module):
         ids:Tensor, # bs,sl; padding may stand on either side
     ) -> DocumentStates:
         "Read documents. Raises `ValueError` for a row without a token."
+        if not len(ids): raise ValueError(f"The batch holds no document: its shape is {tuple(ids.shape)}.")
         ids = right_padded(ids.as_subclass(Tensor), self.pad_idx)
         lengths,order = (ids != self.pad_idx).sum(1).sort(descending=True, stable=True)
         if lengths[-1] == 0:
@@ -121,7 +122,7 @@ def ends(
     h = state if isinstance(state, Tensor) else state[0]
     return torch.cat(tuple(h), -1)
 
-# %% ../../nbs/33_models.classifier.ipynb #466be5cb
+# %% ../../nbs/33_models.classifier.ipynb #432b8ba6
 class DocumentOutput(NamedTuple):
     "What a classifier gives for a batch of documents."
     logits:Tensor        # bs,n_out
@@ -140,6 +141,22 @@ class TextClassifier(nn.Sequential):
     def reset(self):
         "For fastai's sake: there is no state in the model to reset."
 
+def _head_args(n_class:Any, lin_ftrs:Any, ps:Any, y_range:Any) -> tuple[list, list]:
+    "Sizes and dropouts of the head's hidden layers, checked."
+    if isinstance(n_class, bool): raise TypeError(f"n_out={n_class} must be a whole number.")
+    check_count('n_out', n_class)
+    for name,v in (('lin_ftrs', lin_ftrs), ('ps', ps)):
+        if v is not None and not isinstance(v, (list, tuple)):
+            raise TypeError(f"{name}={v!r} must be a list, with an entry for each hidden layer.")
+    lin_ftrs = [50] if lin_ftrs is None else [check_count('lin_ftrs', n) for n in lin_ftrs]
+    ps = [0.1]*len(lin_ftrs) if ps is None else list(ps)
+    odd = [p for p in ps if not isinstance(p, (int, float))]
+    if odd: raise TypeError(f"ps={odd[0]!r} must be a number: a dropout for each hidden layer.")
+    pair = isinstance(y_range, (list, tuple)) and len(y_range) == 2
+    if y_range is not None and not (pair and y_range[0] < y_range[1]):
+        raise ValueError(f"y_range={y_range!r} must be two numbers, the least output and the largest.")
+    return lin_ftrs,[check_prob('ps', p) for p in ps]
+
 def get_text_classifier(
     arch:Any, # A registered architecture, or its name
     vocab_sz:int, # Size of the vocabulary
@@ -154,9 +171,11 @@ def get_text_classifier(
     y_range:tuple|None=None, # Least and largest output, for a regression
 ) -> TextClassifier:
     "A classifier of `arch`. Raises `ValueError` for an unknown architecture or config entry, or sizes that do not fit."
+    lin_ftrs,ps = _head_args(n_class, lin_ftrs, ps, y_range)
     config = dict(arch_config(arch, 'config_clas', config, drop_mult), pad_token=pad_idx)
-    lin_ftrs = [50] if lin_ftrs is None else list(lin_ftrs)
-    ps = [config.pop('output_p'), *([0.1]*len(lin_ftrs) if ps is None else ps)]
+    high = [k for k,v in config.items() if k.endswith('_p') and not 0 <= v < 1]
+    if high: raise ValueError(f"drop_mult={drop_mult} makes {high[0]} {config[high[0]]:.3g}, which is no probability.")
+    ps = [config.pop('output_p'), *ps]
     n_hid = config[archs.facts(arch)['hid_name']]
     head = PoolingClassifier([3*n_hid, *lin_ftrs, n_class], ps, y_range)
     return TextClassifier(DocumentEncoder(seq_len, archs.get(arch)(vocab_sz, **config), pad_idx, max_len), head)

@@ -17,7 +17,7 @@ from ..core import check_count, check_prob, near
 from .cells import thin_linear
 from .dropout import RNNDropout
 
-# %% ../../nbs/23_models.heads.ipynb #0917b397
+# %% ../../nbs/23_models.heads.ipynb #d967d99f
 class _LinearCrossEntropy(torch.autograd.Function):
     "Sum of the losses over chunks of rows; gradients are made on the way, and scaled when they are asked for."
     @staticmethod
@@ -69,6 +69,7 @@ def linear_cross_entropy(
     check_count('chunk', chunk); check_prob('label_smoothing', label_smoothing)
     x,y = x.as_subclass(Tensor).reshape(-1, x.size(-1)),y.as_subclass(Tensor).reshape(-1)
     if len(x) != len(y): raise ValueError(f"There are {len(x)} states and {len(y)} targets; they must go together.")
+    if not torch.is_grad_enabled(): x,weight,bias = x.detach(),weight.detach(),None if bias is None else bias.detach()
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -85,6 +86,10 @@ class LazyLogits:
         bias:Tensor|None, # Its bias: vocab
     ):
         self.x,self.weight,self.bias = x,weight,bias
+
+    def __getattr__(self, name):
+        raise AttributeError(f"LazyLogits has no {name!r}: LeanLoss makes no logits. Leave it out, or the metric that "
+                             "needs them.")
 
     @property
     def dtype(self) -> torch.dtype: return self.x.dtype
