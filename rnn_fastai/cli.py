@@ -166,7 +166,7 @@ def _honest(seed:int, out:Path):
           f"perplexity {s['perplexity']:.3f}. Trained in {took:.0f} s on {torch.get_num_threads()} CPU threads.")
     print(f"Losses drawn in {save_picture(learn, out/'honest_losses.png')}")
 
-# %% ../nbs/71_cli.ipynb #ea4fadec
+# %% ../nbs/71_cli.ipynb #730c3bbd
 def _held_out(df:pd.DataFrame, col:str) -> pd.DataFrame: return df.rename(columns={col: 'held_out'})
 
 SETS = {'lm': {'human_numbers': lambda: _held_out(human_numbers(), 'valid'),
@@ -247,7 +247,7 @@ def train(
     emb_sz:int=None, # Features of a word's vector
     n_hid:int=None, # Features of the hidden layers
     n_layers:int=None, # Layers
-    drop:float=0.5, # Factor on the architecture's dropouts; a tagger's dropout
+    drop:float=None, # Factor on the architecture's dropouts, 0.5 by default; a tagger's dropout, 0.3 by default
     text:str='text', # Column of texts
     label:str='label', # Column of labels
     valid:str=None, # Column that is true for rows held out; a tenth at random by default
@@ -255,6 +255,7 @@ def train(
 ):
     "Train a language model, a classifier or a tagger, and keep it in a folder."
     arch = arch or ('LSTM' if check_task(task) == 'tagger' else 'AWD_LSTM')
+    drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
     vocab = None
     if encoder is not None:
