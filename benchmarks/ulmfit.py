@@ -3,8 +3,8 @@
     python benchmarks/ulmfit.py [lm] [classifier] [ensemble] [lowshot] [--backwards] [--reviews N] [--epochs N]
 
 `lm`: a language model of training and unlabelled reviews (no text of the test set). `classifier`: trained on 22,500
-labels on top of it. `ensemble`: its mean with one that reads backwards. `lowshot`: 100 and 500 labels, with and without the language model. Recipes are fixed on held-out
-training reviews; the test reviews are read once for each figure.
+labels on top of it. `ensemble`: its mean with one that reads backwards. `lowshot`: 100 and 500 labels, with and without
+the language model. Recipes are fixed on held-out training reviews; the test reviews are read once for each figure.
 """
 import argparse
 import os
