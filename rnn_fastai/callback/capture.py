@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['loaders_vocab', 'HiddenStateCapture']
 
-# %% ../../nbs/43_callback.capture.ipynb #7dd0e895
+# %% ../../nbs/43_callback.capture.ipynb #6819078b
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -16,6 +17,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastprogress import progress_bar
+from torch import nn
 
 from ..capture import Capture
 from ..capture import capture as capture_model
@@ -23,6 +25,7 @@ from ..core import near
 from ..data.lm import LMDataset
 from ..data.series import pad_ids
 from ..learner import evaluating, text_vocab
+from ..models.classifier import TextClassifier
 from ..recording import Recording
 
 # %% ../../nbs/43_callback.capture.ipynb #55418bce
@@ -49,7 +52,7 @@ def capture(self:Learner,
     kwargs = {**loaders_vocab(self.dls), **kwargs}
     with capture_model(get_model(self.model), layers, parts, **kwargs) as rec: yield rec
 
-# %% ../../nbs/43_callback.capture.ipynb #e5fa14fd
+# %% ../../nbs/43_callback.capture.ipynb #e971c803
 def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
     "Ids of texts or sequences, as the learner's loaders make them."
     if hasattr(learn.dls, 'task'):
@@ -61,6 +64,22 @@ def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
     if not hasattr(ds, 'new'): ds = LMDataset.like(ds)
     ds = ds.new(items)
     return [torch.as_tensor(ds[i][0]).as_subclass(torch.Tensor).long() for i in range(len(ds))]
+
+def _batches(learn:Learner, items:list, bs:int) -> list[tuple]:
+    "What the model reads of items, in their order, `bs` at a time where the loaders know padding."
+    ds = learn.dls.train_ds
+    if hasattr(ds, 'tags'):
+        ds = ds.new(items)
+        return [ds.batch(np.arange(i, min(i+bs, len(ds))))[:ds.n_inp] for i in range(0, len(ds), bs)]
+    rows,pad = _rows(learn, items),loaders_vocab(learn.dls)['pad']
+    step = 1 if pad is None else bs
+    return [(pad_ids([r.tolist() for r in rows[i:i+step]], pad or 0),) for i in range(0, len(rows), step)]
+
+def _whole(model:nn.Module) -> Any:
+    "The model; of a classifier its encoder, over whole documents in their order."
+    if not isinstance(model, TextClassifier): return model
+    enc = model[0]
+    return lambda ids: enc.module(ids, None, lengths=(ids != enc.pad_idx).sum(1))
 
 @patch
 @delegates(Capture, but=['model'])
@@ -75,12 +94,11 @@ def record(self:Learner,
     "Read texts from a state of zero, in evaluation mode, and record what the layers hold."
     items = [items] if isinstance(items, str) else list(items)
     if not items: raise ValueError("There is no text to read; give one at least.")
-    rows,pad,model = _rows(self, items),loaders_vocab(self.dls)['pad'],get_model(self.model)
-    device = next(model.parameters()).device
-    starts = range(0, len(rows), 1 if pad is None else bs)
-    bar = starts if no_bar or len(starts) < 20 or not hasattr(self, 'progress') else progress_bar(starts, leave=False)
+    model,batches = get_model(self.model),_batches(self, items, bs)
+    device,read = next(model.parameters()).device,_whole(model)
+    bar = batches if no_bar or len(batches) < 20 or not hasattr(self, 'progress') else progress_bar(batches, leave=False)
     with evaluating(model), torch.no_grad(), self.capture(layers, parts, **kwargs) as rec:
-        for i in bar: model(pad_ids([r.tolist() for r in rows[i:i+starts.step]], pad or 0).to(device))
+        for b in bar: read(*(t.as_subclass(torch.Tensor).to(device) for t in b))
     return rec
 
 # %% ../../nbs/43_callback.capture.ipynb #dfa93803
