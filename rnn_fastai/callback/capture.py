@@ -52,7 +52,7 @@ def capture(self:Learner,
     kwargs = {**loaders_vocab(self.dls), **kwargs}
     with capture_model(get_model(self.model), layers, parts, **kwargs) as rec: yield rec
 
-# %% ../../nbs/43_callback.capture.ipynb #e971c803
+# %% ../../nbs/43_callback.capture.ipynb #7234d404
 def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
     "Ids of texts or sequences, as the learner's loaders make them."
     if hasattr(learn.dls, 'task'):
@@ -96,9 +96,9 @@ def record(self:Learner,
     if not items: raise ValueError("There is no text to read; give one at least.")
     model,batches = get_model(self.model),_batches(self, items, bs)
     device,read = next(model.parameters()).device,_whole(model)
-    bar = batches if no_bar or len(batches) < 20 or not hasattr(self, 'progress') else progress_bar(batches, leave=False)
+    if not no_bar and len(batches) >= 20 and hasattr(self, 'progress'): batches = progress_bar(batches, leave=False)
     with evaluating(model), torch.no_grad(), self.capture(layers, parts, **kwargs) as rec:
-        for b in bar: read(*(t.as_subclass(torch.Tensor).to(device) for t in b))
+        for b in batches: read(*(t.as_subclass(torch.Tensor).to(device) for t in b))
     return rec
 
 # %% ../../nbs/43_callback.capture.ipynb #dfa93803
