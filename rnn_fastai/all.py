@@ -33,6 +33,7 @@ from rnn_fastai.models.classifier import *
 from rnn_fastai.models.dropout import *
 from rnn_fastai.models.heads import *
 from rnn_fastai.models.inside import *
+from rnn_fastai.models.packed import *
 from rnn_fastai.models.recurrent import *
 from rnn_fastai.models.tagger import *
 from rnn_fastai.models.zoo import *
@@ -42,6 +43,7 @@ from rnn_fastai.page import *
 from rnn_fastai.pictures import *
 from rnn_fastai.plots import *
 from rnn_fastai.recording import *
+from rnn_fastai.sampling import *
 from rnn_fastai.saved import *
 from rnn_fastai.tagger import *
 from rnn_fastai.transfer import *

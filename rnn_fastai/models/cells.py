@@ -7,7 +7,7 @@ __all__ = ['cells', 'thin_linear', 'Cell', 'check_input', 'check_state', 'get_ce
            'GRUCell', 'PeepholeLSTMCell', 'LayerNormLSTMCell', 'MogrifierLSTMCell', 'SLSTMCell', 'IndRNNCell',
            'SRUCell', 'linear_scan', 'LinearCell', 'MinGRUCell', 'MinLSTMCell', 'QRNNCell']
 
-# %% ../../nbs/20_models.cells.ipynb #b211e422
+# %% ../../nbs/20_models.cells.ipynb #77bc022d
 import copy
 import math
 from typing import Any
@@ -18,14 +18,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..core import Registry, check_count
+from .packed import PackedWeight
 
-# %% ../../nbs/20_models.cells.ipynb #815d5fe8
+# %% ../../nbs/20_models.cells.ipynb #eb67352a
 def thin_linear(
     x:Tensor, # ...,n_in
     w:Tensor, # n_out,n_in
     b:Tensor|None=None, # n_out
 ) -> Tensor: # ...,n_out
     "`F.linear`, on all CPU threads where `x` has few rows, `w` is large and no gradient is wanted."
+    if type(w) is PackedWeight: return w.product(x, b)   # a weight with a layout of its own
     # (Where torch compiles, `get_num_threads` would cut the graph in two.)
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_cuda: return F.linear(x, w, b)
     n,rows = torch.get_num_threads(),x.numel()//max(x.size(-1), 1)
