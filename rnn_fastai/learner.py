@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_vocab', 'evaluating', 'TextLearner', 'LMLearner', 'pretrained_files', 'language_model_learner']
 
-# %% ../nbs/34_learner.ipynb #ca4f57a7
+# %% ../nbs/34_learner.ipynb #bd30cf70
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -29,14 +29,14 @@ from .callback.regularize import rnn_cbs
 from .core import check_count, flush_denormals
 from .data.corpus import FAKE
 from .data.lm import LMDataset
-from .generate import WholePrefix, check_sampling, generate, pick_token
+from .generate import Twin, WholePrefix, check_sampling, generate, pick_token
 from .models.zoo import archs, get_language_model
 from .optim import Adam
 from .transfer import (TransferReport, check_named, fetch_pretrained, fit_opt_state, fit_weights,
                                  load_weights, match_embeds, read_vocab, read_weights, vocab_file, write_vocab,
                                  write_weights)
 
-# %% ../nbs/34_learner.ipynb #41d52fb3
+# %% ../nbs/34_learner.ipynb #3efc090f
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
 ) -> list: # Tokens by id
@@ -71,6 +71,12 @@ class TextLearner(fastai_learner.TextLearner):
         # `Learner`, not `super()`: fastai's callbacks for text are for its own models
         Learner.__init__(self, dls, model, moms=moms, opt_func=opt_func, **kwargs)
         self.add_cbs(rnn_cbs(alpha, beta))
+
+    @property
+    def twin(self) -> Twin:
+        "Keeps the model's weights laid out for generation."
+        if '_twin' not in self.__dict__: self._twin = Twin()
+        return self._twin
 
     def _file(self, file:str|Path) -> Path:   # a name, or what `save` gave
         return join_path_file(str(file).removesuffix('.pth'), self.path/self.model_dir, ext='.pth')
@@ -173,6 +179,7 @@ class TextLearner(fastai_learner.TextLearner):
     def _continue(self, model:torch.nn.Module, ids:torch.Tensor, n_words:int, pick:Callable, no_bar:bool) -> list[int]:
         "Ids that `model`, put in evaluation mode meanwhile, generates after `ids`."
         with evaluating(model):
+            model = ifnone(self.twin.of(model), model)
             if not hasattr(model, 'read') and not self._gives_state(model, ids): model = WholePrefix(model)
             steps = generate(model, ids, n_words, pick)
             if not no_bar and hasattr(self, 'progress'): steps = progress_bar(steps, total=n_words, leave=False)

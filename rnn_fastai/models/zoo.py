@@ -124,7 +124,7 @@ for _cell in cells:
     if _cell != 'LSTM': awd_arch(_cell)
 AWD_GRU,AWD_QRNN = archs.get('AWD_GRU'),archs.get('AWD_QRNN')
 
-# %% ../../nbs/24_models.zoo.ipynb #af1bf4c1
+# %% ../../nbs/24_models.zoo.ipynb #1eb17760
 class LMOutput(NamedTuple):
     "What a language model gives for a batch."
     logits:Tensor   # bs,sl,vocab
@@ -142,9 +142,10 @@ class LanguageModel(nn.Sequential):
     def read(self,
         ids:Tensor, # bs,sl
         state:Any=None, # State to go on from; zeros by default
+        lengths:Tensor|None=None, # Length of each sequence, where they are padded on the right: bs
     ) -> Any: # The state after the last of `ids`
         "The state after reading `ids` (bs,sl), with no logits made."
-        return self[0](ids, state)[1]
+        return (self[0](ids, state) if lengths is None else self[0](ids, state, lengths=lengths))[1]
 
     def reset(self):
         "For fastai's sake: there is no state in the model to reset."
@@ -217,7 +218,7 @@ def token_input(
         raise ValueError("emb_sz is missing: the width of the embedding. For one-hot vectors, pass one_hot=True.")
     return nn.Embedding(vocab_sz, emb_sz, padding_idx=pad),emb_sz
 
-# %% ../../nbs/24_models.zoo.ipynb #14759ec6
+# %% ../../nbs/24_models.zoo.ipynb #af1f0916
 def right_padded(
     ids:Tensor, # bs,sl
     pad:int, # Id of padding
@@ -252,18 +253,20 @@ class SequenceModel(nn.Module):
     def encode(self,
         ids:Tensor, # bs,sl
         state:Any=None, # State to go on from; zeros by default
+        lengths:Tensor|None=None, # Length of each sequence, where they are padded on the right; by `pad` by default: bs
     ) -> tuple[Tensor, Any]: # Outputs: bs,sl,directions*hid; last state
         "Outputs and last state of the recurrent layer."
-        lengths = None if self.pad is None else (ids != self.pad).sum(1)
+        if lengths is None and self.pad is not None: lengths = (ids != self.pad).sum(1)
         x = self.word_dp(ids, self.inp) if self.word_dp.embed_p else self.inp(ids)
         return self.rnn(self.drop(x), state, lengths)
 
     def read(self,
         ids:Tensor, # bs,sl
         state:Any=None, # State to go on from; zeros by default
+        lengths:Tensor|None=None, # Length of each sequence, where they are padded on the right: bs
     ) -> Any: # The state after the last of `ids`
         "The state after reading `ids`."
-        return self.encode(ids, state)[1]
+        return self.encode(ids, state, lengths)[1]
 
     def forward(self, ids:Tensor, state:Any=None) -> Any:   # `LMOutput`, or logits: bs,sl,out, or bs,out
         if not self.every_step:
