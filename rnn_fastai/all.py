@@ -48,3 +48,4 @@ from rnn_fastai.saved import *
 from rnn_fastai.tagger import *
 from rnn_fastai.transfer import *
 from rnn_fastai.ulmfit import *
+from rnn_fastai.writer import *

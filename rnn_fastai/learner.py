@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_vocab', 'evaluating', 'TextLearner', 'LMLearner', 'pretrained_files', 'language_model_learner']
 
-# %% ../nbs/34_learner.ipynb #bd30cf70
+# %% ../nbs/34_learner.ipynb #034c0f5e
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +29,8 @@ from .callback.regularize import rnn_cbs
 from .core import check_count, flush_denormals
 from .data.corpus import FAKE
 from .data.lm import LMDataset
+from .sampling import Sampling
+from .writer import Codec, Ending, Generated, write_texts
 from .generate import Twin, WholePrefix, check_sampling, generate, pick_token
 from .models.zoo import archs, get_language_model
 from .optim import Adam
@@ -195,7 +197,7 @@ class TextLearner(fastai_learner.TextLearner):
         wgts,vocab = wgts.get('model', wgts) if isinstance(wgts, dict) else wgts,read_vocab(vocab_fname)
         return self._transfer(wgts_fname, check_named(wgts, wgts_fname), vocab, model)
 
-# %% ../nbs/34_learner.ipynb #d7848668
+# %% ../nbs/34_learner.ipynb #33717da4
 class LMLearner(TextLearner):
     "A `Learner` of a language model: carries the state from batch to batch, and continues prompts."
     def _texts(self) -> LMDataset:
@@ -206,8 +208,10 @@ class LMLearner(TextLearner):
     def _prompt(self, text:str) -> torch.Tensor:
         "Ids of a prompt in the model's direction. Raises where there is nothing in it to go on from."
         if not isinstance(text, str): raise TypeError(f"The prompt must be a text, not {type(text).__name__} {text!r}.")
-        if not text.strip(): raise ValueError(f"The prompt {text!r} is empty; give at least one word.")
         ds = self._texts()
+        if not text.strip():
+            if BOS in ds.vocab: return torch.tensor([ds.vocab.index(BOS)])
+            raise ValueError(f"The prompt {text!r} is empty, and the vocabulary has no {BOS} to begin with.")
         ids,special = ds.new([text])[0][0],{*defaults.text_spec_tok, FAKE}
         words = [t for t in ds.vocab.decode(ids) if t.isalnum() and t not in special - {UNK}]
         if words and all(t == UNK for t in words):
@@ -227,17 +231,61 @@ class LMLearner(TextLearner):
         decoder:Callable=decode_spec_tokens, # Turns tokens for capitals and repetitions into words
         only_last_word:bool=False, # For fastai's sake: each step reads the last token alone; the state holds the rest
     ) -> str: # The prompt and the tokens that come after (before it, for a backwards model)
-        "Continue a prompt. Raises `ValueError` for an empty or unknown prompt, and for numbers out of range."
+        """Continue a prompt; an empty one begins a text. Raises `ValueError` for one without a known word, and for
+        numbers out of range."""
         check_count('n_words', n_words); check_sampling(temperature, min_p)
-        ids,vocab,model = self._prompt(text),text_vocab(self.dls),get_model(self.model)
+        ids,model,codec = self._prompt(text),get_model(self.model),self._codec(decoder)
         device = next(model.parameters()).device
-        banned = [i for i,t in enumerate(vocab) if t == FAKE or (no_unk and t == UNK)]
-        banned = torch.tensor(banned, dtype=torch.long, device=device)
+        banned = torch.tensor(self._never(no_unk), dtype=torch.long, device=device)
         pick = partial(pick_token, temperature=temperature, min_p=min_p, banned=banned)
-        new = self._continue(model, ids.to(device), n_words, pick, no_bar)
-        toks = [t for t in (vocab[i] for i in ids.tolist() + new) if t not in (BOS, PAD)]
-        ds = self._texts()
-        return ds.tokenizer.decode(decoder(toks[::-1] if ds.backwards else toks))
+        return codec.decode(ids.tolist() + self._continue(model, ids.to(device), n_words, pick, no_bar))
+
+    def _never(self, no_unk:bool) -> list[int]:   # ids that are not generated
+        return [i for i,t in enumerate(text_vocab(self.dls)) if t == FAKE or (no_unk and t == UNK)]
+
+    def _codec(self, decoder:Callable) -> Codec:
+        ds,vocab,device = self._texts(),text_vocab(self.dls),next(get_model(self.model).parameters()).device
+        def decode(ids):
+            toks = [t for t in (vocab[i] for i in ids) if t not in (BOS, PAD)]
+            return ds.tokenizer.decode(decoder(toks[::-1] if ds.backwards else toks))
+        return Codec(vocab, lambda text: self._prompt(text).to(device), decode, ds.backwards)
+
+    @delegates(Sampling)
+    def generate(self,
+        prompts:str|list[str]='', # What to go on from; an empty one begins a text
+        n_words:int=50, # Most tokens to generate for each
+        n:int=1, # Texts for each prompt
+        stop:str|list[str]=(), # Strings that end a text, which stops before them
+        stop_tokens:str|list[str]=(), # Tokens that end a text, and are its last
+        min_words:int=0, # Tokens before which no text ends
+        forbidden:str|list[str]=(), # Tokens that must not come
+        required:str|list[str]=(), # Tokens that must come, the last ones at a text's end if need be
+        no_unk:bool=True, # Never generate `xxunk`
+        seed:int|None=None, # The same seed makes the same text of a prompt, whatever else is in the list
+        int8:bool=False, # On the CPU, weights in eight bits: faster, and a little off; see `int8_product`
+        bs:int=64, # Texts generated together
+        no_bar:bool=False, # Show no progress bar
+        decoder:Callable=decode_spec_tokens, # Turns tokens for capitals and repetitions into words
+        **kwargs
+    ) -> list[Generated]: # `n` for each prompt, in their order
+        """Continue prompts, each as if alone. Raises `ValueError` for a prompt without a known word, for numbers out of
+        range, tokens that are not in the vocabulary, and options that exclude each other."""
+        model,codec = get_model(self.model),self._codec(decoder)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not hasattr(model, 'read'):
+            raise TypeError(f"{type(model).__name__} hands on no state; continue one prompt at a time with `predict`.")
+        banned = {*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}
+        how = Sampling(forbidden=tuple(sorted(banned)), required=codec.ids(required, 'required'), **kwargs)
+        end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'), (stop,) if isinstance(stop, str) else tuple(stop),
+                     min_words)
+        bar = None if no_bar or not hasattr(self, 'progress') else progress_bar(range(100), leave=False)
+        if bar is not None: bar.update(0)
+        with evaluating(model):
+            own = self.twin.of(model, int8)
+            if own is None and int8:
+                raise ValueError("int8=True needs a model on the CPU without hooks or capture; leave it out.")
+            return write_texts(ifnone(own, model), codec, prompts, end, how, n, seed, bs,
+                               None if bar is None else lambda share: bar.update(int(share*100)))
 
     @delegates(Learner.get_preds)
     def get_preds(self, concat_dim=1, reorder=False, **kwargs):

@@ -6,13 +6,14 @@
 __all__ = ['warmed', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'keep_likely', 'penalize_repetition',
            'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'Sampling', 'Sampler']
 
-# %% ../nbs/29_sampling.ipynb #9e6d2489
+# %% ../nbs/29_sampling.ipynb #9ff771f2
 import math
 import warnings
-from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import torch
+from fastcore.basics import store_attr
 from torch import Tensor
 
 from .core import check_count
@@ -119,7 +120,7 @@ def blocked_by_ngrams(
     last = tokens[len(tokens)-n+1:]
     return {tokens[i+n-1] for i in range(len(tokens)-n+1) if tokens[i:i+n-1] == last}
 
-# %% ../nbs/29_sampling.ipynb #8da3e957
+# %% ../nbs/29_sampling.ipynb #041f81ad
 def draw(
     probs:Tensor, # Probabilities, or anything in proportion: bs,vocab
     u:Tensor, # Numbers from 0 to below 1: bs, float64
@@ -129,16 +130,16 @@ def draw(
     return torch.searchsorted(upto, (u*upto[:, -1])[:, None], right=True)[:, 0].clamp_(max=probs.size(-1)-1)
 
 class Draws:
-    "Random numbers for each row, from a seed and the number of the sample."
+    "Random numbers for each row, from a seed and a key of the row."
     _ahead = 64   # numbers drawn at once
     def __init__(self,
         seed:int|None, # None for other texts at every call, by torch's own stream
-        samples:list[int], # For each row: which sample of its prompt it is
+        keys:list[tuple], # For each row: whole numbers; rows of the same key get the same numbers, by a seed
     ):
-        if seed is None: seeds = torch.randint(2**62, (len(samples),)).tolist()
-        else: seeds = [int(np.random.SeedSequence([seed, s]).generate_state(1, np.uint64)[0] >> 1) for s in samples]
+        if seed is None: seeds = torch.randint(2**62, (len(keys),)).tolist()
+        else: seeds = [int(np.random.SeedSequence([seed, *k]).generate_state(1, np.uint64)[0] >> 1) for k in keys]
         self.streams,self.at = [torch.Generator().manual_seed(s) for s in seeds],self._ahead
-        self.numbers = torch.empty(len(samples), self._ahead, dtype=torch.float64)
+        self.numbers = torch.empty(len(keys), self._ahead, dtype=torch.float64)
 
     def next(self) -> Tensor: # One number for each row: bs
         "Go one step on, for all rows."
@@ -148,29 +149,32 @@ class Draws:
         self.at += 1
         return self.numbers[:, self.at-1]
 
-# %% ../nbs/29_sampling.ipynb #d24721df
+# %% ../nbs/29_sampling.ipynb #0762e7bd
 def _check_share(name:str, p:float|None, zero:bool=False):
     if p is not None and not ((0 <= p if zero else 0 < p) and p <= 1):
         raise ValueError(f"{name}={p!r} must be a probability, {'from' if zero else 'above'} 0 "
                          f"{'to' if zero else 'and at most'} 1, or None.")
 
-@dataclass(frozen=True)
 class Sampling:
     "How the next token is picked. Raises `ValueError` for numbers out of range and options that exclude each other."
-    temperature:float=1.           # Below 1 the likely get likelier; 0 always takes the most likely token
-    top_k:int|None=None            # See `keep_top_k`
-    top_p:float|None=None          # See `keep_top_p`
-    min_p:float|None=None          # See `keep_min_p`
-    typical_p:float|None=None      # See `keep_typical`
-    likely_p:float|None=None       # See `keep_likely`; fastai's `min_p`
-    repetition_penalty:float=1.    # See `penalize_repetition`; the prompt counts too
-    frequency_penalty:float=0.     # See `penalize_counts`; the prompt does not count
-    presence_penalty:float=0.      # See `penalize_counts`
-    no_repeat_ngram:int=0          # See `blocked_by_ngrams`; the prompt counts too; 0 for no such rule
-    forbidden:tuple=()             # Ids that must not come
-    required:tuple=()              # Ids that must come before a text ends, the last ones at its end if need be
+    def __init__(self,
+        temperature:float=1., # Below 1 the likely get likelier; 0 always takes the most likely token
+        top_k:int|None=None, # See `keep_top_k`
+        top_p:float|None=None, # See `keep_top_p`
+        min_p:float|None=None, # See `keep_min_p`
+        typical_p:float|None=None, # See `keep_typical`
+        likely_p:float|None=None, # See `keep_likely`; fastai's `min_p`
+        repetition_penalty:float=1., # See `penalize_repetition`; the prompt counts too
+        frequency_penalty:float=0., # See `penalize_counts`; the prompt does not count
+        presence_penalty:float=0., # See `penalize_counts`
+        no_repeat_ngram:int=0, # See `blocked_by_ngrams`; the prompt counts too; 0 for no such rule
+        forbidden:tuple=(), # Ids that must not come
+        required:tuple=(), # Ids that must come before a text ends, the last ones at its end if need be
+    ):
+        store_attr()
+        self._check()
 
-    def __post_init__(self):
+    def _check(self):
         if not (self.temperature >= 0 and self.temperature < math.inf):
             raise ValueError(f"temperature={self.temperature!r} must be at least 0, and finite; 0 always takes the "
                              "most likely token.")
@@ -205,7 +209,9 @@ class Sampler:
         self.how,self.n_words,self.stops,self.min_words,self.step = how,n_words,stops,min_words,0
         self._check(vocab_sz)
         n = len(prompts)
-        self.draws = Draws(seed, [0]*n if samples is None else samples) if how.temperature else None
+        # The prompt is part of the key: else one seed would make texts of different prompts alike.
+        keys = [(s, crc32(p.cpu().numpy().tobytes())) for s,p in zip(samples or [0]*n, prompts, strict=True)]
+        self.draws = Draws(seed, keys) if how.temperature else None
         self.missing = [set(how.required) for _ in range(n)]
         self.history = [p.tolist() for p in prompts] if how.no_repeat_ngram else None
         device = prompts[0].device

@@ -185,7 +185,7 @@ def test_min_p_out_of_reach_warns(ours):
     with pytest.warns(UserWarning, match='min_p=1.0'): ours.predict('one', 3, min_p=1., no_bar=True)
 
 @pytest.mark.parametrize('args,kwargs,words', [
-    (('',), {}, ['empty']), (('  \n',), {}, ['empty']), ((None,), {}, ['NoneType']), ((5,), {}, ['int']),
+    ((None,), {}, ['NoneType']), ((5,), {}, ['int']),
     (('unheard unread',), {}, ['no word that the model knows', "'one'"]), (('one', 0), {}, ['n_words=0']),
     (('one', -2), {}, ['n_words=-2']), (('one', 2.5), {}, ['n_words=2.5']),
     (('one', 2), dict(temperature=-1), ['temperature=-1']), (('one', 2), dict(min_p=1.5), ['min_p=1.5']),
@@ -196,6 +196,16 @@ def test_bad_input(ours, args, kwargs, words):
     with pytest.raises(err) as e: ours.predict(*args, no_bar=True, **kwargs)
     assert all(w in str(e.value) for w in words), str(e.value)
     assert streams() == before
+
+@pytest.mark.parametrize('prompt', ['', '  \n'])
+def test_an_empty_prompt_begins_a_text(ours, prompt):
+    vocab,ids = list(ours.dls.vocab),[2]
+    for _ in range(8):
+        logits = ours.model.eval()(torch.tensor([ids])).logits[0, -1]
+        logits[[vocab.index(t) for t in ('xxunk', 'xxfake')]] = -torch.inf
+        ids.append(logits.argmax().item())
+    want = ' '.join(vocab[i] for i in ids if vocab[i] not in ('xxbos', 'xxpad'))
+    assert ours.predict(prompt, 8, temperature=0, no_bar=True, decoder=lambda t: t) == want
 
 @pytest.mark.parametrize('temperature', [float('inf'), float('nan')])
 def test_odd_temperature(ours, temperature):
