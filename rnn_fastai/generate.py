@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .core import check_count
 from .models.packed import pack
-from .models.recurrent import Recurrent, map_state
+from .models.recurrent import Recurrent, map_state, put_rows, take_rows
 from .sampling import Sampler
 
 # %% ../nbs/30_generate.ipynb #7cbe1da8
@@ -90,13 +90,6 @@ class Step(NamedTuple):
     ids:Tensor       # the tokens: rows
     logps:Tensor     # logarithms of the probabilities that the model gives them: rows
 
-def _take(state:Any, at:Tensor) -> Any: return map_state(lambda s: s.index_select(1, at), state)
-
-def _put(state:Any, part:Any, at:Tensor) -> Any:
-    "`state` with rows `at` from `part`."
-    if isinstance(state, Tensor): return state.index_copy(1, at, part)
-    return tuple(_put(s, p, at) for s,p in zip(state, part, strict=True))
-
 @torch.no_grad()
 def read_prompts(
     model:torch.nn.Module, # A `LanguageModel` or another with `read(ids, state, lengths)`
@@ -112,11 +105,11 @@ def read_prompts(
         at = (lengths > start).nonzero()[:, 0].to(ids.device)   # those that are not at their end yet
         piece,left = ids[at, start:start+part],(lengths[at.cpu()] - start).clamp(max=part)
         ragged = None if left.min() == left.max() else left
-        new = model.read(piece[:, :left.max()], None if state is None else _take(state, at), ragged)
+        new = model.read(piece[:, :left.max()], None if state is None else take_rows(state, at), ragged)
         if len(at) == len(prompts): state = new
         else:   # a prompt of one token has nothing to be read; its state is zero
             if state is None: state = map_state(lambda s: s.new_zeros(s.size(0), len(prompts), *s.shape[2:]), new)
-            state = _put(state, new, at)
+            state = put_rows(state, new, at)
     return state
 
 class Continuation:
@@ -147,7 +140,7 @@ class Continuation:
         "Let the other texts go."
         if rows == self.rows: return
         at = torch.tensor([self.rows.index(r) for r in rows], dtype=torch.long, device=self.ids.device)
-        self.rows,self.ids,self.state = rows,self.ids[at],_take(self.state, at)
+        self.rows,self.ids,self.state = rows,self.ids[at],take_rows(self.state, at)
 
 # %% ../nbs/30_generate.ipynb #062a537c
 def stepping(
