@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_count, check_prob, near
-from .cells import thin_linear
+from .packed import thin_linear
 from .dropout import RNNDropout
 
 # %% ../../nbs/23_models.heads.ipynb #d967d99f
