@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['warmed', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'keep_likely', 'penalize_repetition',
-           'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'Sampling', 'Sampler']
+           'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'check_share', 'Sampling',
+           'Sampler']
 
 # %% ../nbs/29_sampling.ipynb #9ff771f2
 import math
@@ -133,11 +134,10 @@ class Draws:
     "Random numbers for each row, from a seed and a key of the row."
     _ahead = 64   # numbers drawn at once
     def __init__(self,
-        seed:int|None, # None for other texts at every call, by torch's own stream
-        keys:list[tuple], # For each row: whole numbers; rows of the same key get the same numbers, by a seed
+        seed:int, # At least 0
+        keys:list[tuple], # For each row: whole numbers; rows of the same key get the same numbers
     ):
-        if seed is None: seeds = torch.randint(2**62, (len(keys),)).tolist()
-        else: seeds = [int(np.random.SeedSequence([seed, *k]).generate_state(1, np.uint64)[0] >> 1) for k in keys]
+        seeds = [int(np.random.SeedSequence([seed, *k]).generate_state(1, np.uint64)[0] >> 1) for k in keys]
         self.streams,self.at = [torch.Generator().manual_seed(s) for s in seeds],self._ahead
         self.numbers = torch.empty(len(keys), self._ahead, dtype=torch.float64)
 
@@ -150,7 +150,12 @@ class Draws:
         return self.numbers[:, self.at-1]
 
 # %% ../nbs/29_sampling.ipynb #0762e7bd
-def _check_share(name:str, p:float|None, zero:bool=False):
+def check_share(
+    name:str, # Name of the argument, for the message
+    p:float|None, # Its value
+    zero:bool=False, # Whether zero is allowed
+):
+    "Raise `ValueError` unless `p` is a probability, of which 1 is one, or None."
     if p is not None and not ((0 <= p if zero else 0 < p) and p <= 1):
         raise ValueError(f"{name}={p!r} must be a probability, {'from' if zero else 'above'} 0 "
                          f"{'to' if zero else 'and at most'} 1, or None.")
@@ -178,8 +183,8 @@ class Sampling:
         if not (self.temperature >= 0 and self.temperature < math.inf):
             raise ValueError(f"temperature={self.temperature!r} must be at least 0, and finite; 0 always takes the "
                              "most likely token.")
-        for name in ('top_p', 'typical_p'): _check_share(name, getattr(self, name))
-        for name in ('min_p', 'likely_p'): _check_share(name, getattr(self, name), zero=True)
+        for name in ('top_p', 'typical_p'): check_share(name, getattr(self, name))
+        for name in ('min_p', 'likely_p'): check_share(name, getattr(self, name), zero=True)
         if self.top_k is not None: check_count('top_k', self.top_k)
         check_count('no_repeat_ngram', self.no_repeat_ngram, 0)
         if not 0 < self.repetition_penalty < math.inf:
@@ -201,7 +206,7 @@ class Sampler:
         prompts:list[Tensor], # Ids of each prompt
         vocab_sz:int, # Size of the vocabulary
         n_words:int, # How many tokens are to come
-        seed:int|None=None, # See `Draws`
+        seed:int|torch.Generator|None=None, # A number: see `Draws`; a generator, or torch's own, draws for all rows
         samples:list[int]|None=None, # For each prompt: which sample it is; by default 0
         stops:tuple=(), # Ids that end a text
         min_words:int=0, # Tokens before which no text ends
@@ -211,7 +216,9 @@ class Sampler:
         n = len(prompts)
         # The prompt is part of the key: else one seed would make texts of different prompts alike.
         keys = [(s, crc32(p.cpu().numpy().tobytes())) for s,p in zip(samples or [0]*n, prompts, strict=True)]
-        self.draws = Draws(seed, keys) if how.temperature else None
+        self.generator = seed if isinstance(seed, torch.Generator) else None
+        own = how.temperature and seed is not None and self.generator is None
+        self.draws = Draws(check_count('seed', seed, 0), keys) if own else None
         self.missing = [set(how.required) for _ in range(n)]
         self.history = [p.tolist() for p in prompts] if how.no_repeat_ngram else None
         device = prompts[0].device
@@ -245,12 +252,13 @@ class Sampler:
         raw = logits.float()
         norm = raw.logsumexp(-1, keepdim=True)
         logits = self._left(raw, norm, rows)
-        if self.draws is None: ids = logits.argmax(-1)
-        else:
-            u = self.draws.next()[rows].to(logits.device, non_blocking=True)
-            ids = draw((logits - logits.amax(-1, keepdim=True)).exp_(), u)
+        ids = logits.argmax(-1) if self.how.temperature == 0 else self._draw(logits.softmax(-1), rows)
         self._note(ids, rows)
         return ids,(raw.gather(-1, ids[:, None]) - norm)[:, 0]
+
+    def _draw(self, probs:Tensor, rows:list[int]) -> Tensor:
+        if self.draws is None: return torch.multinomial(probs, 1, generator=self.generator)[:, 0]
+        return draw(probs, self.draws.next()[rows].to(probs.device, non_blocking=True))
 
     def _left(self, raw:Tensor, norm:Tensor, rows:list[int]) -> Tensor:
         "Logits of the tokens that the rules leave."

@@ -7,13 +7,14 @@ __all__ = ['thin_linear', 'PackedWeight', 'packed_product', 'int8_product', 'pac
 
 # %% ../../nbs/06_models.packed.ipynb #17326c98
 import math
+import warnings
 from typing import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../../nbs/06_models.packed.ipynb #5ae4c974
+# %% ../../nbs/06_models.packed.ipynb #b540791c
 _FEW,_LARGE = 4,2**17   # rows up to which blocks are faster, and entries from which
 _BLOCKS = 16            # enough for the threads of small machines to share
 
@@ -87,8 +88,11 @@ def int8_product(
     zeros = torch.zeros(len(w), dtype=torch.long)
     top = 127 if torch.cpu._is_vnni_supported() else 63   # without these instructions, sums of eight bits overflow
     old,torch.backends.quantized.engine = torch.backends.quantized.engine,'x86'
-    try: packed = torch.ops.quantized.linear_prepack(torch.quantize_per_channel(w, scale.double(), zeros, 0,
-                                                                                 torch.qint8), None)
+    try:
+        with warnings.catch_warnings():   # torch tells of a future without these kernels, which users cannot change
+            warnings.filterwarnings('ignore', '.*quantize', UserWarning)
+            whole = torch.quantize_per_channel(w, scale.double(), zeros, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(whole, None)
     finally: torch.backends.quantized.engine = old
     run = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
     def product(x, bias=None):

@@ -8,6 +8,7 @@ __all__ = ['archs', 'awd_lstm_clas_config', 'awd_lstm_lm_config', 'AWD_GRU', 'AW
            'get_language_model', 'OneHot', 'token_input', 'right_padded', 'SequenceModel', 'StateInput', 'Seq2Seq']
 
 # %% ../../nbs/24_models.zoo.ipynb #a67dcc16
+import inspect
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -147,6 +148,11 @@ class LanguageModel(nn.Sequential):
         "The state after reading `ids` (bs,sl), with no logits made."
         return (self[0](ids, state) if lengths is None else self[0](ids, state, lengths=lengths))[1]
 
+    @property
+    def takes_lengths(self) -> bool:
+        "Whether `read` takes `lengths`: the encoder does."
+        return 'lengths' in inspect.signature(self[0].forward).parameters
+
     def reset(self):
         "For fastai's sake: there is no state in the model to reset."
 
@@ -228,6 +234,7 @@ def right_padded(
 
 class SequenceModel(nn.Module):
     "Ids to features, a recurrent layer, and a linear head: at every step, or from the last state."
+    takes_lengths = True   # `read` does
     def __init__(self,
         inp:nn.Module, # Ids to features
         rnn:Recurrent, # Reads them; `batch_first`
