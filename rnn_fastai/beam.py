@@ -137,7 +137,7 @@ class _Search:
         rows,chosen = [],[]
         for g in range(n_groups):
             rank = logp[:, g] - self.how.diversity*counts if g else logp[:, g]                  # n,beams,vocab
-            tokens = rank.topk(min(width, vocab_sz)).indices.sort().values   # so that of equal ones lower ids come first
+            tokens = rank.topk(min(width, vocab_sz)).indices.sort().values   # in order: of equal ones, lower ids first
             totals = (self.sums[:, g, :, None] + rank.gather(-1, tokens)).flatten(1)
             best,at = (x[:, :width] for x in totals.sort(descending=True, stable=True))
             if best.isnan().any(): raise FloatingPointError("The model gives NaN or infinite logits; see its weights.")
