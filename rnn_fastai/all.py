@@ -1,6 +1,7 @@
 "Everything that `from fastai.text.all import *` gives, with this package's classes in place of fastai's, and its own."
 from fastai.text.all import *
 
+from rnn_fastai.beam import *
 from rnn_fastai.callback.capture import *
 from rnn_fastai.callback.history import *
 from rnn_fastai.callback.lean import *
