@@ -5,21 +5,25 @@
 # %% auto #0
 __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HONEST', 'STAGES', 'commands', 'SETS', 'is_exact',
            'train_demo', 'save_picture', 'honest_docs', 'honest_loaders', 'train_honest', 'stream_scores', 'demo',
-           'read_data', 'task_loaders', 'scores_of', 'train', 'evaluate', 'predict', 'main']
+           'read_data', 'task_loaders', 'scores_of', 'train', 'evaluate', 'predict', 'typed_lines', 'generate', 'main']
 
 # %% ../nbs/71_cli.ipynb #a089b10c
+import json
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
-from fastcore.script import call_parse, parse_cli
+from fastcore.script import call_parse, parse_cli, store_true
 from torch.nn import functional as F
 
 from .callback.history import LossHistory
@@ -35,6 +39,7 @@ from .learner import LMLearner, TextLearner, language_model_learner, text_vocab
 from .plots import plot_losses
 from .saved import build_learner, check_task, load_model, save_model
 from .ulmfit import fine_tune_classifier
+from .writer import Generated
 
 # %% ../nbs/71_cli.ipynb #055510c0
 REFERENCE_S = 211   # the course's training on a GPU: 49 to 54 s for each of four epochs
@@ -311,6 +316,102 @@ def predict(
             with learn.no_bar(): name,i,probs = learn.predict(line)
             print(f"{name}\t{probs[i]:.4f}\t{line}")
 
+# %% ../nbs/71_cli.ipynb #830de812
+def typed_lines(
+    ask:str='> ', # What is shown before each line
+) -> Iterator[str]: # Lines, until the end of the input, or an interrupt
+    "Lines that somebody types."
+    while True:
+        try: line = input(ask)
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        yield line
+
+def _chunks(lines:Iterable[str], size:int) -> Iterator[list[str]]:
+    lines = iter(lines)
+    while chunk := list(islice(lines, size)): yield chunk
+
+def _try_each(write:Callable, prompts:list[str]) -> Iterator[Any]:
+    "What `write` makes of a list; where it refuses, of each alone: texts, or a pair of prompt and error."
+    try:
+        yield from write(prompts)
+        return
+    except ValueError as e:
+        if len(prompts) == 1:
+            yield prompts[0],e
+            return
+    for p in prompts: yield from _try_each(write, [p])
+
+def _stream_typed(stream:Callable):
+    "Continue what is typed. An interrupt ends a text, and at the prompt all."
+    for line in typed_lines():
+        try:
+            for piece in stream(line): print(piece, end='', flush=True)
+        except ValueError as e: print(e, file=sys.stderr, end='')
+        except KeyboardInterrupt: pass
+        print()
+
+def _as_json(t:Generated) -> str: return json.dumps({**t._asdict(), 'logps': t.logps.tolist()}, ensure_ascii=False)
+
+@commands.register()
+@call_parse
+def generate(
+    model:str, # Folder of a trained language model
+    *prompts:str, # Prompts; by default lines of the file, of the standard input, or what is typed at a terminal
+    file:str=None, # File of prompts, one a line
+    n_words:int=50, # Most words that a prompt is continued by
+    n:int=1, # Texts for each prompt
+    temperature:float=1., # 0 always takes the likeliest word
+    top_k:int=None, # Draw from so many likeliest words
+    top_p:float=None, # Draw from the fewest words that make this probability
+    min_p:float=None, # Draw from words at least so likely, as a share of the likeliest
+    typical_p:float=None, # Draw from typical words that make this probability
+    repetition_penalty:float=1., # Above 1 against words that were there
+    frequency_penalty:float=0., # Against words, for each time that they were written
+    no_repeat_ngram:int=0, # No run of so many words twice
+    stop:str=None, # String that ends a text, and is left out
+    stop_tokens:str='', # Words that end a text, parted by blanks
+    forbidden:str='', # Words that must not come, parted by blanks
+    required:str='', # Words that must come, parted by blanks
+    min_words:int=0, # Words before which no text ends
+    beam:int=None, # Search the likeliest text with a beam of this width, instead of drawing
+    seed:int=None, # The same seed makes the same text of a prompt
+    int8:store_true=False, # Weights in eight bits: faster, and a little off
+    bs:int=64, # Texts written together
+    as_json:store_true=False, # Write JSON lines: prompt, text, tokens, their log-probabilities, why it ended
+):
+    "Continue prompts with a language model."
+    learn,facts = load_model(model)
+    if facts['task'] != 'lm': raise ValueError(f"{model} holds a {facts['task']}, which does not write; call predict.")
+    if prompts and file: raise ValueError(f"Prompts and file={file!r} exclude each other; leave one out.")
+    if file and not Path(file).exists(): raise FileNotFoundError(f"There is no file {file}.")
+    common = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split(), int8=int8)
+    how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, stop=stop or (),
+               repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty, required=required.split(),
+               no_repeat_ngram=no_repeat_ngram, min_words=min_words)
+    learn.writing(**common, **how)   # options that cannot be meant are told of before anything is read
+    if beam: write = partial(learn.beam_search, width=beam, n=n, min_words=min_words, bs=bs, no_bar=True, **common)
+    else: write = partial(learn.generate, n=n, seed=seed, bs=bs, no_bar=True, **common, **how)
+    if not prompts and not file and sys.stdin.isatty() and not (beam or as_json or n > 1):
+        return _stream_typed(partial(learn.stream, seed=seed, **common, **how))
+    lines = prompts or (open(file, encoding='utf8') if file else sys.stdin)
+    failed = _write_lines(write, (t.rstrip('\n') for t in lines), bs, as_json)
+    if failed: raise ValueError(f"{failed} of the prompts could not be continued.")
+
+def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> int:
+    "Print texts, in the order of their prompts; errors go where they do not mix with them. How many there were."
+    failed = 0
+    for chunk in _chunks(lines, bs):
+        for t in _try_each(write, chunk):
+            if isinstance(t, Generated): print(_as_json(t) if as_json else t.text, flush=True)
+            else:
+                failed += 1
+                print(json.dumps(dict(prompt=t[0], error=str(t[1])), ensure_ascii=False) if as_json else t[1],
+                      file=sys.stdout if as_json else sys.stderr)
+    return failed
+
+# %% ../nbs/71_cli.ipynb #bdb2948a
 def main():
     "Run the command that the first argument names."
     name,*rest = sys.argv[1:] or ['--help']

@@ -153,9 +153,12 @@ def generate(
     for _ in range(n_words): yield text.step().ids.item()
 
 # %% ../nbs/30_generate.ipynb #062a537c
+_FEW_STEPS = 8   # a kernel lays out its weights anew at each call, in the time of about as many steps
+
 def stepping(
     model:torch.nn.Module, # Any model
     int8:bool=False, # Weights in eight bits; see `int8_product`
+    reproducible:bool=False, # No bit of a text depends on those beside it; slower for one text
 ) -> torch.nn.Module: # In evaluation mode
     "A copy for generation on the same weights, laid out for products with few rows. Made for weights as they are now."
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -163,7 +166,9 @@ def stepping(
     for m in list(twin.modules()):
         for name,child in m.named_children():
             if isinstance(child, torch.nn.RNNBase): setattr(m, name, Recurrent.from_torch(child))
-    return pack(twin.eval(), int8)
+    for m in twin.modules():
+        if isinstance(m, Recurrent) and not reproducible: m.few_steps = _FEW_STEPS
+    return pack(twin.eval(), int8, reproducible)
 
 # %% ../nbs/30_generate.ipynb #0917f91c
 @lru_cache(maxsize=16)
@@ -186,21 +191,23 @@ def is_watched(
 
 class Twin:
     "Keeps what `stepping` made of a model for as long as the model's weights stay as they are."
-    def __init__(self): self.made = {}
+    def __init__(self): self.key,self.made = None,{}
 
     def of(self,
         model:torch.nn.Module, # Any model
         int8:bool=False, # Weights in eight bits
+        reproducible:bool=False, # See `stepping`
     ) -> torch.nn.Module|None: # None for a model on a GPU, one that is watched, or one that cannot be copied
         "The model for stepping."
         tensors = [*model.parameters(), *model.buffers()]
         if is_watched(model) or any(t.device.type != 'cpu' for t in tensors): return None
-        key = [(id(model), int8), *((id(t), t.data_ptr(), tuple(t.shape), _sum_of(t)) for t in tensors)]
-        if self.made.get('key') != key:
-            self.made = {}   # the old one goes before the new one comes
-            try: self.made = dict(key=key, model=stepping(model, int8))
+        key = [id(model), *((id(t), t.data_ptr(), tuple(t.shape), _sum_of(t)) for t in tensors)]
+        if self.key != key: self.key,self.made = key,{}
+        how = int8,reproducible
+        if how not in self.made:
+            try: self.made[how] = stepping(model, *how)
             except Exception: return None   # whatever a module of somebody's own raises when it is copied
-        return self.made['model']
+        return self.made[how]
 
     def __getstate__(self): return {}
-    def __setstate__(self, state): self.made = {}
+    def __setstate__(self, state): self.__init__()

@@ -22,6 +22,7 @@ from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
 from fastprogress import progress_bar
 
+from .beam import Beam
 from .callback.regularize import rnn_cbs
 from .core import check_count, flush_denormals
 from .data.corpus import FAKE
@@ -29,7 +30,7 @@ from .data.lm import LMDataset
 from .data.tokenize import TextTokenizer, decode_spec_tokens
 from .generate import Twin, evaluating, with_state
 from .sampling import Sampling, check_share
-from .writer import Codec, Ending, Generated, stream_text, write_texts
+from .writer import Codec, Ending, Generated, search_texts, stream_text, write_texts
 from .models.zoo import archs, get_language_model
 from .optim import Adam
 from .transfer import (TransferReport, check_named, fetch_pretrained, fit_opt_state, fit_weights,
@@ -177,10 +178,10 @@ class WritingLearner(TextLearner):
     def _codec(self, decoder:Callable) -> Codec: raise NotImplementedError
     def _never(self, no_unk:bool) -> list[int]: raise NotImplementedError   # ids that are not generated
 
-    def _stepper(self, int8:bool=False) -> torch.nn.Module:
+    def _stepper(self, int8:bool, reproducible:bool) -> torch.nn.Module:
         "The model for stepping, or the learner's own where there can be none."
         model = get_model(self.model)
-        own = self.twin.of(model, int8)
+        own = self.twin.of(model, int8, reproducible)
         if own is None and int8:
             raise ValueError("int8=True needs a model on the CPU without hooks or capture; leave it out.")
         model = ifnone(own, model)
@@ -198,8 +199,9 @@ class WritingLearner(TextLearner):
             return bar.update
         return start
 
-    def _writing(self,
+    def writing(self,
         n_words:int=50, # Most tokens to generate for each
+        seed:int|torch.Generator|None=None, # A number makes the same text of a prompt, whatever else is in the list
         stop:str|list[str]=(), # Strings that end a text, which stops before them
         stop_tokens:str|list[str]=(), # Tokens that end a text, and are its last
         min_words:int=0, # Tokens before which no text ends
@@ -210,16 +212,16 @@ class WritingLearner(TextLearner):
         decoder:Callable=decode_spec_tokens, # Turns tokens for capitals and repetitions into words
         **kwargs # See `Sampling`
     ) -> tuple: # Model, `Codec`, `Ending`, `Sampling`
-        "What it takes to write."
+        "What it takes to write, checked, for those who drive `write_texts` themselves."
         codec = self._codec(decoder)
         end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'), (stop,) if isinstance(stop, str) else tuple(stop),
                      min_words)
         banned = {*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}
         how = Sampling(forbidden=tuple(sorted(banned)), required=codec.ids(required, 'required'), **kwargs)
-        return self._stepper(int8),codec,end,how
+        return self._stepper(int8, isinstance(seed, int) or how.temperature == 0),codec,end,how
 
     @delegates(Sampling)
-    @delegates(_writing, keep=True)
+    @delegates(writing, keep=True)
     def generate(self,
         prompts:Any='', # What to go on from: a text, or a list; an empty one begins a text
         n_words:int=50, # Most tokens to generate for each
@@ -231,12 +233,12 @@ class WritingLearner(TextLearner):
     ) -> list[Generated]: # `n` for each prompt, in their order
         """Continue prompts, each as if alone. Raises `ValueError` for a prompt without a known word, for numbers out of
         range, tokens that are not in the vocabulary, and options that exclude each other."""
-        model,codec,end,how = self._writing(n_words, **kwargs)
+        model,codec,end,how = self.writing(n_words, seed, **kwargs)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return write_texts(model, codec, prompts, end, how, n, seed, bs, self._progress(no_bar))
 
     @delegates(Sampling)
-    @delegates(_writing, keep=True)
+    @delegates(writing, keep=True)
     def stream(self,
         prompt:Any='', # What to go on from; an empty one begins a text
         n_words:int=50, # Most tokens to generate
@@ -245,8 +247,29 @@ class WritingLearner(TextLearner):
     ) -> Iterator[str]: # Pieces of the text: the prompt, then what each token adds
         """Continue a prompt, and hand each piece out as it is written; joined, they are the text of `generate`. Raises
         as `generate` does, and for a backwards model, at once."""
-        model,codec,end,how = self._writing(n_words, **kwargs)
+        model,codec,end,how = self.writing(n_words, seed, **kwargs)
         return stream_text(model, codec, prompt, end, how, seed)
+
+    @delegates(Beam, but=['stops'])
+    def beam_search(self,
+        prompts:Any='', # What to go on from: a text, or a list; an empty one begins a text
+        n_words:int=50, # Most tokens of a text
+        stop_tokens:str|list[str]=(), # Tokens that end a text, and are its last
+        forbidden:str|list[str]=(), # Tokens that must not come
+        no_unk:bool=True, # Never generate `xxunk`
+        int8:bool=False, # On the CPU, weights in eight bits; see `int8_product`
+        bs:int=64, # Hypotheses that go on together
+        no_bar:bool=False, # Show no progress bar
+        decoder:Callable=decode_spec_tokens, # Turns tokens for capitals and repetitions into words
+        **kwargs
+    ) -> list[Generated]: # `n` for each prompt, best first, in their order
+        "The likeliest continuations of prompts that a beam finds; see `Beam`. Raises as `generate` does."
+        codec = self._codec(decoder)
+        banned = {*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}
+        how = Beam(forbidden=tuple(sorted(banned)), stops=codec.ids(stop_tokens, 'stop_tokens'), **kwargs)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return search_texts(self._stepper(int8, True), codec, prompts, check_count('n_words', n_words), how, bs,
+                            self._progress(no_bar))
 
 class LMLearner(WritingLearner):
     "A `Learner` of a language model: carries the state from batch to batch, and continues prompts."

@@ -8,7 +8,6 @@ __all__ = ['ModuleModel', 'RNNLearner', 'loaders_task', 'sequence_model', 'rnn_l
 # %% ../nbs/35_nets.ipynb #0a173fc5
 import copy
 import inspect
-from functools import partial
 from typing import Any, Callable
 
 import torch
@@ -24,13 +23,15 @@ from .callback.regularize import rnn_cbs
 from .core import check_count
 from .data.lm import LMDataLoader
 from .data.series import IGNORE, SeqDataLoader, SeqTask
-from .generate import check_sampling, pick_token
-from .learner import LMLearner, TextLearner, evaluating, text_vocab
+from .generate import evaluating
+from .learner import LMLearner, TextLearner, WritingLearner, text_vocab
 from .models.heads import check_pool
 from .models.recurrent import Recurrent
 from .models.zoo import LMOutput, OneHot, Seq2Seq, SequenceModel, StateInput, token_input
 from .optim import Adam
+from .sampling import check_share
 from .transfer import word_vectors
+from .writer import Codec
 
 # %% ../nbs/35_nets.ipynb #5a8af1ff
 class ModuleModel(nn.Module):
@@ -53,7 +54,7 @@ class ModuleModel(nn.Module):
 
 # %% ../nbs/35_nets.ipynb #cf700293
 @delegates(Learner.__init__)
-class RNNLearner(TextLearner):
+class RNNLearner(WritingLearner):
     "A `Learner` over small sequences, whose `predict` does what the loaders are for: generate, classify, tag or write."
     def __init__(self,
         dls:Any, # `SeqDataLoaders`, or fastai's loaders of texts and labels
@@ -77,15 +78,13 @@ class RNNLearner(TextLearner):
     ) -> Any: # By the kind of task
         "The prompt and what comes after; or label, its id and all probabilities; or pairs of token and tag; or tokens."
         if not hasattr(self.dls, 'task'): return super().predict(item)   # fastai's loaders have their own transforms
-        check_sampling(temperature, min_p)
+        check_share('min_p', min_p, zero=True)
+        if self.task.kind == 'next':
+            text, = self.generate([item], ifnone(n_words, 1), no_bar=no_bar, temperature=temperature, likely_p=min_p)
+            return text.text if isinstance(item, str) else [*item, *text.tokens]
         seq,model = self.split(item),get_model(self.model)
-        ids = self.task.encode(seq).to(next(model.parameters()).device)
-        if self.task.kind == 'next': toks = self._generate(model, ids, ifnone(n_words, 1), temperature, min_p, no_bar)
-        else:
-            with evaluating(model), torch.no_grad(): return self._answer(model, seq, ids, ifnone(n_words, 50))
-        toks = [*seq, *toks]
-        if isinstance(item, str): return (' ' if isinstance(seq, list) else '').join(map(str, toks))
-        return toks
+        ids = self.task.encode(seq).to(self._device)
+        with evaluating(model), torch.no_grad(): return self._answer(model, seq, ids, ifnone(n_words, 50))
 
     def split(self,
         item:Any, # A sequence, as `predict` takes it
@@ -96,12 +95,14 @@ class RNNLearner(TextLearner):
 
     def _words(self) -> list: return [t for t in self.task.vocab if not (isinstance(t, str) and t.startswith('xx'))]
 
-    def _generate(self, model, ids, n_words, temperature, min_p, no_bar) -> list:
-        "Tokens after a prompt."
-        pad = [] if self.task.pad is None else [self.task.pad]
-        banned = torch.tensor(pad, dtype=torch.long, device=ids.device)
-        pick = partial(pick_token, temperature=temperature, min_p=min_p, banned=banned)
-        return [self.task.vocab[i] for i in self._continue(model, ids[0], n_words, pick, no_bar)]
+    def _codec(self, decoder:Callable) -> Codec:   # `decoder` is for the special tokens of fastai's texts
+        if self.task.kind != 'next':
+            raise TypeError(f"A model of kind {self.task.kind!r} says nothing that goes on; call predict.")
+        vocab,words = self.task.vocab,any(len(str(t)) > 1 for t in self._words())
+        def decode(ids): return (' ' if words else '').join(str(vocab[i]) for i in ids)
+        return Codec(vocab, lambda item: self.task.encode(self.split(item))[0].to(self._device), decode, words=words)
+
+    def _never(self, no_unk:bool) -> list[int]: return [] if self.task.pad is None else [self.task.pad]
 
     def _answer(self, model, seq, ids, n_words) -> Any:
         "What is not the next token."

@@ -217,7 +217,7 @@ def test_odd_temperature(ours, temperature):
 @pytest.mark.parametrize('ids', [[2], [2, 9, 10, 11]])
 def test_generate_yields_as_it_goes(ours, ids):
     model,ids = ours.model.eval(),torch.tensor(ids)
-    steps = rf.generate(model, ids, 50, pick=lambda logits: logits.argmax().item())
+    steps = rf.generate(model, ids, 50, rf.Sampling(temperature=0))
     first = [next(steps) for _ in range(6)]
     text = ids.tolist()
     for i in first:   # each is the most likely after all that stands before it
@@ -225,15 +225,20 @@ def test_generate_yields_as_it_goes(ours, ids):
         text.append(i)
     with pytest.raises(ValueError, match='empty'): next(rf.generate(model, ids[:0], 3))
 
-def test_pick_token_draws_by_probability():
+def test_draws_by_probability():
+    "Frequencies of a model that always gives the same logits, against fastai's arithmetic on probabilities."
+    class Same(torch.nn.Module):
+        def forward(self, ids): return logits.expand(*ids.shape, 4)
     logits,n = torch.tensor([0., 1., 2., -1.]),4000
     torch.manual_seed(0)
-    for args in ((1., None, None), (0.5, None, None), (2., None, torch.tensor([2])), (1., 0.1, None)):
-        temperature,min_p,banned = args
+    for temperature,min_p,banned in ((1., None, ()), (0.5, None, ()), (2., None, (2,)), (1., 0.1, ())):
         probs = logits.softmax(0)
-        if banned is not None: probs[banned] = 0.
+        probs[list(banned)] = 0.
         if min_p is not None: probs[probs < min_p] = 0.
         probs = probs.pow(1/temperature)/probs.pow(1/temperature).sum()
-        seen = torch.bincount(torch.tensor([rf.pick_token(logits, *args) for _ in range(n)]), minlength=4)/n
+        how = rf.Sampling(temperature, likely_p=min_p, forbidden=banned)
+        sampler = rf.Sampler(how, [torch.tensor([0])]*n, 4, 1)
+        seen = torch.bincount(sampler.pick(logits.expand(n, 4), list(range(n)))[0], minlength=4)/n
         assert ((seen-probs).abs() <= 5*(probs*(1-probs)/n).sqrt()).all()
+    assert len(set(rf.generate(Same(), torch.tensor([0]), 50))) > 2
     assert_close(logits, torch.tensor([0., 1., 2., -1.]))   # the argument is not written to

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 _FEW,_LARGE = 4,2**17   # rows up to which blocks are faster, and entries from which
 _BLOCKS = 16            # enough for the threads of small machines to share
 
+def _rows(x:Tensor) -> Tensor: return x.reshape(-1, x.size(-1))
+
 def _in_blocks(x:Tensor, w:Tensor, b:Tensor|None) -> Tensor:
-    n = math.gcd(len(w), _BLOCKS)
-    rows = x.reshape(-1, x.size(-1))
+    n,rows = math.gcd(len(w), _BLOCKS),_rows(x)
     out = torch.bmm(w.view(n, -1, w.size(1)), rows.T.expand(n, -1, -1))         # n,n_out/n,rows
     out = out.view(len(w), len(rows)).T.reshape(*x.shape[:-1], len(w))
     return out if b is None else out + b
@@ -57,19 +58,21 @@ class PackedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass(): return func(*args, **kwargs)
 
 # %% ../../nbs/06_models.packed.ipynb #cc626ab7
-def _rows(x:Tensor) -> Tensor: return x.reshape(-1, x.size(-1))
-
 def packed_product(
     w:Tensor, # A weight: n_out,n_in
+    reproducible:bool=False, # No bit of a row's product depends on how many rows there are
 ) -> Callable|None: # (x, bias) -> ...,n_out; none where oneDNN cannot be had for it
-    "Products by blocks, and from oneDNN's own layout for more than two rows. They have no gradient."
+    "Products by blocks for one row or two, and from oneDNN's own layout for more. They have no gradient."
     ok = torch.backends.mkldnn.is_available() and w.device.type == 'cpu' and w.dtype == torch.float32
     if not (ok and hasattr(torch.ops.mkldnn, '_linear_pointwise')): return
     w,made = w.detach(),[]
     def product(x, bias=None):
-        if x.numel() <= 2*x.size(-1): return _in_blocks(x, w, bias)
+        rows = _rows(x)
+        if len(rows) <= 2 and not reproducible: return _in_blocks(x, w, bias)
         if not made: made.append(torch.ops.mkldnn._reorder_linear_weight(w.contiguous()))
-        return torch.ops.mkldnn._linear_pointwise(x, made[0], bias, 'none', [], '')
+        if len(rows) == 1: rows = rows.expand(2, -1)   # for one alone oneDNN adds in another order
+        out = torch.ops.mkldnn._linear_pointwise(rows, made[0], bias, 'none', [], '')
+        return out[:x.numel()//x.size(-1)].view(*x.shape[:-1], -1)
     return product
 
 # %% ../../nbs/06_models.packed.ipynb #c7564489
@@ -109,6 +112,7 @@ _LEAST = 2**14   # entries; a smaller weight is in the cache anyway
 def pack(
     model:nn.Module, # A model whose parameters may be replaced: a copy, for generation
     int8:bool=False, # Weights in eight bits
+    reproducible:bool=False, # No bit of a row's result depends on how many rows there are; so it is in eight bits anyway
 ) -> nn.Module: # `model`
     "Give all matrices of a model, but those of embeddings, a second layout. See `packed_product`, `int8_product`."
     made = {}   # a weight that is used twice is packed once
@@ -117,7 +121,7 @@ def pack(
         for name,p in m._parameters.items():
             if p is None or p.dim() != 2 or p.numel() < _LEAST: continue
             if id(p) not in made:
-                product = int8_product(p) if int8 else packed_product(p)
+                product = int8_product(p) if int8 else packed_product(p, reproducible)
                 made[id(p)] = p if product is None else PackedWeight(p, product)
             m._parameters[name] = made[id(p)]
     return model

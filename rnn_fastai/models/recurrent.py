@@ -212,6 +212,7 @@ class Recurrent(nn.Module):
     "Layers of any cell over time, with the arguments and returns of `nn.LSTM`."
     watch = None   # for those who look inside: (i, Seen, output, last state) of cell i -> output and last state
     edit = None    # for those who change it: (i, step in the order of reading, state) of cell i -> state
+    few_steps = 1  # up to so many steps are taken by the plain loop; more, where a weight's product is made for few rows
     def __init__(self,
         cell:Any, # A registered name, or a subclass of `Cell`
         input_size:int, # Features of the input
@@ -334,7 +335,7 @@ class Recurrent(nn.Module):
         reasons = dict(fused=f"torch has a kernel, {cell.kernel}" if cell.kernel and not zone else None,
                        scan=f"{name} is linear in its state" if cell.scan and not zone else None,
                        compile="compiled in chunks of steps, which takes a while at the first call",
-                       loop="one step needs no more" if n_steps == 1 else "zoneout acts between steps" if zone else
+                       loop="so few steps need no more" if n_steps <= self.few_steps else "zoneout acts between steps" if zone else
                             f"{name} has neither a kernel nor a scan; backend='compile' is for long runs")
         if self.backend not in _BACKENDS:
             raise ValueError(f"backend={self.backend!r} is unknown. {near(self.backend, _BACKENDS)}")
@@ -344,9 +345,9 @@ class Recurrent(nn.Module):
                 lacks = "zoneout acts between steps" if zone else f"{name} has none"
                 raise ValueError(f"backend={self.backend!r} cannot be had: {lacks}. Take 'auto', 'loop' or 'compile'.")
             return self.backend,"as asked for"
-        # One step: a kernel lays out its weights anew at every call, which costs several times the step itself.
-        one = n_steps == 1 and (torch.device(device).type == 'cpu' or not cell.kernel)
-        pick = 'loop' if one else next(b for b in ('fused', 'scan', 'loop') if reasons[b])
+        # A kernel on the CPU lays out its weights anew at every call, which costs several times a step itself.
+        few = n_steps <= self.few_steps and (torch.device(device).type == 'cpu' or not cell.kernel)
+        pick = 'loop' if few else next(b for b in ('fused', 'scan', 'loop') if reasons[b])
         return pick,reasons[pick]
 
     def zero_state(self,
