@@ -215,7 +215,8 @@ def search_texts(
     texts = [_Text(p, codec.encode(p)) for p in prompts]
     tell,behind,found = (progress or (lambda total: lambda done: None))(len(texts)*n_words),0,{}
     for batch in _batches(texts, max(bs//how.width, 1), getattr(model, 'takes_lengths', False)):
-        def told(share, behind=behind, total=len(batch)*n_words): tell(behind + int(share*total))
+        total = len(batch)*n_words
+        def told(share, behind=behind, total=total): tell(behind + int(share*total))
         with evaluating(model): lists = beam_search(model, [t.start for t in batch], n_words, how, told=told)
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
         behind += len(batch)*n_words

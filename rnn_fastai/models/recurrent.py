@@ -496,7 +496,7 @@ class Recurrent(nn.Module):
         "What `forward` does in that case, without its preparations, which would take longer than a small step itself."
         time,first = int(self.batch_first),self._cells[0]
         x = check_input(x, self.input_size, (3,)).squeeze(time)                 # bs,n_in
-        shapes = [(len(self._cells), len(x), n) for n in first.sizes]
+        shapes = [(len(self._cells), x.size(0), n) for n in first.sizes]   # `len` would fix the size in an export
         state,lasts = check_state(state, first.states, shapes, x),[]
         for i,cell in enumerate(self._cells):
             lasts.append(cell.step(cell.project(x), tuple(s[i] for s in state)))
