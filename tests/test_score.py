@@ -402,6 +402,11 @@ def test_bad_settings(make_it, words):
     with pytest.raises(ValueError, match=words): make_it()
 
 
+@pytest.mark.parametrize("ids, words", [([1, 2], "ids is list"), (torch.ones(2, 50).long(), r"of the shape \(2, 50\)")])
+def test_squares_of_no_text(ids, words):
+    with pytest.raises(TypeError, match=words): DynamicEvaluation().gather(make(), ids)
+
+
 def test_perplexity():
     scores = [Score("x " * n, ["x"]*n, -torch.arange(1., n + 1)) for n in (3, 0, 2)]
     assert scores[0].loss == 2. and math.isnan(scores[1].loss) and math.isnan(scores[1].perplexity)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NeuralCache', 'CacheMemory', 'detached', 'DynamicEvaluation', 'Adapted', 'adapting']
 
-# %% ../../nbs/05_models.adapt.ipynb #5112be01
+# %% ../../nbs/05_models.adapt.ipynb #d5974e48
 import copy
 import math
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core import check_count, flush_denormals
 
-# %% ../../nbs/05_models.adapt.ipynb #937a6f59
+# %% ../../nbs/05_models.adapt.ipynb #8485f3ac
 def _check_number(name:str, value:Any, below:float=math.inf):
     if not (isinstance(value, Real) and 0 <= value < below):
         raise ValueError(f"{name}={value!r} must be a number of at least 0 and "
@@ -124,7 +124,7 @@ class CacheMemory:
         if self.at: new.at,new.states,new.ids = self.at,self.states[at],self.ids[at]
         return new
 
-# %% ../../nbs/05_models.adapt.ipynb #d9c0673d
+# %% ../../nbs/05_models.adapt.ipynb #48fa81d1
 def detached(
     state:Any, # A tensor, or nested tuples of tensors
 ) -> Any: # The same nest
@@ -159,7 +159,11 @@ class DynamicEvaluation:
         told:Callable|None=None, # Called with the share that is done
     ) -> 'DynamicEvaluation': # The same, with `stats`
         """Mean squares of the gradients of `every` tokens. Those of the rows are added and divided by the root of
-        their number, so that the squares are, on average, those of one row. Raises `ValueError` for too few ids."""
+        their number, so that the squares are, on average, those of one row. Raises `TypeError` or `ValueError` for ids
+        that are no tensor of one axis, or too few."""
+        if not isinstance(ids, Tensor) or ids.dim() != 1:
+            got = f"of the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"ids is {got}; pass one tensor of ids, the texts one after the other.")
         sl = (len(ids) - 1)//check_count('bs', bs)
         n = sl//self.every
         if n == 0: raise ValueError(f"ids has {len(ids)} tokens; {bs} rows of every={self.every} tokens and the next "
@@ -200,7 +204,8 @@ class Adapted:
         for k,p in self.params.items():
             if k not in stats or stats[k].shape != p.shape:
                 got = f"of the shape {tuple(stats[k].shape)}" if k in stats else "missing"
-                raise ValueError(f"stats of {k!r} are {got}; the model has {tuple(p.shape)}. Use `gather` with this model.")
+                raise ValueError(f"stats of {k!r} are {got}; the model has {tuple(p.shape)}. "
+                                 "Use `gather` with this model.")
         r = {k: stats[k].to(p).sqrt() for k,p in self.params.items()}
         mean = sum(t.sum() for t in r.values())/sum(t.numel() for t in r.values())
         return ({k: how.rate/(t + how.eps) for k,t in r.items()},
