@@ -37,7 +37,7 @@ SEED, EPOCHS = 42, 2
 N_TEST, N_CACHE, N_DYNAMIC, N_GATHER = 6_000, 20_000, 3_000, 16_000
 CACHES = (500, 2000), (0.1, 0.3, 0.6), (0.05, 0.1, 0.2, 0.3)     # size, theta, weight
 DYNAMICS = (0.001, 0.), (0.002, 0.), (0.004, 0.), (0.002, 0.001)   # lr, decay
-PUBLISHED = dict(plain=65.8, cache=52.0, dynamic=44.3)   # AWD-LSTM: Merity et al. (2018), Krause et al. (2018); 0.79, 0.67
+PUBLISHED = dict(plain=65.8, cache=52.0, dynamic=44.3)   # AWD-LSTM: Merity et al., 2018; Krause et al., 2018
 
 
 def tokens(split: str) -> list[str]:
@@ -109,12 +109,13 @@ def score() -> list:
     lr, decay = min(tried, key=lambda how: tried[how]["perplexity"])
     ways = dict(plain={}, cache=dict(cache=cache), dynamic=dict(dynamic=replace(gathered, lr=lr, decay=decay)))
     choice = time.perf_counter() - start
-    rows = {k: scored(model, ids(test, N_TEST), **kw) for k, kw in dict(ways, both=ways["cache"] | ways["dynamic"]).items()}
+    ways["both"] = ways["cache"] | ways["dynamic"]
+    rows = {k: scored(model, ids(test, N_TEST), **kw) for k, kw in ways.items()}
     for k, r in rows.items():
         r["relative"] = r["perplexity"]/rows["plain"]["perplexity"]
         print(f"{k}: perplexity {r['perplexity']:.2f}, {r['relative']:.3f} of plain, {r['seconds']:.0f} s", flush=True)
-    return [dict(what="scoring", tokens=N_TEST, **rows, settings=dict(size=cache.size, theta=cache.theta, weight=cache.weight,
-                 lr=lr, decay=decay, every=gathered.every), choice_seconds=choice, published=PUBLISHED)]
+    settings = dict(**vars(cache), lr=lr, decay=decay, every=gathered.every)
+    return [dict(what="scoring", tokens=N_TEST, **rows, settings=settings, choice_seconds=choice, published=PUBLISHED)]
 
 
 def main():

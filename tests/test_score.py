@@ -76,7 +76,7 @@ def cut(state): return state.detach() if isinstance(state, torch.Tensor) else tu
 
 
 def adapted(model, doc, lr, decay, every, eps=0., stats=None):
-    "Log-probabilities and states of a model that takes steps: weights in a dictionary, the text up to a step read anew."
+    "Log-probabilities and states of a model that takes steps, its weights in a dictionary."
     first = {k: p.detach().clone() for k, p in model.named_parameters()}
     now, state, logps, hs = {k: p.clone() for k, p in first.items()}, None, [], []
     if stats is not None:
@@ -179,7 +179,8 @@ def test_whole_numbers_of_any_kind_and_halves():
 # The cache
 
 @pytest.mark.parametrize("cell, tied", [("LSTM", True), ("GRU", False), ("RNN", True)])
-@pytest.mark.parametrize("cache", [NeuralCache(), NeuralCache(3, 2., 0.6), NeuralCache(1, 0., 0.2), NeuralCache(25, 1., 0.)])
+@pytest.mark.parametrize("cache", [NeuralCache(), NeuralCache(3, 2., 0.6), NeuralCache(1, 0., 0.2),
+                                   NeuralCache(25, 1., 0.)])
 def test_cache_by_its_formula(cell, tied, cache):
     model, docs = make(cell, tied), texts(50, 1, 35, 20)
     want = [cached(cache, *outputs(model, d), d) for d in docs]
@@ -243,8 +244,8 @@ def test_where_nothing_repeats_the_cache_costs_its_share():
 # Dynamic evaluation
 
 @pytest.mark.parametrize("cell, tied, every, decay", [
-    ("LSTM", True, 5, 0.), ("LSTM", True, 7, 0.3), ("LSTM", False, 1, 0.1), ("GRU", True, 4, 0.1), ("minGRU", False, 5, 0.2),
-    ("RNN", True, 3, 0.)])
+    ("LSTM", True, 5, 0.), ("LSTM", True, 7, 0.3), ("LSTM", False, 1, 0.1), ("GRU", True, 4, 0.1),
+    ("minGRU", False, 5, 0.2), ("RNN", True, 3, 0.)])
 def test_dynamic_evaluation_by_a_loop(cell, tied, every, decay):
     model, docs = make(cell, tied, scale=2.), texts(33, 1, 12, 4)
     with seeded(3): stats = {k: torch.rand_like(p)*1e-2 for k, p in model.named_parameters()}
@@ -339,7 +340,8 @@ def test_copies_keep_ties_and_adapt_what_is_frozen():
 
 def test_repeated_strings_are_learnt():
     with seeded(0): doc = torch.randint(VOCAB, (60,)).repeat(4)
-    with seeded(0): model = get_language_model(AWD_LSTM, VOCAB, dict(emb_sz=60, n_hid=60, n_layers=1, tie_weights=False))
+    config = dict(emb_sz=60, n_hid=60, n_layers=1, tie_weights=False)
+    with seeded(0): model = get_language_model(AWD_LSTM, VOCAB, config)
     for p in model[0].parameters(): p.data.mul_(10)
     def late(**kw): return score_ids(model.eval(), [doc], **kw)[0][-60:].mean().neg().exp().item()
     cache, dynamic = NeuralCache(theta=1., weight=0.5), DynamicEvaluation(lr=1.)
@@ -360,8 +362,8 @@ def test_bad_documents():
     model, (doc,) = make(), texts(5)
     assert score_ids(model, []) == []
     for docs, error, words in (([doc, doc[:0]], ValueError, "Document 1 is empty"),
-                               ([doc, torch.tensor([0, 1, VOCAB + 4])], ValueError, f"Document 1 holds the id {VOCAB + 4}; "
-                                f"the model's vocabulary has {VOCAB} tokens"),
+                               ([doc, torch.tensor([0, 1, VOCAB + 4])], ValueError,
+                                f"Document 1 holds the id {VOCAB + 4}; the model's vocabulary has {VOCAB} tokens"),
                                ([torch.tensor([-3])], ValueError, "id -3"),
                                ([doc, [1, 2]], TypeError, "Document 1 is of type list"),
                                ([doc.float()], TypeError, "tensor of torch.float32"),
@@ -383,7 +385,8 @@ def test_cache_needs_states(none):
             return SimpleNamespace(logits=out.logits, state=out.state, **(dict(raw=None) if none else {}))
     bare = Bare().eval()
     close(score_ids(bare, [doc]), [plain(model, doc)])
-    with pytest.raises(TypeError, match="Bare gives none: its output lacks `raw`"): score_ids(bare, [doc], cache=NeuralCache())
+    with pytest.raises(TypeError, match="Bare gives none: its output lacks `raw`"):
+        score_ids(bare, [doc], cache=NeuralCache())
 
 
 @pytest.mark.parametrize("make_it, words", [
@@ -397,7 +400,7 @@ def test_cache_needs_states(none):
     (lambda: DynamicEvaluation(every=0), "every=0"), (lambda: DynamicEvaluation(eps=math.nan), "eps=nan"),
     (lambda: DynamicEvaluation(every=4).gather(make(), torch.ones(12).long(), bs=3), "ids has 12 tokens.*need 13"),
     (lambda: DynamicEvaluation().gather(make(), torch.ones(99).long(), bs=0), "bs=0"),
-    (lambda: score_ids(make(), texts(5), dynamic=DynamicEvaluation(stats={})), "stats of '0.encoder.weight' are missing")])
+    (lambda: score_ids(make(), texts(5), dynamic=DynamicEvaluation(stats={})), "stats of '0.enc.*' are missing")])
 def test_bad_settings(make_it, words):
     with pytest.raises(ValueError, match=words): make_it()
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NeuralCache', 'CacheMemory', 'detached', 'DynamicEvaluation', 'Adapted', 'adapting']
 
-# %% ../../nbs/05_models.adapt.ipynb #d5974e48
+# %% ../../nbs/05_models.adapt.ipynb #17040f15
 import copy
 import math
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core import check_count, flush_denormals
 
-# %% ../../nbs/05_models.adapt.ipynb #8485f3ac
+# %% ../../nbs/05_models.adapt.ipynb #0a2e2caf
 def _check_number(name:str, value:Any, below:float=math.inf):
     if not (isinstance(value, Real) and 0 <= value < below):
         raise ValueError(f"{name}={value!r} must be a number of at least 0 and "
@@ -124,7 +124,7 @@ class CacheMemory:
         if self.at: new.at,new.states,new.ids = self.at,self.states[at],self.ids[at]
         return new
 
-# %% ../../nbs/05_models.adapt.ipynb #48fa81d1
+# %% ../../nbs/05_models.adapt.ipynb #309a190c
 def detached(
     state:Any, # A tensor, or nested tuples of tensors
 ) -> Any: # The same nest
