@@ -5,13 +5,16 @@ results/wikitext.json.
 
 `train`: two epochs on two CPU cores. `score`: perplexity of the test text as one stream, plainly and with both.
 """
+import itertools
 import os
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import common
+import torch
 from fastai.torch_core import set_seed
 
 from rnn_fastai.callback.lean import LeanLoss
@@ -20,7 +23,9 @@ from rnn_fastai.data.lm import LMDataLoader, LMDataset
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sets import wikitext2
 from rnn_fastai.learner import LMLearner, language_model_learner
+from rnn_fastai.models.adapt import DynamicEvaluation, NeuralCache
 from rnn_fastai.models.zoo import AWD_LSTM
+from rnn_fastai.score import score_ids
 
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"
@@ -28,6 +33,11 @@ if SHARED.exists(): os.environ.setdefault("RNN_FASTAI_DATA", str(SHARED))
 OUT = Path(__file__).parents[1]/"out"/"wikitext"
 CONFIG = dict(emb_sz=200, n_hid=400, n_layers=2)
 SEED, EPOCHS = 42, 2
+# Tokens that are scored, and that the settings are chosen on; the settings to choose from.
+N_TEST, N_CACHE, N_DYNAMIC, N_GATHER = 6_000, 20_000, 3_000, 16_000
+CACHES = (500, 2000), (0.1, 0.3, 0.6), (0.05, 0.1, 0.2, 0.3)     # size, theta, weight
+DYNAMICS = (0.001, 0.), (0.002, 0.), (0.004, 0.), (0.002, 0.001)   # lr, decay
+PUBLISHED = dict(plain=65.8, cache=52.0, dynamic=44.3)   # AWD-LSTM: Merity et al., 2018; Krause et al., 2018
 
 
 def tokens(split: str) -> list[str]:
@@ -35,10 +45,15 @@ def tokens(split: str) -> list[str]:
     return [t for text in wikitext2(split).text for line in text.splitlines() for t in (*line.split(), "<eos>")]
 
 
+def corpora() -> list[Corpus]:
+    "Train, valid and test text over all published types, each as one document."
+    train = Corpus.from_tokens([tokens("train")], min_freq=1, special_toks=["xxunk", "xxpad"])
+    return [train, *(Corpus.from_tokens([tokens(split)], train.vocab) for split in ("valid", "test"))]
+
+
 def learner() -> LMLearner:
     "A learner of random weights over all published types."
-    train, valid = (Corpus.from_tokens([tokens("train")], min_freq=1, special_toks=["xxunk", "xxpad"]), tokens("valid"))
-    valid = Corpus.from_tokens([valid], train.vocab)
+    train, valid, _ = corpora()
     dls = [LMDataLoader(LMDataset(c), bs=bs, seq_len=70) for c, bs in ((train, 40), (valid, 20))]
     set_seed(SEED)
     return language_model_learner(TextDataLoaders(*dls, path=OUT), AWD_LSTM, CONFIG, 0.5, pretrained=False, cbs=LeanLoss())
@@ -54,8 +69,57 @@ def train() -> list:
                  seconds=time.perf_counter() - start)]
 
 
+def ids(corpus: Corpus, n: int) -> torch.Tensor:
+    "The first tokens of a corpus, and the one after them."
+    return torch.as_tensor(corpus.ids[:n + 1].astype("int64"))
+
+
+def scored(model: torch.nn.Module, text: torch.Tensor, **kwargs) -> dict:
+    "Perplexity of a text as one stream, and the time it takes."
+    start = time.perf_counter()
+    logps, = score_ids(model, [text], **kwargs)
+    return dict(perplexity=logps.double().mean().neg().exp().item(), seconds=time.perf_counter() - start)
+
+
+@torch.no_grad()
+def best_cache(model: torch.nn.Module, text: torch.Tensor) -> NeuralCache:
+    "The settings that are best on a text: the model reads it once, for all of them."
+    state, parts = None, []
+    for x, y in zip(text[None, :-1].split(256, 1), text[None, 1:].split(256, 1), strict=True):
+        out = model(x, state)
+        parts.append((out.logits.log_softmax(-1).gather(-1, y[..., None])[..., 0], out.raw, y))
+        state = out.state
+    def loss(cache):
+        memory = cache.start()
+        return -torch.cat([memory.score(*part) for part in parts], 1).mean().item()
+    return min((NeuralCache(*how) for how in itertools.product(*CACHES)), key=loss)
+
+
+def score() -> list:
+    "Perplexity of the test text, each means as the validation text would have it."
+    torch.set_num_threads(1)
+    train, valid, test = corpora()
+    learn = learner()
+    model = learn.load("small").model.eval()
+    start = time.perf_counter()
+    cache = best_cache(model, ids(valid, N_CACHE))
+    gathered = DynamicEvaluation().gather(model, ids(train, N_GATHER))
+    text = ids(valid, N_DYNAMIC)
+    tried = {how: scored(model, text, dynamic=replace(gathered, lr=how[0], decay=how[1])) for how in DYNAMICS}
+    lr, decay = min(tried, key=lambda how: tried[how]["perplexity"])
+    ways = dict(plain={}, cache=dict(cache=cache), dynamic=dict(dynamic=replace(gathered, lr=lr, decay=decay)))
+    choice = time.perf_counter() - start
+    ways["both"] = ways["cache"] | ways["dynamic"]
+    rows = {k: scored(model, ids(test, N_TEST), **kw) for k, kw in ways.items()}
+    for k, r in rows.items():
+        r["relative"] = r["perplexity"]/rows["plain"]["perplexity"]
+        print(f"{k}: perplexity {r['perplexity']:.2f}, {r['relative']:.3f} of plain, {r['seconds']:.0f} s", flush=True)
+    settings = dict(**vars(cache), lr=lr, decay=decay, every=gathered.every)
+    return [dict(what="scoring", tokens=N_TEST, **rows, settings=settings, choice_seconds=choice, published=PUBLISHED)]
+
+
 def main():
-    for name in sys.argv[1:] or ["train", "score"]: common.save("wikitext", dict(train=train)[name]())
+    for name in sys.argv[1:] or ["train", "score"]: common.save("wikitext", dict(train=train, score=score)[name]())
 
 
 if __name__ == "__main__": main()

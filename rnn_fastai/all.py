@@ -29,6 +29,7 @@ from rnn_fastai.generate import *
 from rnn_fastai.interpret import *
 from rnn_fastai.learner import *
 from rnn_fastai.many import *
+from rnn_fastai.models.adapt import *
 from rnn_fastai.models.cells import *
 from rnn_fastai.models.classifier import *
 from rnn_fastai.models.dropout import *
@@ -46,6 +47,7 @@ from rnn_fastai.plots import *
 from rnn_fastai.recording import *
 from rnn_fastai.sampling import *
 from rnn_fastai.saved import *
+from rnn_fastai.score import *
 from rnn_fastai.tagger import *
 from rnn_fastai.transfer import *
 from rnn_fastai.ulmfit import *
