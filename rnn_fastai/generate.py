@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .core import check_count
+from .models.adapt import CacheMemory, NeuralCache
 from .models.packed import pack, thin_linear
 from .models.recurrent import Recurrent, map_state, put_rows, take_rows
 from .sampling import Sampler, Sampling
@@ -102,6 +103,23 @@ class Step(NamedTuple):
     ids:Tensor       # the tokens: rows
     logps:Tensor     # logarithms of the probabilities that the model gives them: rows
 
+_PART = 64   # tokens of a prompt read at once where logits are made of all
+
+@torch.no_grad()
+def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, part:int, told:Callable|None) -> Any:
+    "Read prompts of one length as `read_prompts` does, and keep the pairs of states and tokens."
+    ids = torch.stack([p.as_subclass(Tensor) for p in prompts])                 # bs,sl+1
+    sl = ids.size(1) - 1
+    skip = max(sl - memory.cache.size, 0)   # what the cache would not keep is read without
+    state = read_prompts(model, [p[:skip+1] for p in prompts], part, told)
+    for at in range(skip, sl, _PART):
+        to = min(at + _PART, sl)
+        out = model(ids[:, at:to], state)
+        memory.extend(memory.cache.states(out), ids[:, at+1:to+1])
+        state = out.state
+        if told is not None: told((to - at)*len(ids))
+    return state
+
 class Continuation:
     "Texts that go on together, a token at a time: `step` makes the next tokens, `keep` lets ended texts go."
     def __init__(self,
@@ -110,22 +128,37 @@ class Continuation:
         sampler:Sampler, # Picks tokens
         part:int=512, # Tokens of prompts read at once
         told:Callable|None=None, # Told how many tokens of prompts were read, after each part
+        cache:NeuralCache|None=None, # Mixes in what came after like states; prompts are then of one length
     ):
         if not prompts: raise ValueError("There is no prompt; give one at least.")
         if min(map(len, prompts)) == 0: raise ValueError("A prompt is empty; each needs one token at least.")
         self.model,self.sampler,self.rows = model,sampler,list(range(len(prompts)))
+        self.memory = None if cache is None else cache.start()
         first,at = _distinct(prompts)
-        with evaluating(model): self.state = read_prompts(model, [prompts[i] for i in first], part, told)
+        with evaluating(model): self.state = self._read([prompts[i] for i in first], part, told)
         self.ids = torch.stack([p.as_subclass(Tensor)[-1] for p in prompts])
-        if len(first) < len(prompts) and self.state is not None:
-            self.state = take_rows(self.state, torch.tensor(at, device=self.ids.device))
+        if len(first) < len(prompts): self._take(at)
+
+    def _read(self, prompts:list[Tensor], part:int, told:Callable|None) -> Any:
+        if self.memory is None: return read_prompts(self.model, prompts, part, told)
+        return _remember(self.model, prompts, self.memory, part, told)
+
+    def _take(self, rows:list[int]):
+        "Go on with some rows of the state, in any order, as often as wanted."
+        at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
+        if self.state is not None: self.state = take_rows(self.state, at)
+        if self.memory is not None: self.memory = self.memory.take(at)
 
     @torch.no_grad()
     def step(self) -> Step:
         "The next token of each text."
         with evaluating(self.model): out = self.model(self.ids[:, None], self.state)
-        self.ids,logps = self.sampler.pick(out.logits[:, -1], self.rows)
-        self.state = out.state
+        logits,self.state = out.logits[:, -1],out.state
+        if self.memory is None: self.ids,logps = self.sampler.pick(logits, self.rows)
+        else:
+            h = self.memory.cache.states(out)[:, -1]
+            self.ids,logps = self.sampler.pick(self.memory.mix(logits, h), self.rows)
+            self.memory.add(h, self.ids)
         return Step(self.rows, self.ids, logps)
 
     def keep(self,
@@ -133,8 +166,9 @@ class Continuation:
     ):
         "Let the other texts go."
         if rows == self.rows: return
-        at = torch.tensor([self.rows.index(r) for r in rows], dtype=torch.long, device=self.ids.device)
-        self.rows,self.ids,self.state = rows,self.ids[at],take_rows(self.state, at)
+        at = [self.rows.index(r) for r in rows]
+        self._take(at)
+        self.rows,self.ids = rows,self.ids[at]
 
 def generate(
     model:torch.nn.Module, # From ids, bs,sl, to logits, or to `logits` and `state`; in any mode

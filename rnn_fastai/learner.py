@@ -28,8 +28,10 @@ from .core import check_count, flush_denormals
 from .data.corpus import FAKE
 from .data.lm import LMDataset
 from .data.tokenize import TextTokenizer, decode_spec_tokens
-from .generate import Twin, evaluating, with_state
+from .generate import Twin, evaluating, stepping, with_state
+from .models.adapt import DynamicEvaluation, NeuralCache
 from .sampling import Sampling, check_share
+from .score import Score, adapted_to, score_ids
 from .writer import Codec, Ending, Generated, search_texts, stream_text, write_texts
 from .models.zoo import archs, get_language_model
 from .optim import Adam
@@ -167,6 +169,10 @@ class TextLearner(fastai_learner.TextLearner):
         return self._transfer(wgts_fname, check_named(wgts, wgts_fname), vocab, model)
 
 # %% ../nbs/34_learner.ipynb #33717da4
+def _is_settled(seed:int|torch.Generator|None, how:Sampling) -> bool:
+    "Whether a prompt has one continuation, which nothing beside it may change."
+    return how.temperature == 0 or isinstance(seed, int)
+
 class WritingLearner(TextLearner):
     "A `Learner` whose model finds what comes next: it continues prompts, by itself or as it is told."
     @property
@@ -176,7 +182,11 @@ class WritingLearner(TextLearner):
         return self._twin
 
     def _codec(self, decoder:Callable) -> Codec: raise NotImplementedError
+    def _ids(self, text:Any) -> torch.Tensor: raise NotImplementedError   # of a text, in the model's direction
     def _never(self, no_unk:bool) -> list[int]: raise NotImplementedError   # ids that are not generated
+
+    def _with_state(self, model:torch.nn.Module) -> torch.nn.Module:
+        with evaluating(model): return with_state(model, torch.zeros(1, dtype=torch.long, device=self._device))
 
     def _stepper(self, int8:bool, reproducible:bool) -> torch.nn.Module:
         "The model for stepping, or the learner's own where there can be none."
@@ -184,8 +194,14 @@ class WritingLearner(TextLearner):
         own = self.twin.of(model, int8, reproducible)
         if own is None and int8:
             raise ValueError("int8=True needs a model on the CPU without hooks or capture; leave it out.")
-        model = ifnone(own, model)
-        with evaluating(model): return with_state(model, torch.zeros(1, dtype=torch.long, device=self._device))
+        return self._with_state(ifnone(own, model))
+
+    def _steppers(self, prompts:list, codec:Codec, dynamic:DynamicEvaluation|None, *how) -> Iterator[tuple]:
+        "Models for stepping, each with the prompts that it continues: one for all, or one adapted to each prompt."
+        if dynamic is None: yield self._stepper(*how),prompts
+        else:
+            model = self._with_state(get_model(self.model))
+            for p in prompts: yield stepping(adapted_to(model, codec.encode(p), dynamic), *how),[p]
 
     @property
     def _device(self) -> torch.device: return next(get_model(self.model).parameters()).device
@@ -201,24 +217,22 @@ class WritingLearner(TextLearner):
 
     def writing(self,
         n_words:int=50, # Most tokens to generate for each
-        seed:int|torch.Generator|None=None, # A number makes the same text of a prompt, whatever else is in the list
         stop:str|list[str]=(), # Strings that end a text, which stops before them
         stop_tokens:str|list[str]=(), # Tokens that end a text, and are its last
         min_words:int=0, # Tokens before which no text ends
         forbidden:str|list[str]=(), # Tokens that must not come
         required:str|list[str]=(), # Tokens that must come, the last ones at a text's end if need be
         no_unk:bool=True, # Never generate `xxunk`
-        int8:bool=False, # On the CPU, weights in eight bits: faster, and a little off; see `int8_product`
         decoder:Callable=decode_spec_tokens, # Turns tokens for capitals and repetitions into words
         **kwargs # See `Sampling`
-    ) -> tuple: # Model, `Codec`, `Ending`, `Sampling`
+    ) -> tuple: # `Codec`, `Ending`, `Sampling`
         "What it takes to write, checked, for those who drive `write_texts` themselves."
         codec = self._codec(decoder)
         end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'), (stop,) if isinstance(stop, str) else tuple(stop),
                      min_words)
         banned = {*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}
         how = Sampling(forbidden=tuple(sorted(banned)), required=codec.ids(required, 'required'), **kwargs)
-        return self._stepper(int8, isinstance(seed, int) or how.temperature == 0),codec,end,how
+        return codec,end,how
 
     @delegates(Sampling)
     @delegates(writing, keep=True)
@@ -228,14 +242,19 @@ class WritingLearner(TextLearner):
         n:int=1, # Texts for each prompt
         seed:int|torch.Generator|None=None, # A number makes the same text of a prompt, whatever else is in the list
         bs:int=64, # Texts generated together
+        int8:bool=False, # On the CPU, weights in eight bits: faster, and a little off; see `int8_product`
+        cache:NeuralCache|None=None, # Makes tokens likelier that came after like states
+        dynamic:DynamicEvaluation|None=None, # Adapts a copy of the weights to each prompt first
         no_bar:bool=False, # Show no progress bar
         **kwargs
     ) -> list[Generated]: # `n` for each prompt, in their order
         """Continue prompts, each as if alone. Raises `ValueError` for a prompt without a known word, for numbers out of
         range, tokens that are not in the vocabulary, and options that exclude each other."""
-        model,codec,end,how = self.writing(n_words, seed, **kwargs)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return write_texts(model, codec, prompts, end, how, n, seed, bs, self._progress(no_bar))
+        codec,end,how = self.writing(n_words, **kwargs)
+        prompts,texts = [prompts] if isinstance(prompts, str) else list(prompts),[]
+        for model,some in self._steppers(prompts, codec, dynamic, int8, _is_settled(seed, how)):
+            texts += write_texts(model, codec, some, end, how, n, seed, bs, cache, self._progress(no_bar))
+        return texts
 
     @delegates(Sampling)
     @delegates(writing, keep=True)
@@ -243,12 +262,16 @@ class WritingLearner(TextLearner):
         prompt:Any='', # What to go on from; an empty one begins a text
         n_words:int=50, # Most tokens to generate
         seed:int|torch.Generator|None=None, # See `generate`
+        int8:bool=False, # See `generate`
+        cache:NeuralCache|None=None, # See `generate`
+        dynamic:DynamicEvaluation|None=None, # See `generate`
         **kwargs
     ) -> Iterator[str]: # Pieces of the text: the prompt, then what each token adds
         """Continue a prompt, and hand each piece out as it is written; joined, they are the text of `generate`. Raises
         as `generate` does, and for a backwards model, at once."""
-        model,codec,end,how = self.writing(n_words, seed, **kwargs)
-        return stream_text(model, codec, prompt, end, how, seed)
+        codec,end,how = self.writing(n_words, **kwargs)
+        (model,_), = self._steppers([prompt], codec, dynamic, int8, _is_settled(seed, how))
+        return stream_text(model, codec, prompt, end, how, seed, cache)
 
     @delegates(Beam, but=['stops'])
     def beam_search(self,
@@ -271,12 +294,34 @@ class WritingLearner(TextLearner):
         return search_texts(self._stepper(int8, True), codec, prompts, check_count('n_words', n_words), how, bs,
                             self._progress(no_bar))
 
+    def score(self,
+        texts:Any, # A text, or a list
+        bs:int=32, # Texts read together
+        cache:NeuralCache|None=None, # Makes tokens likelier that came after like states
+        dynamic:DynamicEvaluation|None=None, # Adapts a copy of the weights to each text while it is read
+        no_bar:bool=False, # Show no progress bar
+    ) -> list[Score]: # For each text: tokens after the first, log-probabilities, `loss`, `perplexity`
+        """How likely each token of each text is, given all before it in the text, however long; see `perplexity_of` for
+        all texts together. A backwards model scores from the end."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids,vocab = [self._ids(t) for t in texts],text_vocab(self.dls)
+        start,n = self._progress(no_bar),sum(map(len, ids))
+        bar = None if start is None else start(n)
+        told = None if bar is None else lambda share: bar(round(share*n))
+        model = self._with_state(get_model(self.model))
+        with evaluating(model): logps = score_ids(model, ids, bs, cache, dynamic, told)
+        return [Score(t, [vocab[i] for i in d[1:].tolist()], l) for t,d,l in zip(texts, ids, logps, strict=True)]
+
 class LMLearner(WritingLearner):
     "A `Learner` of a language model: carries the state from batch to batch, and continues prompts."
     def _texts(self) -> LMDataset:
         "The training data set, or one that is like it where fastai's loaders are used."
         ds = self.dls.train_ds
         return ds if isinstance(ds, LMDataset) else LMDataset.like(ds)
+
+    def _ids(self, text:str) -> torch.Tensor:
+        if not isinstance(text, str): raise TypeError(f"This must be a text, not {type(text).__name__} {text!r}.")
+        return self._texts().new([text])[0][0].as_subclass(torch.Tensor)
 
     def _prompt(self, text:str) -> torch.Tensor:
         "Ids of a prompt in the model's direction. Raises where there is nothing in it to go on from."
@@ -285,7 +330,7 @@ class LMLearner(WritingLearner):
         if not text.strip():
             if BOS in ds.vocab: return torch.tensor([ds.vocab.index(BOS)])
             raise ValueError(f"The prompt {text!r} is empty, and the vocabulary has no {BOS} to begin with.")
-        ids,special = ds.new([text])[0][0],{*defaults.text_spec_tok, FAKE}
+        ids,special = self._ids(text),{*defaults.text_spec_tok, FAKE}
         words = [t for t in ds.vocab.decode(ids) if t.isalnum() and t not in special - {UNK}]
         if words and all(t == UNK for t in words):
             known = [t for t in ds.vocab if t.isalnum() and t not in special]

@@ -100,7 +100,9 @@ class RNNLearner(WritingLearner):
             raise TypeError(f"A model of kind {self.task.kind!r} says nothing that goes on; call predict.")
         vocab,words = self.task.vocab,any(len(str(t)) > 1 for t in self._words())
         def decode(ids): return (' ' if words else '').join(str(vocab[i]) for i in ids)
-        return Codec(vocab, lambda item: self.task.encode(self.split(item))[0].to(self._device), decode, words=words)
+        return Codec(vocab, lambda item: self._ids(item).to(self._device), decode, words=words)
+
+    def _ids(self, text:Any) -> torch.Tensor: return self.task.encode(self.split(text))[0]
 
     def _never(self, no_unk:bool) -> list[int]: return [] if self.task.pad is None else [self.task.pad]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .beam import Beam, beam_search
 from .core import check_count, near
 from .generate import Continuation, evaluating
+from .models.adapt import NeuralCache
 from .sampling import Sampler, Sampling
 
 # %% ../nbs/33_writer.ipynb #866c4b99
@@ -139,12 +140,12 @@ class _Text:
         return Generated(self.prompt, text, [codec.vocab[i] for i in self.ids], torch.tensor(self.logps), self.ended)
 
 def _write(model:torch.nn.Module, codec:Codec, batch:list[_Text], end:Ending, how:Sampling,
-           seed:int|torch.Generator|None, read:Callable|None=None) -> Iterator[int]:
+           seed:int|torch.Generator|None, cache:NeuralCache|None, read:Callable|None=None) -> Iterator[int]:
     "Write the texts of a batch; gives, after each step, how many tokens it made."
     prompts = [t.start for t in batch]
     sampler = Sampler(how, prompts, len(codec.vocab), end.n_words, seed, [t.sample for t in batch], end.tokens,
                       end.min_words)
-    going = Continuation(model, prompts, sampler, told=read)
+    going = Continuation(model, prompts, sampler, told=read, cache=cache)
     while going.rows:
         step = going.step()
         for r,i,logp in zip(step.rows, step.ids.tolist(), step.logps.tolist(), strict=True):
@@ -179,6 +180,7 @@ def write_texts(
     n:int=1, # Texts for each prompt
     seed:int|torch.Generator|None=None, # A number makes the same texts at every call, whatever else is in the list
     bs:int=64, # Texts written together
+    cache:NeuralCache|None=None, # Makes tokens likelier that came after like states; see `NeuralCache`
     progress:Callable|None=None, # From a total to a function that is told how much of it is done: tokens to be written
                                  # (and before that, where prompts are long, tokens to be read)
 ) -> list[Generated]: # `n` for each prompt, in the order of the prompts
@@ -192,9 +194,9 @@ def write_texts(
     progress = progress or (lambda total: lambda done: None)
     read = _adding(progress(sum(map(len, ids)))) if sum(map(len, ids)) > _LONG else None
     wrote,behind = progress(len(texts)*end.n_words),0
-    for batch in _batches(texts, bs, getattr(model, 'takes_lengths', False)):
+    for batch in _batches(texts, bs, cache is None and getattr(model, 'takes_lengths', False)):
         made = 0
-        for k in _write(model, codec, batch, end, how, seed, read):
+        for k in _write(model, codec, batch, end, how, seed, cache, read):
             made += k
             wrote(behind + made)
         behind += len(batch)*end.n_words
@@ -231,6 +233,7 @@ def stream_text(
     end:Ending, # When the text ends
     how:Sampling, # How tokens are picked
     seed:int|torch.Generator|None=None, # See `write_texts`
+    cache:NeuralCache|None=None, # See `write_texts`
 ) -> Iterator[str]: # Pieces: the prompt first, then what each token adds
     """A text while it is written; joined, the pieces are what `write_texts` gives. What may be the beginning of a stop
     string is held back until it is known to be none. Raises `ValueError` for a model that writes backwards."""
@@ -238,7 +241,7 @@ def stream_text(
     if codec.backwards: raise ValueError("A backwards model writes to the beginning of a text, which cannot be shown "
                                          "piece by piece; call generate.")
     text = _Text(prompt, codec.encode(prompt), spoken=True)
-    return _pieces(text, _write(model, codec, [text], end, how, seed), end, codec)
+    return _pieces(text, _write(model, codec, [text], end, how, seed, cache), end, codec)
 
 def _pieces(text:_Text, steps:Iterator, end:Ending, codec:Codec) -> Iterator[str]:
     shown = 0

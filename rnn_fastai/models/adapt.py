@@ -42,6 +42,14 @@ class NeuralCache:
         "An empty memory."
         return CacheMemory(self)
 
+    def states(self,
+        out:Any, # What a language model gives
+    ) -> Tensor: # States of its last layer: bs,sl,hid
+        "What is compared. Raises `TypeError` where a model does not give it."
+        if getattr(out, 'raw', None) is not None: return out.raw
+        raise TypeError(f"The cache compares states, and the model gives none: {type(out).__name__} lacks `raw`, the "
+                        "states of the last layer. Leave cache out.")
+
 def _full(x:Tensor) -> Tensor: return x if x.dtype == torch.float64 else x.float()
 
 class CacheMemory:
@@ -82,7 +90,7 @@ class CacheMemory:
         ids:Tensor, # The tokens that came: rows
     ):
         "Keep one more pair in each row; beyond `size`, the oldest goes."
-        self._put(h[:, None], ids[:, None])
+        self.extend(h[:, None], ids[:, None])
 
     @torch.no_grad()
     def score(self,
@@ -95,7 +103,7 @@ class CacheMemory:
         old = torch.arange(self.at - n, self.at, device=ids.device) % self.cache.size      # oldest first
         keys = torch.cat([self.states[:, old], h], 1) if n else h                           # rows,n+sl,hid
         came = torch.cat([self.ids[:, old], ids], 1) if n else ids
-        self._put(h, ids)
+        self.extend(h, ids)
         if self.cache.weight == 0: return own
         age = torch.arange(n, n + sl, device=ids.device)[:, None] - torch.arange(n + sl, device=ids.device)
         near = self.cache.theta*h @ keys.transpose(1, 2)                                    # rows,sl,n+sl
@@ -105,8 +113,11 @@ class CacheMemory:
         return torch.where(total.isneginf(), own, self._mixed(own, cached - total))
 
     @torch.no_grad()
-    def _put(self, h:Tensor, ids:Tensor):
-        "Keep the last `size` of some pairs: rows,sl,hid and rows,sl."
+    def extend(self,
+        h:Tensor, # The states that predicted them: rows,sl,hid
+        ids:Tensor, # The tokens that came: rows,sl
+    ):
+        "Keep the last `size` of some more pairs."
         size,sl = self.cache.size,ids.size(1)
         if self.states is None:
             self.states = _full(h).new_empty(len(h), size, h.size(-1))
