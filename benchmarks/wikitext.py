@@ -34,7 +34,7 @@ OUT = Path(__file__).parents[1]/"out"/"wikitext"
 CONFIG = dict(emb_sz=200, n_hid=400, n_layers=2)
 SEED, EPOCHS = 42, 2
 # Tokens that are scored, and that the settings are chosen on; the settings to choose from.
-N_TEST, N_CACHE, N_DYNAMIC, N_GATHER = 6_000, 20_000, 3_000, 16_000
+N_TEST, N_CACHE, N_DYNAMIC, N_GATHER = 20_000, 20_000, 5_000, 16_000
 CACHES = (500, 2000), (0.1, 0.3, 0.6), (0.05, 0.1, 0.2, 0.3)     # size, theta, weight
 DYNAMICS = (0.001, 0.), (0.002, 0.), (0.004, 0.), (0.002, 0.001)   # lr, decay
 PUBLISHED = dict(plain=65.8, cache=52.0, dynamic=44.3)   # AWD-LSTM: Merity et al., 2018; Krause et al., 2018

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Score', 'perplexity_of', 'score_ids', 'adapted_to']
 
-# %% ../nbs/32_score.ipynb #f9058271
+# %% ../nbs/32_score.ipynb #c0bc84f1
 import math
 from contextlib import nullcontext
 from typing import Any, Callable, NamedTuple
@@ -18,7 +18,7 @@ from .core import check_count
 from .models.adapt import Adapted, CacheMemory, DynamicEvaluation, NeuralCache, adapting, detached
 from .models.recurrent import take_rows
 
-# %% ../nbs/32_score.ipynb #0a42b7e7
+# %% ../nbs/32_score.ipynb #60a9c129
 def _mean_loss(logps:Tensor) -> float: return -logps.double().mean().item()
 
 def _perplexity(logps:Tensor) -> float: return logps.double().mean().neg().exp().item()
@@ -45,7 +45,7 @@ def perplexity_of(
     "Perplexity over all tokens of some texts, each token counting the same."
     return _perplexity(torch.cat([s.logps for s in scores])) if scores else math.nan
 
-# %% ../nbs/32_score.ipynb #d3be2cf9
+# %% ../nbs/32_score.ipynb #c223e95a
 _LONGEST = 512   # steps of a segment: states of all steps take memory too, whatever the vocabulary
 
 def _checked(docs:list, device:torch.device) -> list[Tensor]:

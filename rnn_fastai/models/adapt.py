@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NeuralCache', 'CacheMemory', 'detached', 'DynamicEvaluation', 'Adapted', 'adapting']
 
-# %% ../../nbs/05_models.adapt.ipynb #17040f15
+# %% ../../nbs/05_models.adapt.ipynb #6fb3cd63
 import copy
 import math
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core import check_count, flush_denormals
 
-# %% ../../nbs/05_models.adapt.ipynb #0a2e2caf
+# %% ../../nbs/05_models.adapt.ipynb #4693e6c3
 def _check_number(name:str, value:Any, below:float=math.inf):
     if not (isinstance(value, Real) and 0 <= value < below):
         raise ValueError(f"{name}={value!r} must be a number of at least 0 and "
@@ -135,7 +135,7 @@ class CacheMemory:
         if self.at: new.at,new.states,new.ids = self.at,self.states[at],self.ids[at]
         return new
 
-# %% ../../nbs/05_models.adapt.ipynb #309a190c
+# %% ../../nbs/05_models.adapt.ipynb #e272081a
 def detached(
     state:Any, # A tensor, or nested tuples of tensors
 ) -> Any: # The same nest
