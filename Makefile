@@ -32,6 +32,7 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/tagger.py
 	$(PY) benchmarks/imdb.py
 	$(PY) benchmarks/ulmfit.py
+	$(PY) benchmarks/wikitext.py
 	$(PY) benchmarks/generate.py
 	$(PY) benchmarks/human_numbers.py
 

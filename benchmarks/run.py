@@ -138,41 +138,13 @@ def bench_epoch(repeats: int) -> dict:
     return common.row("an epoch of the demo", times)
 
 
-def bench_predict() -> list:
-    "Fifty words from one prompt, default config; and time a word for ten times as many."
-    df = rf.human_numbers_100(100)
-    dls = {k: lib.TextDataLoaders.from_df(df, is_lm=True, seq_len=5, text_col="text", seed=0, bs=8)
-           for k, lib in (("fastai", fa), ("ours", rf))}
-    both = dict(fastai=fa.language_model_learner(dls["fastai"], fa.AWD_LSTM, pretrained=False),
-                ours=rf.language_model_learner(dls["ours"], rf.AWD_LSTM, pretrained=False))
-    cells = [nn.LSTMCell(i, o) for i, o in ((400, 1152), (1152, 1152), (1152, 400))]
-
-    @torch.no_grad()
-    def bare(n=50):
-        state = [(torch.zeros(1, c.hidden_size),)*2 for c in cells]
-        for _ in range(n):
-            x = torch.ones(1, 400)
-            for i, c in enumerate(cells):
-                state[i] = c(x, state[i])
-                x = state[i][0]
-
-    def predict(learn, n): learn.predict("one, two,", n, no_bar=True)
-    times = common.in_turns({**{k: partial(predict, v, 50) for k, v in both.items()}, "bare": bare}, 5)
-    rows = [common.row("predict, 50 words, default AWD_LSTM", times, floor="bare")]
-    long = common.in_turns({n: partial(predict, both["ours"], n) for n in (50, 500)}, 5)
-    med = {n: float(np.median(v))/n*1e3 for n, v in long.items()}
-    print(f"time a word for 50 and for 500 words: {med[50]:.2f} and {med[500]:.2f} ms")
-    what = "time a word, 500 words against 50"
-    return rows + [dict(what=what, unit="ms", short=med[50], long=med[500], ratio=med[500]/med[50])]
-
-
 def main():
     "Run all, or those named."
     jobs = dict(loader5=lambda: [bench_loader(5, 60)], loader72=lambda: [bench_loader(72, 40)],
                 size=lambda: [bench_corpus_size()],
                 build=lambda: [bench_build("no word twice", "abcdefgh "), bench_build("2,000 words", "")],
                 step5=lambda: [bench_step(5, 4)],
-                step72=lambda: [bench_step(72, 1)], predict=bench_predict, epoch=lambda: [bench_epoch(2)])
+                step72=lambda: [bench_step(72, 1)], epoch=lambda: [bench_epoch(2)])
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("only", nargs="*", help=f"which of {', '.join(jobs)}; all by default")
     only = p.parse_args().only
