@@ -386,15 +386,16 @@ def generate(
     if facts['task'] != 'lm': raise ValueError(f"{model} holds a {facts['task']}, which does not write; call predict.")
     if prompts and file: raise ValueError(f"Prompts and file={file!r} exclude each other; leave one out.")
     if file and not Path(file).exists(): raise FileNotFoundError(f"There is no file {file}.")
-    common = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split(), int8=int8)
+    words = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split())
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, stop=stop or (),
                repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty, required=required.split(),
                no_repeat_ngram=no_repeat_ngram, min_words=min_words)
-    learn.writing(**common, **how)   # options that cannot be meant are told of before anything is read
-    if beam: write = partial(learn.beam_search, width=beam, n=n, min_words=min_words, bs=bs, no_bar=True, **common)
-    else: write = partial(learn.generate, n=n, seed=seed, bs=bs, no_bar=True, **common, **how)
+    learn.writing(**words, **how)   # options that cannot be meant are told of before anything is read
+    many = dict(n=n, int8=int8, bs=bs, no_bar=True)
+    if beam: write = partial(learn.beam_search, width=beam, min_words=min_words, **words, **many)
+    else: write = partial(learn.generate, seed=seed, **words, **how, **many)
     if not prompts and not file and sys.stdin.isatty() and not (beam or as_json or n > 1):
-        return _stream_typed(partial(learn.stream, seed=seed, **common, **how))
+        return _stream_typed(partial(learn.stream, seed=seed, int8=int8, **words, **how))
     lines = prompts or (open(file, encoding='utf8') if file else sys.stdin)
     failed = _write_lines(write, (t.rstrip('\n') for t in lines), bs, as_json)
     if failed: raise ValueError(f"{failed} of the prompts could not be continued.")

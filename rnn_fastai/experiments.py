@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .core import check_count
-from .learner import evaluating
+from .generate import evaluating
 from .models.inside import pick_layers
 from .models.recurrent import Recurrent
 from .models.zoo import OneHot

@@ -8,7 +8,7 @@ __all__ = ['WholePrefix', 'with_state', 'evaluating', 'read_prompts', 'Step', 'C
 
 # %% ../nbs/30_generate.ipynb #36f7bc1a
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -59,8 +59,8 @@ def evaluating(
         for m,mode in modes.items(): m.training = mode
 
 # %% ../nbs/30_generate.ipynb #4b2c58c8
-def _read(model:torch.nn.Module, ids:Tensor, state:Any, lengths:Tensor|None) -> Any:
-    if lengths is not None: return model.read(ids, state, lengths)
+def _read(model:torch.nn.Module, ids:Tensor, state:Any, lengths:Tensor) -> Any:
+    if getattr(model, 'takes_lengths', False): return model.read(ids, state, lengths)
     return model.read(ids, state) if hasattr(model, 'read') else model(ids, state).state
 
 @torch.no_grad()
@@ -81,8 +81,8 @@ def read_prompts(
     for start in range(0, ids.size(1), part):
         at = (lengths > start).nonzero()[:, 0].to(ids.device)   # those that are not at their end yet
         piece,left = ids[at, start:start+part],(lengths[at.cpu()] - start).clamp(max=part)
-        ragged = None if left.min() == left.max() else left
-        new = _read(model, piece[:, :left.max()], None if state is None else take_rows(state, at), ragged)
+        # Lengths are told even if they are all the same: so reading takes the same way alone and among others.
+        new = _read(model, piece[:, :left.max()], None if state is None else take_rows(state, at), left)
         if len(at) == len(prompts): state = new
         else:   # a prompt of one token has nothing to be read; its state is zero
             if state is None: state = map_state(lambda s: s.new_zeros(s.size(0), len(prompts), *s.shape[2:]), new)
@@ -133,6 +133,7 @@ class Continuation:
         if not prompts: raise ValueError("There is no prompt; give one at least.")
         if min(map(len, prompts)) == 0: raise ValueError("A prompt is empty; each needs one token at least.")
         self.model,self.sampler,self.rows = model,sampler,list(range(len(prompts)))
+        self.settled = not any(m.training for m in model.modules())
         self.memory = None if cache is None else cache.start()
         first,at = _distinct(prompts)
         with evaluating(model): self.state = self._read([prompts[i] for i in first], part, told)
@@ -152,7 +153,9 @@ class Continuation:
     @torch.no_grad()
     def step(self) -> Step:
         "The next token of each text."
-        with evaluating(self.model): out = self.model(self.ids[:, None], self.state)
+        # Looking at the mode of every module takes a part of a step; a model that is trained on meanwhile shows it.
+        mode = nullcontext() if self.settled and not self.model.training else evaluating(self.model)
+        with mode: out = self.model(self.ids[:, None], self.state)
         logits,self.state = out.logits[:, -1],out.state
         if self.memory is None: self.ids,logps = self.sampler.pick(logits, self.rows)
         else:
@@ -189,6 +192,11 @@ def generate(
 # %% ../nbs/30_generate.ipynb #062a537c
 _FEW_STEPS = 8   # a kernel lays out its weights anew at each call, in the time of about as many steps
 
+def _set_reading(rnn:Recurrent, reproducible:bool):
+    "Say how several steps are taken. Of torch's kernels on the CPU, that of the LSTM alone adds up a row as if alone."
+    rnn.few_steps = 0 if reproducible else _FEW_STEPS
+    if reproducible and rnn.cells[0].kernel not in (None, 'lstm') and rnn.backend == 'auto': rnn.backend = 'loop'
+
 def stepping(
     model:torch.nn.Module, # Any model
     int8:bool=False, # Weights in eight bits; see `int8_product`
@@ -201,7 +209,7 @@ def stepping(
         for name,child in m.named_children():
             if isinstance(child, torch.nn.RNNBase): setattr(m, name, Recurrent.from_torch(child))
     for m in twin.modules():
-        if isinstance(m, Recurrent) and not reproducible: m.few_steps = _FEW_STEPS
+        if isinstance(m, Recurrent): _set_reading(m, reproducible)
     return pack(twin.eval(), int8, reproducible)
 
 # %% ../nbs/30_generate.ipynb #0917f91c

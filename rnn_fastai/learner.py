@@ -8,7 +8,7 @@ __all__ = ['text_vocab', 'TextLearner', 'WritingLearner', 'LMLearner', 'pretrain
 # %% ../nbs/34_learner.ipynb #034c0f5e
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from fastai.callback.schedule import Learner   # with `fine_tune`, `fit_one_cycle` and `lr_find`
@@ -30,14 +30,14 @@ from .data.lm import LMDataset
 from .data.tokenize import TextTokenizer, decode_spec_tokens
 from .generate import Twin, evaluating, stepping, with_state
 from .models.adapt import DynamicEvaluation, NeuralCache
-from .sampling import Sampling, check_share
-from .score import Score, adapted_to, score_ids
-from .writer import Codec, Ending, Generated, search_texts, stream_text, write_texts
 from .models.zoo import archs, get_language_model
 from .optim import Adam
+from .sampling import Sampling, check_share
+from .score import Score, adapted_to, score_ids
 from .transfer import (TransferReport, check_named, fetch_pretrained, fit_opt_state, fit_weights,
                                  load_weights, match_embeds, read_vocab, read_weights, vocab_file, write_vocab,
                                  write_weights)
+from .writer import Codec, Ending, Generated, search_texts, stream_text, write_texts
 
 # %% ../nbs/34_learner.ipynb #3efc090f
 def text_vocab(
@@ -171,7 +171,20 @@ class TextLearner(fastai_learner.TextLearner):
 # %% ../nbs/34_learner.ipynb #33717da4
 def _is_settled(seed:int|torch.Generator|None, how:Sampling) -> bool:
     "Whether a prompt has one continuation, which nothing beside it may change."
-    return how.temperature == 0 or isinstance(seed, int)
+    return how.temperature == 0 or not (seed is None or isinstance(seed, torch.Generator))
+
+def _as_list(name:str, texts:Any) -> list:
+    "A list of texts, of which one alone is one. Raises `TypeError` for what is neither."
+    if isinstance(texts, str): return [texts]
+    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
+        raise TypeError(f"{name} is {type(texts).__name__} {texts!r}; it must be a text, or a list of texts.")
+    return list(texts)
+
+def _check_adaptation(cache:Any, dynamic:Any):
+    "Raise `TypeError` for what is no such setting."
+    for name,value,kind in (('cache', cache, NeuralCache), ('dynamic', dynamic, DynamicEvaluation)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name}={value!r} must be a {kind.__name__}, such as {kind.__name__}(), or None.")
 
 class WritingLearner(TextLearner):
     "A `Learner` whose model finds what comes next: it continues prompts, by itself or as it is told."
@@ -210,10 +223,14 @@ class WritingLearner(TextLearner):
         "From a total to a function that moves a bar; none where none is wanted."
         if no_bar or not hasattr(self, 'progress'): return
         def start(total):
+            if total == 0: return noop
             bar = progress_bar(range(total), leave=False)
             bar.update(0)
             return bar.update
         return start
+
+    def _banned(self, codec:Codec, forbidden:list, no_unk:bool) -> tuple:
+        return tuple(sorted({*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}))
 
     def writing(self,
         n_words:int=50, # Most tokens to generate for each
@@ -230,8 +247,7 @@ class WritingLearner(TextLearner):
         codec = self._codec(decoder)
         end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'), (stop,) if isinstance(stop, str) else tuple(stop),
                      min_words)
-        banned = {*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}
-        how = Sampling(forbidden=tuple(sorted(banned)), required=codec.ids(required, 'required'), **kwargs)
+        how = Sampling(forbidden=self._banned(codec, forbidden, no_unk), required=codec.ids(required, 'required'), **kwargs)
         return codec,end,how
 
     @delegates(Sampling)
@@ -250,8 +266,9 @@ class WritingLearner(TextLearner):
     ) -> list[Generated]: # `n` for each prompt, in their order
         """Continue prompts, each as if alone. Raises `ValueError` for a prompt without a known word, for numbers out of
         range, tokens that are not in the vocabulary, and options that exclude each other."""
+        _check_adaptation(cache, dynamic)
         codec,end,how = self.writing(n_words, **kwargs)
-        prompts,texts = [prompts] if isinstance(prompts, str) else list(prompts),[]
+        prompts,texts = _as_list('prompts', prompts),[]
         for model,some in self._steppers(prompts, codec, dynamic, int8, _is_settled(seed, how)):
             texts += write_texts(model, codec, some, end, how, n, seed, bs, cache, self._progress(no_bar))
         return texts
@@ -269,6 +286,7 @@ class WritingLearner(TextLearner):
     ) -> Iterator[str]: # Pieces of the text: the prompt, then what each token adds
         """Continue a prompt, and hand each piece out as it is written; joined, they are the text of `generate`. Raises
         as `generate` does, and for a backwards model, at once."""
+        _check_adaptation(cache, dynamic)
         codec,end,how = self.writing(n_words, **kwargs)
         (model,_), = self._steppers([prompt], codec, dynamic, int8, _is_settled(seed, how))
         return stream_text(model, codec, prompt, end, how, seed, cache)
@@ -288,10 +306,8 @@ class WritingLearner(TextLearner):
     ) -> list[Generated]: # `n` for each prompt, best first, in their order
         "The likeliest continuations of prompts that a beam finds; see `Beam`. Raises as `generate` does."
         codec = self._codec(decoder)
-        banned = {*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}
-        how = Beam(forbidden=tuple(sorted(banned)), stops=codec.ids(stop_tokens, 'stop_tokens'), **kwargs)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return search_texts(self._stepper(int8, True), codec, prompts, check_count('n_words', n_words), how, bs,
+        how = Beam(forbidden=self._banned(codec, forbidden, no_unk), stops=codec.ids(stop_tokens, 'stop_tokens'), **kwargs)
+        return search_texts(self._stepper(int8, True), codec, _as_list('prompts', prompts), check_count('n_words', n_words), how, bs,
                             self._progress(no_bar))
 
     def score(self,
@@ -303,11 +319,12 @@ class WritingLearner(TextLearner):
     ) -> list[Score]: # For each text: tokens after the first, log-probabilities, `loss`, `perplexity`
         """How likely each token of each text is, given all before it in the text, however long; see `perplexity_of` for
         all texts together. A backwards model scores from the end."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        _check_adaptation(cache, dynamic)
+        texts = _as_list('texts', texts)
         ids,vocab = [self._ids(t) for t in texts],text_vocab(self.dls)
         start,n = self._progress(no_bar),sum(map(len, ids))
-        bar = None if start is None else start(n)
-        told = None if bar is None else lambda share: bar(round(share*n))
+        bar = noop if start is None else start(n)
+        def told(share): bar(round(share*n))
         model = self._with_state(get_model(self.model))
         with evaluating(model): logps = score_ids(model, ids, bs, cache, dynamic, told)
         return [Score(t, [vocab[i] for i in d[1:].tolist()], l) for t,d,l in zip(texts, ids, logps, strict=True)]

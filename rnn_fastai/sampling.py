@@ -10,6 +10,7 @@ __all__ = ['warmed', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', '
 # %% ../nbs/29_sampling.ipynb #9ff771f2
 import math
 import warnings
+from collections import defaultdict, deque
 from zlib import crc32
 
 import numpy as np
@@ -37,18 +38,30 @@ def keep_top_k(
     top,idx = logits.topk(k, -1)
     return torch.full_like(logits, -torch.inf).scatter(-1, idx, top)
 
-def _keep_mass(logits:Tensor, order:Tensor, p:float) -> Tensor:
-    "The first tokens of an order whose probabilities make `p`: the one that reaches it stays too."
-    probs = logits.softmax(-1).gather(-1, order)
-    before = probs.cumsum(-1, dtype=torch.float64) - probs
-    return _drop(logits, torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before >= p))
+_FIRST = 256   # tokens that are put in order at first; all of a large vocabulary would take longer than the model
+
+def _beyond(probs:Tensor, order:Tensor, p:float) -> Tensor:
+    "Tokens that are not among the first of an order whose probabilities make `p`; the one that reaches it is."
+    first = probs.gather(-1, order)
+    before = first.cumsum(-1, dtype=torch.float64) - first
+    return torch.ones_like(probs, dtype=torch.bool).scatter(-1, order, before >= p)
+
+def _keep_mass(logits:Tensor, rank:Tensor, p:float) -> Tensor:
+    "The tokens of the highest ranks whose probabilities make `p`: the one that reaches it stays too."
+    if p == 1: return logits   # whatever rounding makes of the sum
+    probs = logits.softmax(-1)
+    order = rank.topk(min(_FIRST, rank.size(-1)), -1).indices
+    out = _beyond(probs, order, p)
+    few = (probs.gather(-1, order).sum(-1) < p).nonzero()[:, 0] if order.size(-1) < rank.size(-1) else ()
+    if len(few): out[few] = _beyond(probs[few], rank[few].argsort(dim=-1, descending=True, stable=True), p)
+    return _drop(logits, out)
 
 def keep_top_p(
     logits:Tensor, # bs,vocab
     p:float, # Probability to keep, above 0 and at most 1
 ) -> Tensor: # bs,vocab
     "The fewest tokens that make a probability of `p` ([Holtzman et al., 2020](https://arxiv.org/abs/1904.09751))."
-    return _keep_mass(logits, logits.argsort(dim=-1, descending=True, stable=True), p)
+    return _keep_mass(logits, logits, p)
 
 def keep_min_p(
     logits:Tensor, # bs,vocab
@@ -66,7 +79,7 @@ def keep_typical(
     ([Meister et al., 2023](https://arxiv.org/abs/2202.00666))."""
     logp = logits.log_softmax(-1)
     entropy = -(logp.exp()*logp).nan_to_num(0.).sum(-1, keepdim=True)           # what is left out counts nothing
-    return _keep_mass(logits, (logp + entropy).abs().argsort(dim=-1, stable=True), p)
+    return _keep_mass(logits, -(logp + entropy).abs(), p)
 
 def keep_likely(
     logits:Tensor, # bs,vocab
@@ -199,6 +212,19 @@ class Sampling:
         both = set(self.forbidden) & set(self.required)
         if both: raise ValueError(f"The token of id {min(both)} is both forbidden and required; leave one out.")
 
+class _Runs:
+    "What came after each run of n-1 tokens of a text; asked and added to in a time that does not grow with the text."
+    def __init__(self, tokens:list[int], n:int):
+        self.last,self.after = deque(maxlen=n-1),defaultdict(set)
+        for i in tokens: self.add(i)
+
+    def add(self, i:int):
+        if len(self.last) == self.last.maxlen: self.after[tuple(self.last)].add(i)
+        self.last.append(i)
+
+    @property
+    def blocked(self) -> set[int]: return self.after.get(tuple(self.last), set())
+
 class Sampler:
     "Picks the next token of each text of a batch, and remembers what the rules need of those before."
     def __init__(self,
@@ -220,7 +246,7 @@ class Sampler:
         own = how.temperature and seed is not None and self.generator is None
         self.draws = Draws(check_count('seed', seed, 0), keys) if own else None
         self.missing = [set(how.required) for _ in range(n)]
-        self.history = [p.tolist() for p in prompts] if how.no_repeat_ngram else None
+        self.runs = [_Runs(p.tolist(), how.no_repeat_ngram) for p in prompts] if how.no_repeat_ngram else None
         device = prompts[0].device
         self.banned = torch.tensor(how.forbidden, dtype=torch.long, device=device)
         self.seen = self.counts = None
@@ -277,11 +303,11 @@ class Sampler:
 
     def _each(self, logits:Tensor, rows:list[int]) -> Tensor:
         "Rules that differ from text to text: required tokens, ends, runs that were there before."
-        if not (self.stops or self.how.required or self.history): return logits
+        if not (self.stops or self.how.required or self.runs): return logits
         logits = logits.clone()
         for x,r in zip(logits, rows, strict=True):
             out = set(self.stops) if self.step < self.min_words or self.missing[r] else set()
-            if self.history: out |= blocked_by_ngrams(self.history[r], self.how.no_repeat_ngram)
+            if self.runs: out |= self.runs[r].blocked
             out -= self.missing[r]
             if out:
                 fewer = x.index_fill(0, torch.tensor(sorted(out), device=x.device), -torch.inf)
@@ -295,7 +321,7 @@ class Sampler:
         self.step += 1
         if self.seen is not None: self.seen[rows, ids] = True
         if self.counts is not None: self.counts[rows, ids] += 1
-        if not (self.how.required or self.history): return
+        if not (self.how.required or self.runs): return
         for i,r in zip(ids.tolist(), rows, strict=True):
             self.missing[r].discard(i)
-            if self.history: self.history[r].append(i)
+            if self.runs: self.runs[r].add(i)

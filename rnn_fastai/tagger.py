@@ -24,7 +24,8 @@ from torch import Tensor
 from .core import check_count, near
 from .data.tag import TAG_IGNORE, word_parts
 from .data.tokenize import BaseTokenizer, WordTokenizer
-from .learner import TextLearner, evaluating, text_vocab
+from .generate import evaluating
+from .learner import TextLearner, text_vocab
 from .models.cells import cells
 from .models.tagger import CRF, LetterEncoder, SentenceEncoder, Tagger, WordEncoder
 from .models.zoo import arch_config, archs, token_input

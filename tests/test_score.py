@@ -405,7 +405,7 @@ def test_cache_needs_states(none):
             return SimpleNamespace(logits=out.logits, state=out.state, **(dict(raw=None) if none else {}))
     bare = Bare().eval()
     close(score_ids(bare, [doc]), [plain(model, doc)])
-    with pytest.raises(TypeError, match="Bare gives none: its output lacks `raw`"):
+    with pytest.raises(TypeError, match="SimpleNamespace lacks `raw`"):
         score_ids(bare, [doc], cache=NeuralCache())
 
 

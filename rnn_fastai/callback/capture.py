@@ -24,7 +24,8 @@ from ..capture import capture as capture_model
 from ..core import near
 from ..data.lm import LMDataset
 from ..data.series import pad_ids
-from ..learner import evaluating, text_vocab
+from ..generate import evaluating
+from ..learner import text_vocab
 from ..models.classifier import TextClassifier
 from ..recording import Recording
 

@@ -119,7 +119,7 @@ def pack(
     for m in model.modules():
         if isinstance(m, (nn.Embedding, nn.EmbeddingBag)): continue
         for name,p in m._parameters.items():
-            if p is None or p.dim() != 2 or p.numel() < _LEAST: continue
+            if p is None or p.dim() != 2 or p.numel() < (0 if reproducible else _LEAST): continue
             if id(p) not in made:
                 product = int8_product(p) if int8 else packed_product(p, reproducible)
                 made[id(p)] = p if product is None else PackedWeight(p, product)

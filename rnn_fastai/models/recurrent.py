@@ -485,17 +485,18 @@ class Recurrent(nn.Module):
             raise FloatingPointError(f"The input holds NaN: first at step {t}, sequence {b}.")
         return x,state,lengths,flat
 
-    def _is_next_step(self, x:Any, state:Any, lengths:Any) -> bool:
-        "Whether one step follows a state in evaluation, with nothing to drop, show or change between layers."
-        plain = not (self.training or self.bidirectional or self._zone or self.check_nan) and self._backend == 'auto'
-        return (plain and state is not None and lengths is None and isinstance(x, Tensor) and x.dim() == 3
-                and x.size(int(self.batch_first)) == 1 and self.watch is None and self.edit is None
-                and not (x.is_cuda and self._cells[0].kernel))
+    def _is_next_step(self, x:Any, lengths:Any) -> bool:
+        "Whether this is one step in evaluation, with nothing to drop, show or change between layers."
+        plain = not (self.training or self.bidirectional or self._zone or self.check_nan)
+        unseen = self.watch is None and self.edit is None
+        return (plain and unseen and self._backend in ('auto', 'loop') and lengths is None and isinstance(x, Tensor)
+                and x.dim() == 3 and x.size(int(self.batch_first)) == 1 and not (x.is_cuda and self._cells[0].kernel))
 
     def _next_step(self, x:Tensor, state:Any) -> tuple[Tensor, Any]:
         "What `forward` does in that case, without its preparations, which would take longer than a small step itself."
         time,first = int(self.batch_first),self._cells[0]
         x = check_input(x, self.input_size, (3,)).squeeze(time)                 # bs,n_in
+        if state is None: state = self.zero_state(x)
         shapes = [(len(self._cells), x.size(0), n) for n in first.sizes]   # `len` would fix the size in an export
         state,lasts = check_state(state, first.states, shapes, x),[]
         for i,cell in enumerate(self._cells):
@@ -513,7 +514,7 @@ class Recurrent(nn.Module):
         packed = x if isinstance(x, PackedSequence) else None
         cells = self.cells
         try:
-            if self._is_next_step(x, state, lengths): return self._next_step(x, state)
+            if self._is_next_step(x, lengths): return self._next_step(x, state)
             x,state,lengths,flat = self._unpack(x, state, lengths)
             drops,backend = self._drops(),self.plan(len(x), x.device)[0]
             if backend == 'fused' and lengths is None and not self.check_nan:
