@@ -2,7 +2,8 @@
 
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'rnn_fastai'},
   'syms': { 'rnn_fastai.beam': { 'rnn_fastai.beam.Beam': ('beam.html#beam', 'rnn_fastai/beam.py'),
-                                 'rnn_fastai.beam.Beam.__post_init__': ('beam.html#beam.__post_init__', 'rnn_fastai/beam.py'),
+                                 'rnn_fastai.beam.Beam.__init__': ('beam.html#beam.__init__', 'rnn_fastai/beam.py'),
+                                 'rnn_fastai.beam.Beam._check': ('beam.html#beam._check', 'rnn_fastai/beam.py'),
                                  'rnn_fastai.beam.Beam.check': ('beam.html#beam.check', 'rnn_fastai/beam.py'),
                                  'rnn_fastai.beam.Beam.score': ('beam.html#beam.score', 'rnn_fastai/beam.py'),
                                  'rnn_fastai.beam.Hypothesis': ('beam.html#hypothesis', 'rnn_fastai/beam.py'),

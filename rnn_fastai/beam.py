@@ -8,10 +8,10 @@ __all__ = ['Hypothesis', 'Beam', 'beam_search']
 # %% ../nbs/31_beam.ipynb #fe9ba200
 import math
 from bisect import insort
-from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 import torch
+from fastcore.basics import store_attr
 from torch import Tensor
 
 from .core import check_count
@@ -27,20 +27,23 @@ class Hypothesis(NamedTuple):
     score:float     # their sum over `length**length_penalty`
     ended:str       # why: 'length' or 'stop token'
 
-@dataclass(frozen=True)
 class Beam:
     "How to search. Raises `ValueError` for numbers out of range and options that exclude each other."
-    width:int=5               # Hypotheses that go on at each step
-    n:int=1                   # Hypotheses handed out for each prompt
-    length_penalty:float=1.   # Power of the length that a sum of log-probabilities is divided by; 0 for the plain sum
-    groups:int=1              # Parts of the beam that are kept apart
-    diversity:float=0.        # Taken from a log-probability for each time that an earlier group chose the same token
-    forbidden:tuple=()        # Ids that must not come
-    stops:tuple=()            # Ids that end a hypothesis; they are its last
-    min_words:int=0           # Tokens before which none ends
-    no_repeat_ngram:int=0     # See `blocked_by_ngrams`; the prompt counts too; 0 for no such rule
+    def __init__(self,
+        width:int=5, # Hypotheses that go on at each step
+        n:int=1, # Hypotheses handed out for each prompt
+        length_penalty:float=1., # Power of the length that sums of log-probabilities are divided by; 0 for plain sums
+        groups:int=1, # Parts of the beam that are kept apart
+        diversity:float=0., # Taken from a log-probability for each time that an earlier group chose the same token
+        forbidden:tuple=(), # Ids that must not come
+        stops:tuple=(), # Ids that end a hypothesis; they are its last
+        min_words:int=0, # Tokens before which none ends
+        no_repeat_ngram:int=0, # See `blocked_by_ngrams`; the prompt counts too; 0 for no such rule
+    ):
+        store_attr()
+        self._check()
 
-    def __post_init__(self):
+    def _check(self):
         for name in ('width', 'n', 'groups'): check_count(name, getattr(self, name))
         for name in ('min_words', 'no_repeat_ngram'): check_count(name, getattr(self, name), 0)
         for name in ('length_penalty', 'diversity'):

@@ -354,6 +354,7 @@ def _stream_typed(stream:Callable):
 
 def _as_json(t:Generated) -> str: return json.dumps({**t._asdict(), 'logps': t.logps.tolist()}, ensure_ascii=False)
 
+# %% ../nbs/71_cli.ipynb #0f6099fb
 @commands.register()
 @call_parse
 def generate(
@@ -412,7 +413,6 @@ def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> i
                       file=sys.stdout if as_json else sys.stderr)
     return failed
 
-# %% ../nbs/71_cli.ipynb #bdb2948a
 def main():
     "Run the command that the first argument names."
     name,*rest = sys.argv[1:] or ['--help']

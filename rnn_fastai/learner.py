@@ -247,7 +247,8 @@ class WritingLearner(TextLearner):
         codec = self._codec(decoder)
         end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'), (stop,) if isinstance(stop, str) else tuple(stop),
                      min_words)
-        how = Sampling(forbidden=self._banned(codec, forbidden, no_unk), required=codec.ids(required, 'required'), **kwargs)
+        how = Sampling(forbidden=self._banned(codec, forbidden, no_unk), required=codec.ids(required, 'required'),
+                       **kwargs)
         return codec,end,how
 
     @delegates(Sampling)
@@ -306,9 +307,10 @@ class WritingLearner(TextLearner):
     ) -> list[Generated]: # `n` for each prompt, best first, in their order
         "The likeliest continuations of prompts that a beam finds; see `Beam`. Raises as `generate` does."
         codec = self._codec(decoder)
-        how = Beam(forbidden=self._banned(codec, forbidden, no_unk), stops=codec.ids(stop_tokens, 'stop_tokens'), **kwargs)
-        return search_texts(self._stepper(int8, True), codec, _as_list('prompts', prompts), check_count('n_words', n_words), how, bs,
-                            self._progress(no_bar))
+        how = Beam(forbidden=self._banned(codec, forbidden, no_unk), stops=codec.ids(stop_tokens, 'stop_tokens'),
+                   **kwargs)
+        return search_texts(self._stepper(int8, True), codec, _as_list('prompts', prompts),
+                            check_count('n_words', n_words), how, bs, self._progress(no_bar))
 
     def score(self,
         texts:Any, # A text, or a list

@@ -222,8 +222,9 @@ def search_texts(
         with evaluating(model): lists = beam_search(model, [t.start for t in batch], n_words, how, told=told)
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
         behind += len(batch)*n_words
-    def result(t, h): return Generated(t.prompt, codec.decode(t.start.tolist() + h.ids), [codec.vocab[i] for i in h.ids],
-                                       h.logps, h.ended)
+    def result(t, h):
+        text = codec.decode(t.start.tolist() + h.ids)
+        return Generated(t.prompt, text, [codec.vocab[i] for i in h.ids], h.logps, h.ended)
     return [result(t, h) for t in texts for h in found[id(t)]]
 
 def stream_text(

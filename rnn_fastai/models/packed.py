@@ -112,7 +112,7 @@ _LEAST = 2**14   # entries; a smaller weight is in the cache anyway
 def pack(
     model:nn.Module, # A model whose parameters may be replaced: a copy, for generation
     int8:bool=False, # Weights in eight bits
-    reproducible:bool=False, # No bit of a row's result depends on how many rows there are; so it is in eight bits anyway
+    reproducible:bool=False, # No bit of a row's result depends on how many rows there are
 ) -> nn.Module: # `model`
     "Give all matrices of a model, but those of embeddings, a second layout. See `packed_product`, `int8_product`."
     made = {}   # a weight that is used twice is packed once

@@ -212,7 +212,7 @@ class Recurrent(nn.Module):
     "Layers of any cell over time, with the arguments and returns of `nn.LSTM`."
     watch = None   # for those who look inside: (i, Seen, output, last state) of cell i -> output and last state
     edit = None    # for those who change it: (i, step in the order of reading, state) of cell i -> state
-    few_steps = 1  # up to so many steps are taken by the plain loop; more, where a weight's product is made for few rows
+    few_steps = 1  # so many steps the plain loop takes, where the backend is not said
     def __init__(self,
         cell:Any, # A registered name, or a subclass of `Cell`
         input_size:int, # Features of the input
@@ -335,7 +335,8 @@ class Recurrent(nn.Module):
         reasons = dict(fused=f"torch has a kernel, {cell.kernel}" if cell.kernel and not zone else None,
                        scan=f"{name} is linear in its state" if cell.scan and not zone else None,
                        compile="compiled in chunks of steps, which takes a while at the first call",
-                       loop="so few steps need no more" if n_steps <= self.few_steps else "zoneout acts between steps" if zone else
+                       loop="so few steps need no more" if n_steps <= self.few_steps else
+                            "zoneout acts between steps" if zone else
                             f"{name} has neither a kernel nor a scan; backend='compile' is for long runs")
         if self.backend not in _BACKENDS:
             raise ValueError(f"backend={self.backend!r} is unknown. {near(self.backend, _BACKENDS)}")
