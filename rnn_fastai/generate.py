@@ -134,6 +134,8 @@ class Continuation:
         if min(map(len, prompts)) == 0: raise ValueError("A prompt is empty; each needs one token at least.")
         self.model,self.sampler,self.rows = model,sampler,list(range(len(prompts)))
         self.settled = not any(m.training for m in model.modules())
+        # Operations take less time in inference mode; but what a model puts into its buffers there cannot be trained on.
+        self.no_grad = torch.inference_mode if next(model.buffers(), None) is None else torch.no_grad
         self.memory = None if cache is None else cache.start()
         first,at = _distinct(prompts)
         with evaluating(model): self.state = self._read([prompts[i] for i in first], part, told)
@@ -150,9 +152,11 @@ class Continuation:
         if self.state is not None: self.state = take_rows(self.state, at)
         if self.memory is not None: self.memory = self.memory.take(at)
 
-    @torch.no_grad()
     def step(self) -> Step:
         "The next token of each text."
+        with self.no_grad(): return self._step()
+
+    def _step(self) -> Step:
         # Looking at the mode of every module takes a part of a step; a model that is trained on meanwhile shows it.
         mode = nullcontext() if self.settled and not self.model.training else evaluating(self.model)
         with mode: out = self.model(self.ids[:, None], self.state)

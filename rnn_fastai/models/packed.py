@@ -20,11 +20,16 @@ _BLOCKS = 16            # enough for the threads of small machines to share
 
 def _rows(x:Tensor) -> Tensor: return x.reshape(-1, x.size(-1))
 
-def _in_blocks(x:Tensor, w:Tensor, b:Tensor|None) -> Tensor:
-    n,rows = math.gcd(len(w), _BLOCKS),_rows(x)
-    out = torch.bmm(w.view(n, -1, w.size(1)), rows.T.expand(n, -1, -1))         # n,n_out/n,rows
-    out = out.view(len(w), len(rows)).T.reshape(*x.shape[:-1], len(w))
-    return out if b is None else out + b
+def _blocks(w:Tensor) -> Tensor: return w.view(math.gcd(len(w), _BLOCKS), -1, w.size(1))   # n,n_out/n,n_in
+
+def _in_blocks(x:Tensor, blocks:Tensor, b:Tensor|None) -> Tensor:
+    "The product with a weight cut into blocks. Each operation counts: a step has a hundred that take as long as this."
+    rows = x if x.dim() == 2 else _rows(x)
+    cols = rows.T.expand(len(blocks), -1, -1)                                   # n,n_in,rows
+    if b is None: out = torch.bmm(blocks, cols)                                 # n,n_out/n,rows
+    else: out = torch.baddbmm(b.view(len(blocks), -1, 1), blocks, cols)
+    if len(rows) == 1: return out.view(*x.shape[:-1], -1)
+    return out.view(-1, len(rows)).T.reshape(*x.shape[:-1], -1)
 
 def thin_linear(
     x:Tensor, # ...,n_in
@@ -35,7 +40,7 @@ def thin_linear(
     if type(w) is PackedWeight: return w.product(x, b)   # a weight with a layout of its own
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_cuda: return F.linear(x, w, b)
     thin = 0 < x.numel() <= _FEW*x.size(-1) and w.numel() >= _LARGE and len(w) % 2 == 0
-    return _in_blocks(x, w, b) if thin else F.linear(x, w, b)
+    return _in_blocks(x, _blocks(w), b) if thin else F.linear(x, w, b)
 
 # %% ../../nbs/06_models.packed.ipynb #10c68dc2
 class PackedWeight(Tensor):
@@ -66,13 +71,14 @@ def packed_product(
     ok = torch.backends.mkldnn.is_available() and w.device.type == 'cpu' and w.dtype == torch.float32
     if not (ok and hasattr(torch.ops.mkldnn, '_linear_pointwise')): return
     w,made = w.detach(),[]
+    blocks = _blocks(w)
     def product(x, bias=None):
-        rows = _rows(x)
-        if len(rows) <= 2 and not reproducible: return _in_blocks(x, w, bias)
+        n = x.numel()//x.size(-1)
+        if n <= 2 and not reproducible: return _in_blocks(x, blocks, bias)
         if not made: made.append(torch.ops.mkldnn._reorder_linear_weight(w.contiguous()))
-        if len(rows) == 1: rows = rows.expand(2, -1)   # for one alone oneDNN adds in another order
+        rows = _rows(x) if n != 1 else _rows(x).expand(2, -1)   # for one alone oneDNN adds in another order
         out = torch.ops.mkldnn._linear_pointwise(rows, made[0], bias, 'none', [], '')
-        return out[:x.numel()//x.size(-1)].view(*x.shape[:-1], -1)
+        return out[:n].view(*x.shape[:-1], -1)
     return product
 
 # %% ../../nbs/06_models.packed.ipynb #c7564489

@@ -503,7 +503,8 @@ class Recurrent(nn.Module):
         for i,cell in enumerate(self._cells):
             lasts.append(cell.step(cell.project(x), tuple(s[i] for s in state)))
             x = lasts[-1][0]
-        last = tuple(torch.stack(s) for s in zip(*lasts, strict=True))
+        if len(lasts) == 1: last = tuple(s[None] for s in lasts[0])
+        else: last = tuple(torch.stack(s) for s in zip(*lasts, strict=True))
         return x.unsqueeze(time),last if len(last) > 1 else last[0]
 
     def forward(self,
