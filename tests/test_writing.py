@@ -96,7 +96,7 @@ WORD_PROMPTS = {'one': ['one'], 'Two THREE': ['xxmaj', 'two', 'xxup', 'three'], 
 WORD_PROMPTS = {k: ['xxbos', *(t if t in VOCAB else 'xxunk' for t in v)] for k,v in WORD_PROMPTS.items()}
 PROMPTS = dict.fromkeys(('words', 'logits', 'state'), WORD_PROMPTS)
 PROMPTS['backwards'] = {k: v[:0:-1] for k,v in WORD_PROMPTS.items() if k}
-PROMPTS['chars'] = {k: ['xxbos', *k] for k in ('a', 'naïve', '🙂 two, one', '', 'ab\n', ' ')}
+PROMPTS['chars'] = {k: ['xxbos', *k] for k in ('a', 'naïve', '🙂 two, one', '', 'ab\n', ' b')}
 PROMPTS['subwords'] = dict.fromkeys(('a', 'naïve', '🙂 two, one', '', '€', 'hello wörld'))
 PROMPTS['series'] = {k: list(k) for k in ('t', 'the quick', 'brown fox jum', 'dog.', ' ')}
 PROMPTS['series of words'] = {'one': ['one'], 'two three  four': ['two', 'three', 'four'], 'ten nine': ['ten', 'nine']}
@@ -220,7 +220,7 @@ def named(o): return ','.join(f'{k}={v}' for k,v in o.items()) if isinstance(o, 
 @pytest.mark.parametrize('seed', [5, None, 'generator'])
 @pytest.mark.parametrize('o', OPTIONS, ids=lambda o: named(o) or 'plain')
 def test_texts_come_as_often_as_the_formulas_say(o, seed):
-    n,n_words = 2500,3
+    n,n_words = 2000,3
     want = joint([0, 2], n_words, o)
     assert abs(sum(want.values()) - 1) < 1e-12
     torch.manual_seed(3)
@@ -322,6 +322,37 @@ def test_small_models_of_every_cell_as_if_alone(cell):
         assert [texts(learn, p, 50, **how)[0] for p in prompts] == together
         assert texts(learn, prompts[::-1]*3, 50, bs=5, **how) == together[::-1]*3
 
+@pytest.mark.parametrize('how', [dict(cache=rf.NeuralCache(size=6, theta=0.4, weight=0.4)), dict(n=2, cache=rf.NeuralCache(weight=0.5)),
+                                 dict(dynamic=rf.DynamicEvaluation(lr=0.3))], ids=named)
+@pytest.mark.parametrize('kind', ['words', 'chars', 'series'])
+def test_adapted_texts_as_if_alone(kind, how):
+    learn,prompts = ours(kind),list(PROMPTS[kind])
+    alone = {p: texts(learn, p, seed=2, **how) for p in prompts}
+    for bs in (2, 64): assert texts(learn, prompts + prompts[::-2], seed=2, bs=bs, **how) == \
+        [t for p in prompts + prompts[::-2] for t in alone[p]]
+
+@pytest.mark.parametrize('cell', ['LSTM', 'GRU', 'minGRU'])
+def test_int8_reads_prompts_of_any_length_alike(cell):
+    "Whether a prompt is read by a kernel of plain weights or by single steps in eight bits must not hang on its company."
+    learn,prompts = awd(loaders('words'), cell),[' '.join(WORDS[:k]) for k in range(6)]
+    together = write(learn, prompts, 1, temperature=0, int8=True)
+    for p,t in zip(prompts, together, strict=True):
+        alone, = write(learn, p, 1, temperature=0, int8=True)
+        assert_close(alone.logps, t.logps, rtol=0, atol=2e-5)
+
+def test_threads_write_with_one_learner():
+    "As a server does; each of them gets its own text."
+    learn,found,errors = ours('words'),{},[]
+    want = [texts(learn, 'one', 40, seed=k)[0] for k in range(4)]
+    def job(k):
+        try: found[k] = [texts(learn, 'one', 40, seed=k)[0] for _ in range(8)]
+        except Exception as e: errors.append(repr(e))
+    threads = [threading.Thread(target=job, args=(k,)) for k in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert not errors, errors
+    assert found == {k: [w]*8 for k,w in enumerate(want)}
+
 def test_samples_differ_and_the_first_ones_stay():
     learn = ours('words')
     five = texts(learn, ['one', 'two'], seed=1, n=5)
@@ -383,6 +414,7 @@ SCRIPTS = {   # kind, prompt, tokens, options, what comes after the prompt, why 
     'stop before min_words': ('words', 'one', 'two three two six two', dict(stop='two', min_words=4), ' two three two six ', 'stop string'),
     'stop across min_words': ('words', 'one', 'six two three six', dict(stop='two three', min_words=3), ' six ', 'stop string'),
     'stop at once': ('words', 'one', 'two', dict(stop=' two'), '', 'stop string'),
+    'stop in a repeated word': ('words', 'one', 'two xxrep 2 three', dict(stop='threethree'), ' two ', 'stop string'),
     'stop token': ('words', 'one', 'two . three', dict(stop_tokens='.'), ' two .', 'stop token'),
     'stop token as the last': ('words', 'one', 'two .', dict(stop_tokens='.'), ' two .', 'stop token'),
     'empty prompt': ('words', '', 'xxmaj two three', {}, 'Two three', 'length'),
@@ -648,33 +680,32 @@ def test_dynamic_evaluation_by_hand():
         loss = nn.functional.cross_entropy(out.logits[0], torch.tensor(y))
         model.zero_grad()
         loss.backward()
-        if at + 3 < len(ids) - 1 or True:
-            with torch.no_grad():
-                for p in model.parameters(): p -= 0.3*p.grad
+        with torch.no_grad():
+            for p in model.parameters(): p -= 0.3*p.grad
         state = tuple(tuple(s.detach() for s in l) for l in out.state)
-    last = at   # whether a step follows the last few tokens may be either way
-    twin = rf.LMLearner(learn.dls, model, loss_func=nn.CrossEntropyLoss())
     got, = write(learn, prompt, 8, temperature=0, dynamic=d)
-    want = slow(twin, ids, 8)
-    if ids_of(learn, got) == want: return
-    with torch.no_grad():
-        for p in model.parameters(): p += 0.3*p.grad   # without that last step
-    assert ids_of(learn, got) == slow(twin, ids, 8), last
+    want = []
+    for _ in range(2):   # whether the last few tokens, after which nothing more is read, make a step too may be either way
+        want.append(slow(rf.LMLearner(learn.dls, model, loss_func=nn.CrossEntropyLoss()), ids, 8))
+        with torch.no_grad():
+            for p in model.parameters(): p += 0.3*p.grad
+    assert ids_of(learn, got) in want and ids_of(learn, got) != slow(learn, ids, 8)
 
 def test_long_texts_are_scored_in_bounded_memory():
     learn = big_vocabulary()
-    text = ' '.join(['w7 w8 w9']*20_000)
+    def score(n): return learn.score(' '.join(['w7 w8 w9']*n), no_bar=True)[0].logps
+    score(10_000)   # so that what the allocator keeps is there
     before = resident()
-    with peak() as most: s, = learn.score(text, no_bar=True)
-    assert len(s.logps) == 59_999 + 1 and s.logps.isfinite().all()
-    assert most() - before < 300   # all logits at once would be 960 MB
+    with peak() as most: logps = score(40_000)
+    assert len(logps) == 120_000 and logps.isfinite().all()
+    assert most() - before < 500   # all logits at once would be 1,900 MB
 
 # Weights that change
 
 def changed_by_training(learn):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.02)
 
-def changed_by_load(learn, tmp=[]):
+def changed_by_load(learn):
     sd = {k: v + 0.3*torch.sin(torch.arange(v.numel()).view(v.shape)) for k,v in learn.model.state_dict().items()}
     learn.model.load_state_dict(sd)
 
@@ -788,20 +819,20 @@ def tensors():
                                  dict(cache=rf.NeuralCache(size=50))], ids=named)
 def test_memory_does_not_grow_with_the_text(how):
     learn,held = awd(loaders('words'), emb_sz=8, n_hid=8),[]
-    stream = learn.stream('one', 1500, seed=1, **how)
+    stream = learn.stream('one', 1000, seed=1, **how)
     for k,_ in enumerate(stream):
-        if k in (120, 1000): held.append(tensors())
+        if k in (120, 800): held.append(tensors())
     assert len(held) == 2 and held[1] <= held[0]
 
-def test_time_of_a_token_does_not_grow_with_the_text():
-    "Measured within one call: the last five hundred tokens of six thousand against the first."
-    learn,marks = awd(loaders('words'), emb_sz=8, n_hid=8),[]
-    def run(**how):
-        times = [time.perf_counter() for _ in learn.stream('one', 6000, seed=1, **how)]
-        n = len(times)//12
-        return np.median(np.diff(times[-n:]))/np.median(np.diff(times[n:2*n]))
-    for how in (dict(), dict(no_repeat_ngram=3), dict(stop='two two two two')): marks.append((how, run(**how)))
-    assert all(r < 2 for _,r in marks), marks
+@pytest.mark.parametrize('how', [dict(), dict(no_repeat_ngram=3), dict(stop='two two two two'), dict(required='xxpad')], ids=named)
+def test_time_of_a_token_does_not_grow_with_the_text(how):
+    "Measured within one call each: sixty tokens after a prompt of forty thousand tokens, and after one of forty."
+    learn = awd(loaders('words'), emb_sz=8, n_hid=8)
+    def run(n):
+        times = [time.perf_counter() for _ in learn.stream(' '.join(WORDS*n), 60, seed=1, **how)]
+        return np.median(np.diff(times[5:]))
+    run(4)
+    assert run(4000) < 3*run(4)
 
 def test_a_prompt_of_a_million_tokens():
     learn = big_vocabulary()
@@ -814,7 +845,7 @@ def test_a_prompt_of_a_million_tokens():
 # Bad input
 
 BAD = {   # options, what the message must name
-    'prompts=None': (dict(prompts=None), ['None']), 'prompts=5': (dict(prompts=5), ['int']),
+    'prompts=None': (dict(prompts=None), ['prompt', 'None']), 'prompts=5': (dict(prompts=5), ['prompt', 'int']),
     'prompts=bytes': (dict(prompts=b'one'), ['bytes']), 'prompts=dict': (dict(prompts={'one': 1}), ['dict']),
     'prompts=[None]': (dict(prompts=['one', None]), ['NoneType']), 'prompts=[b]': (dict(prompts=[b'one']), ['bytes']),
     'prompts=[[]]': (dict(prompts=['one', ['two']]), ['list']), 'prompts=nan': (dict(prompts=['one', math.nan]), ['float']),
@@ -850,6 +881,7 @@ BAD = {   # options, what the message must name
     'stop_tokens=None': (dict(stop_tokens=None), ['stop_tokens', 'None']), 'stop=5': (dict(stop=5), ['stop', '5']),
     'stop never': (dict(stop='qqzz'), ["'qqzz'", 'never']), 'stop glued': (dict(stop='one,'), ["'one,'", 'never']),
     'stop empty': (dict(stop=['.', '']), ["''"]), 'stop part': (dict(stop='one twq'), ["'one twq'", 'never']),
+    'stop with two blanks': (dict(stop='one  two'), ["'one  two'"]),
     'seed=1.5': (dict(seed=1.5), ['seed=1.5']), 'seed=-1': (dict(seed=-1), ['seed=-1']), 'seed=str': (dict(seed='a'), ["seed='a'"]),
     'seed=True': (dict(seed=True), ['seed=True']), 'seed=str, greedy': (dict(seed='a', temperature=0), ["seed='a'"]),
     'cache=True': (dict(cache=True), ['cache', 'True']), 'cache class': (dict(cache=rf.NeuralCache), ['cache']),
@@ -875,10 +907,10 @@ def test_bad_input_is_told_by_name(name, call):
 
 @pytest.mark.parametrize('call,how,words', [
     ('beam_search', dict(n=6), ['n=6', 'width=5']), ('beam_search', dict(width=0), ['width=0']), ('beam_search', dict(bs=0), ['bs=0']),
-    ('beam_search', dict(prompts=None), ['None']), ('beam_search', dict(temperature=0.5), ['temperature']),
+    ('beam_search', dict(prompts=None), ['prompt', 'None']), ('beam_search', dict(temperature=0.5), ['temperature']),
     ('beam_search', dict(prompts={'one': 1}), ['dict']), ('beam_search', dict(forbidden=VOCAB[1:-1]), ['forbidden']),
     ('beam_search', dict(stop_tokens='.', forbidden='.'), ['stop_tokens', 'forbidden', "'.'"]),
-    ('score', dict(texts=None), ['None']), ('score', dict(texts=b'one'), ['bytes']), ('score', dict(texts=['one', 5]), ['int']),
+    ('score', dict(texts=None), ['text', 'None']), ('score', dict(texts=b'one'), ['bytes']), ('score', dict(texts=['one', 5]), ['int']),
     ('score', dict(texts={'one': 1}), ['dict']), ('score', dict(bs=0), ['bs=0']), ('score', dict(cache=True), ['cache', 'True']),
     ('score', dict(dynamic=True), ['dynamic', 'True']), ('score', dict(cach=1), ['cach'])],
     ids=lambda o: named(o) if isinstance(o, dict) else None)
