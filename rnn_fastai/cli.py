@@ -10,9 +10,11 @@ __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HO
 # %% ../nbs/71_cli.ipynb #a089b10c
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,8 +28,9 @@ from fastai.torch_core import set_seed
 from fastcore.script import call_parse, parse_cli, store_true
 from torch.nn import functional as F
 
+from .beam import Beam
 from .callback.history import LossHistory
-from .core import Registry, near
+from .core import Registry, check_count, near
 from .data.conll import read_columns, read_conllu
 from .data.corpus import Corpus
 from .data.loaders import TextDataLoaders
@@ -37,6 +40,7 @@ from .data.texts import check_column
 from .data.tokenize import TextTokenizer
 from .learner import LMLearner, TextLearner, language_model_learner, text_vocab
 from .plots import plot_losses
+from .sampling import check_seed
 from .saved import build_learner, check_task, load_model, save_model
 from .ulmfit import fine_tune_classifier
 from .writer import Generated
@@ -352,6 +356,17 @@ def _stream_typed(stream:Callable):
         except KeyboardInterrupt: pass
         print()
 
+_DRAWING = dict(temperature=1., top_k=None, top_p=None, min_p=None, typical_p=None, stop=(), repetition_penalty=1.,
+                frequency_penalty=0., required=[])   # what is for drawing alone, when it is left alone
+
+def _check_beam(beam:int, n:int, how:dict):
+    "Raise `ValueError` for a width that is none, and for options that a beam does not follow."
+    Beam(check_count('beam', beam), n)
+    for name,plain in _DRAWING.items():
+        if how[name] != plain:
+            raise ValueError(f"beam={beam} searches the likeliest text, and {name}={how[name]!r} is for texts that are "
+                             "drawn; leave one out.")
+
 def _as_json(t:Generated) -> str: return json.dumps({**t._asdict(), 'logps': t.logps.tolist()}, ensure_ascii=False)
 
 # %% ../nbs/71_cli.ipynb #0f6099fb
@@ -386,19 +401,23 @@ def generate(
     learn,facts = load_model(model)
     if facts['task'] != 'lm': raise ValueError(f"{model} holds a {facts['task']}, which does not write; call predict.")
     if prompts and file: raise ValueError(f"Prompts and file={file!r} exclude each other; leave one out.")
-    if file and not Path(file).exists(): raise FileNotFoundError(f"There is no file {file}.")
+    if file and not Path(file).is_file(): raise FileNotFoundError(f"There is no file {file}.")
+    check_count('bs', bs); check_count('n', n); check_seed(seed)
     words = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split())
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, stop=stop or (),
                repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty, required=required.split(),
                no_repeat_ngram=no_repeat_ngram, min_words=min_words)
     learn.writing(**words, **how)   # options that cannot be meant are told of before anything is read
     many = dict(n=n, int8=int8, bs=bs, no_bar=True)
-    if beam: write = partial(learn.beam_search, width=beam, min_words=min_words, **words, **many)
+    if beam is not None:
+        _check_beam(beam, n, how)
+        write = partial(learn.beam_search, width=beam, min_words=min_words, no_repeat_ngram=no_repeat_ngram, **words,
+                        **many)
     else: write = partial(learn.generate, seed=seed, **words, **how, **many)
-    if not prompts and not file and sys.stdin.isatty() and not (beam or as_json or n > 1):
+    if not prompts and not file and sys.stdin.isatty() and not (beam is not None or as_json or n > 1):
         return _stream_typed(partial(learn.stream, seed=seed, int8=int8, **words, **how))
-    lines = prompts or (open(file, encoding='utf8') if file else sys.stdin)
-    failed = _write_lines(write, (t.rstrip('\n') for t in lines), bs, as_json)
+    with open(file, encoding='utf8') if file else nullcontext(prompts or sys.stdin) as lines:
+        failed = _write_lines(write, (t.rstrip('\n') for t in lines), bs, as_json)
     if failed: raise ValueError(f"{failed} of the prompts could not be continued.")
 
 def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> int:
@@ -426,3 +445,5 @@ def main():
     args,kwargs,_ = parse_cli(command.__wrapped__)
     try: command(*args, **kwargs)
     except (ValueError, FileNotFoundError) as e: sys.exit(f"rnn_fastai {name}: {e}")
+    except BrokenPipeError:   # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

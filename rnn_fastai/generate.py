@@ -218,7 +218,9 @@ def stepping(
 
 # %% ../nbs/30_generate.ipynb #0917f91c
 @lru_cache(maxsize=16)
-def _factors(n:int) -> Tensor: return torch.arange(1., n+1).sin_()
+def _factors(n:int) -> Tensor:
+    "Numbers from 1/2 to 3/2 that hardly repeat: none is near zero, which would hide what it is multiplied with."
+    return (torch.arange(1., n+1, dtype=torch.float64)*(5**0.5 - 1)/2).frac_().add_(0.5).float()
 
 @torch.no_grad()
 def _sum_of(p:Tensor) -> float:
@@ -227,6 +229,11 @@ def _sum_of(p:Tensor) -> float:
     rows = p.detach().as_subclass(Tensor).float()
     rows = rows.reshape(len(rows), -1) if rows.dim() else rows.view(1, 1)
     return (thin_linear(_factors(rows.size(1)), rows)@_factors(len(rows))).item()
+
+def _settings(model:torch.nn.Module) -> Iterator[tuple]:
+    "Plain attributes of all modules, but the mode: what a copy would not follow."
+    for m in model.modules():
+        yield id(m),*((k, v) for k,v in vars(m).items() if k != 'training' and isinstance(v, (bool, int, float, str)))
 
 def is_watched(
     model:torch.nn.Module, # Any model
@@ -247,12 +254,14 @@ class Twin:
         "The model for stepping."
         tensors = [*model.parameters(), *model.buffers()]
         if is_watched(model) or any(t.device.type != 'cpu' for t in tensors): return None
-        key = [id(model), *((id(t), t.data_ptr(), tuple(t.shape), _sum_of(t)) for t in tensors)]
+        key = [id(model), *((id(t), t.data_ptr(), tuple(t.shape), _sum_of(t)) for t in tensors), *_settings(model)]
         if self.key != key: self.key,self.made = key,{}
         how = int8,reproducible
         if how not in self.made:
             try: self.made[how] = stepping(model, *how)
-            except Exception: return None   # whatever a module of somebody's own raises when it is copied
+            except Exception:   # whatever a module of somebody's own raises when it is copied
+                if int8: raise
+                return None
         return self.made[how]
 
     def __getstate__(self): return {}

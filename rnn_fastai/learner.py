@@ -32,12 +32,13 @@ from .generate import Twin, evaluating, stepping, with_state
 from .models.adapt import DynamicEvaluation, NeuralCache
 from .models.zoo import archs, get_language_model
 from .optim import Adam
-from .sampling import Sampling, check_share
+from .sampling import Sampling, check_seed, check_share
 from .score import Score, adapted_to, score_ids
 from .transfer import (TransferReport, check_named, fetch_pretrained, fit_opt_state, fit_weights,
                                  load_weights, match_embeds, read_vocab, read_weights, vocab_file, write_vocab,
                                  write_weights)
-from .writer import Codec, Ending, Generated, search_texts, stream_text, write_texts
+from .writer import (Codec, Ending, Generated, check_stop_strings, search_texts, stream_text,
+                               write_texts)
 
 # %% ../nbs/34_learner.ipynb #3efc090f
 def text_vocab(
@@ -170,14 +171,15 @@ class TextLearner(fastai_learner.TextLearner):
 
 # %% ../nbs/34_learner.ipynb #33717da4
 def _is_settled(seed:int|torch.Generator|None, how:Sampling) -> bool:
-    "Whether a prompt has one continuation, which nothing beside it may change."
+    "Whether a prompt has one continuation, which nothing beside it may change. Raises `ValueError` for a bad seed."
+    check_seed(seed)
     return how.temperature == 0 or not (seed is None or isinstance(seed, torch.Generator))
 
 def _as_list(name:str, texts:Any) -> list:
     "A list of texts, of which one alone is one. Raises `TypeError` for what is neither."
     if isinstance(texts, str): return [texts]
     if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise TypeError(f"{name} is {type(texts).__name__} {texts!r}; it must be a text, or a list of texts.")
+        raise TypeError(f"{name}={texts!r} is of type {type(texts).__name__}; it must be a text, or a list of texts.")
     return list(texts)
 
 def _check_adaptation(cache:Any, dynamic:Any):
@@ -195,7 +197,7 @@ class WritingLearner(TextLearner):
         return self._twin
 
     def _codec(self, decoder:Callable) -> Codec: raise NotImplementedError
-    def _ids(self, text:Any) -> torch.Tensor: raise NotImplementedError   # of a text, in the model's direction
+    def _ids(self, texts:list) -> list[torch.Tensor]: raise NotImplementedError   # in the model's direction
     def _never(self, no_unk:bool) -> list[int]: raise NotImplementedError   # ids that are not generated
 
     def _with_state(self, model:torch.nn.Module) -> torch.nn.Module:
@@ -214,7 +216,7 @@ class WritingLearner(TextLearner):
         if dynamic is None: yield self._stepper(*how),prompts
         else:
             model = self._with_state(get_model(self.model))
-            for p in prompts: yield stepping(adapted_to(model, codec.encode(p), dynamic), *how),[p]
+            for p in prompts: yield stepping(adapted_to(model, codec.encode([p])[0], dynamic), *how),[p]
 
     @property
     def _device(self) -> torch.device: return next(get_model(self.model).parameters()).device
@@ -245,11 +247,24 @@ class WritingLearner(TextLearner):
     ) -> tuple: # `Codec`, `Ending`, `Sampling`
         "What it takes to write, checked, for those who drive `write_texts` themselves."
         codec = self._codec(decoder)
+        self._check_apart(no_unk, forbidden=forbidden, required=required, stop_tokens=stop_tokens)
+        if not isinstance(stop, Iterable): raise TypeError(f"stop={stop!r} must be a string, or a list of strings.")
         end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'), (stop,) if isinstance(stop, str) else tuple(stop),
                      min_words)
         how = Sampling(forbidden=self._banned(codec, forbidden, no_unk), required=codec.ids(required, 'required'),
                        **kwargs)
+        how.check(len(codec.vocab), n_words, end.tokens, min_words)
+        check_stop_strings(end.strings, codec)
         return codec,end,how
+
+    def _check_apart(self, no_unk:bool, forbidden:Any=(), **others):
+        "Raise `ValueError` for a token that is forbidden and required, or forbidden and the end of a text."
+        banned = set(_as_list('forbidden', forbidden))
+        for name,of in others.items():
+            both = [t for t in _as_list(name, of) if t in banned or (no_unk and t == UNK)]
+            if both:
+                why = "forbidden" if both[0] in banned else "never written with no_unk=True"
+                raise ValueError(f"The token {both[0]!r} is in {name}, and {why}; leave one out.")
 
     @delegates(Sampling)
     @delegates(writing, keep=True)
@@ -286,8 +301,10 @@ class WritingLearner(TextLearner):
         **kwargs
     ) -> Iterator[str]: # Pieces of the text: the prompt, then what each token adds
         """Continue a prompt, and hand each piece out as it is written; joined, they are the text of `generate`. Raises
-        as `generate` does, and for a backwards model, at once."""
+        as `generate` does, and for a backwards model, at once. The weights must not change meanwhile: what comes after
+        a training in between fits neither the old ones nor the new."""
         _check_adaptation(cache, dynamic)
+        _as_list('prompt', prompt)
         codec,end,how = self.writing(n_words, **kwargs)
         (model,_), = self._steppers([prompt], codec, dynamic, int8, _is_settled(seed, how))
         return stream_text(model, codec, prompt, end, how, seed, cache)
@@ -307,6 +324,7 @@ class WritingLearner(TextLearner):
     ) -> list[Generated]: # `n` for each prompt, best first, in their order
         "The likeliest continuations of prompts that a beam finds; see `Beam`. Raises as `generate` does."
         codec = self._codec(decoder)
+        self._check_apart(no_unk, forbidden, stop_tokens=stop_tokens)
         how = Beam(forbidden=self._banned(codec, forbidden, no_unk), stops=codec.ids(stop_tokens, 'stop_tokens'),
                    **kwargs)
         return search_texts(self._stepper(int8, True), codec, _as_list('prompts', prompts),
@@ -323,7 +341,7 @@ class WritingLearner(TextLearner):
         all texts together. A backwards model scores from the end."""
         _check_adaptation(cache, dynamic)
         texts = _as_list('texts', texts)
-        ids,vocab = [self._ids(t) for t in texts],text_vocab(self.dls)
+        ids,vocab = self._ids(texts),text_vocab(self.dls)
         start,n = self._progress(no_bar),sum(map(len, ids))
         bar = noop if start is None else start(n)
         def told(share): bar(round(share*n))
@@ -338,25 +356,35 @@ class LMLearner(WritingLearner):
         ds = self.dls.train_ds
         return ds if isinstance(ds, LMDataset) else LMDataset.like(ds)
 
-    def _ids(self, text:str) -> torch.Tensor:
-        if not isinstance(text, str): raise TypeError(f"This must be a text, not {type(text).__name__} {text!r}.")
-        return self._texts().new([text])[0][0].as_subclass(torch.Tensor)
+    def _ids(self, texts:list) -> list[torch.Tensor]:
+        for t in texts:
+            if not isinstance(t, str): raise TypeError(f"This must be a text, not {type(t).__name__} {t!r}.")
+        return [ids[0].as_subclass(torch.Tensor) for ids in self._texts().new(texts)] if texts else []
 
-    def _prompt(self, text:str) -> torch.Tensor:
-        "Ids of a prompt in the model's direction. Raises where there is nothing in it to go on from."
-        if not isinstance(text, str): raise TypeError(f"The prompt must be a text, not {type(text).__name__} {text!r}.")
-        ds = self._texts()
-        if not text.strip():
-            if BOS in ds.vocab: return torch.tensor([ds.vocab.index(BOS)])
-            raise ValueError(f"The prompt {text!r} is empty, and the vocabulary has no {BOS} to begin with.")
-        ids,special = self._ids(text),{*defaults.text_spec_tok, FAKE}
-        words = [t for t in ds.vocab.decode(ids) if t.isalnum() and t not in special - {UNK}]
+    def _prompts(self, texts:list) -> list[torch.Tensor]:
+        "Ids of prompts in the model's direction. Raises where there is nothing in one to go on from."
+        ds,ids = self._texts(),self._ids(texts)
+        bos = ds.vocab.index(BOS) if BOS in ds.vocab else None
+        words = ds.tokenizer is None or isinstance(ds.tokenizer, TextTokenizer)
+        for k,text in enumerate(texts):
+            if not (text.strip() if words else text):   # a blank is a character too
+                if bos is None:
+                    raise ValueError(f"The prompt {text!r} is empty, and the vocabulary has no {BOS} to begin with.")
+                ids[k] = torch.tensor([bos])
+                continue
+            self._check_known(text, ds.vocab.decode(ids[k]), ds)
+            # Backwards, the text's first token comes last, and nothing comes before the beginning of a text.
+            if ds.backwards: ids[k] = ids[k][ids[k] != bos]
+        return ids
+
+    def _check_known(self, text:str, toks:list[str], ds:LMDataset):
+        "Raise `ValueError` for a prompt of which no word is known."
+        special = {*defaults.text_spec_tok, FAKE}
+        words = [t for t in toks if t.isalnum() and t not in special - {UNK}]
         if words and all(t == UNK for t in words):
             known = [t for t in ds.vocab if t.isalnum() and t not in special]
             raise ValueError(f"The prompt {text!r} holds no word that the model knows. It knows {len(known):,}, such "
                              f"as {', '.join(map(repr, known[:6]))}.")
-        # Backwards, the text's first token comes last, and nothing comes before the beginning of a text.
-        return ids[ids != ds.vocab.index(BOS)] if ds.backwards else ids
 
     def predict(self,
         text:str, # A prompt
@@ -385,7 +413,7 @@ class LMLearner(WritingLearner):
             return join(decoder(toks[::-1] if ds.backwards else toks))
         # With a decoder of somebody's own, texts may hold other words than the vocabulary.
         blanks = ds.tokenizer is None or isinstance(ds.tokenizer, TextTokenizer) and ds.tokenizer.sep == ' '
-        return Codec(vocab, lambda text: self._prompt(text).to(self._device), decode, ds.backwards,
+        return Codec(vocab, lambda texts: [i.to(self._device) for i in self._prompts(texts)], decode, ds.backwards,
                      blanks and decoder is decode_spec_tokens)
 
     @delegates(Learner.get_preds)

@@ -100,9 +100,12 @@ class RNNLearner(WritingLearner):
             raise TypeError(f"A model of kind {self.task.kind!r} says nothing that goes on; call predict.")
         vocab,words = self.task.vocab,any(len(str(t)) > 1 for t in self._words())
         def decode(ids): return (' ' if words else '').join(str(vocab[i]) for i in ids)
-        return Codec(vocab, lambda item: self._ids(item).to(self._device), decode, words=words)
+        return Codec(vocab, lambda items: [i.to(self._device) for i in self._ids(items)], decode, words=words)
 
-    def _ids(self, text:Any) -> torch.Tensor: return self.task.encode(self.split(text))[0]
+    def _ids(self, texts:list) -> list[torch.Tensor]:
+        if any(isinstance(t, (str, list)) and not len(t) for t in texts):
+            raise ValueError("A sequence is empty: a prompt of a series must hold one token at least.")
+        return [self.task.encode(self.split(t))[0] for t in texts]
 
     def _never(self, no_unk:bool) -> list[int]: return [] if self.task.pad is None else [self.task.pad]
 

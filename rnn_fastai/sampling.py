@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['warmed', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'keep_likely', 'penalize_repetition',
-           'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'check_share', 'Sampling',
-           'Sampler']
+           'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'check_share', 'check_seed',
+           'Sampling', 'Sampler']
 
 # %% ../nbs/29_sampling.ipynb #9ff771f2
 import math
@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import store_attr
 from torch import Tensor
 
-from .core import check_count
+from .core import check_count, check_number
 
 # %% ../nbs/29_sampling.ipynb #6cc349af
 def _drop(logits:Tensor, out:Tensor) -> Tensor: return logits.masked_fill(out, -torch.inf)
@@ -28,7 +28,8 @@ def warmed(
     temperature:float, # Below 1 the likely get likelier, above 1 less likely; more than 0
 ) -> Tensor: # bs,vocab
     "Logits over a temperature ([Ackley et al., 1985](https://doi.org/10.1207/s15516709cog0901_7))."
-    return logits if temperature == 1 else logits/temperature
+    # From the largest on, so that a temperature near zero makes no infinity.
+    return logits if temperature == 1 else (logits - logits.amax(-1, keepdim=True))/temperature
 
 def keep_top_k(
     logits:Tensor, # bs,vocab
@@ -169,9 +170,14 @@ def check_share(
     zero:bool=False, # Whether zero is allowed
 ):
     "Raise `ValueError` unless `p` is a probability, of which 1 is one, or None."
-    if p is not None and not ((0 <= p if zero else 0 < p) and p <= 1):
-        raise ValueError(f"{name}={p!r} must be a probability, {'from' if zero else 'above'} 0 "
-                         f"{'to' if zero else 'and at most'} 1, or None.")
+    what = f"a probability, {'from 0 to' if zero else 'above 0 and at most'} 1, or None"
+    if p is not None: check_number(name, p, what, lambda p: (0 <= p if zero else 0 < p) and p <= 1)
+
+def check_seed(
+    seed:int|torch.Generator|None, # What was passed
+):
+    "Raise `ValueError` unless it is a whole number of at least 0, a generator, or None."
+    if seed is not None and not isinstance(seed, torch.Generator): check_count('seed', seed, 0)
 
 class Sampling:
     "How the next token is picked. Raises `ValueError` for numbers out of range and options that exclude each other."
@@ -193,24 +199,40 @@ class Sampling:
         self._check()
 
     def _check(self):
-        if not (self.temperature >= 0 and self.temperature < math.inf):
-            raise ValueError(f"temperature={self.temperature!r} must be at least 0, and finite; 0 always takes the "
-                             "most likely token.")
+        check_number('temperature', self.temperature, "at least 0, and finite; 0 always takes the most likely token",
+                     lambda t: t >= 0)
         for name in ('top_p', 'typical_p'): check_share(name, getattr(self, name))
         for name in ('min_p', 'likely_p'): check_share(name, getattr(self, name), zero=True)
         if self.top_k is not None: check_count('top_k', self.top_k)
         check_count('no_repeat_ngram', self.no_repeat_ngram, 0)
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty={self.repetition_penalty!r} must be above 0; 1 for none.")
-        for name in ('frequency_penalty', 'presence_penalty'):
-            value = getattr(self, name)
-            if not math.isfinite(value): raise ValueError(f"{name}={value!r} must be finite.")
+        check_number('repetition_penalty', self.repetition_penalty, "a number above 0; 1 for none", lambda p: p > 0)
+        for name in ('frequency_penalty', 'presence_penalty'): check_number(name, getattr(self, name))
         for name in ('top_k', 'top_p', 'min_p', 'typical_p'):
             if self.temperature == 0 and getattr(self, name) is not None:
                 raise ValueError("temperature=0 always takes the most likely token, and "
                                  f"{name}={getattr(self, name)!r} chooses among several; leave one out.")
         both = set(self.forbidden) & set(self.required)
         if both: raise ValueError(f"The token of id {min(both)} is both forbidden and required; leave one out.")
+
+    def check(self,
+        vocab_sz:int, # Size of the vocabulary
+        n_words:int, # How many tokens are to come
+        stops:tuple=(), # Ids that end a text
+        min_words:int=0, # Tokens before which no text ends
+    ):
+        "Raise `ValueError` where a vocabulary or a length leaves no room for the rules."
+        if self.top_k is not None and self.top_k > vocab_sz:
+            raise ValueError(f"top_k={self.top_k} is more than the {vocab_sz:,} tokens of the vocabulary.")
+        odd = [i for i in (*self.forbidden, *self.required, *stops) if not 0 <= i < vocab_sz]
+        if odd: raise ValueError(f"There is no token of id {odd[0]}: the vocabulary has {vocab_sz:,}.")
+        if len(set(self.forbidden)) == vocab_sz:
+            raise ValueError(f"forbidden holds all {vocab_sz:,} tokens of the vocabulary; none is left to come.")
+        if set(range(vocab_sz)) <= {*self.forbidden, *stops} and min_words:
+            raise ValueError(f"min_words={min_words} cannot be kept: all tokens are forbidden or end the text.")
+        if len(set(self.required)) > n_words:
+            raise ValueError(f"required holds {len(set(self.required))} tokens, and n_words={n_words} has no room.")
+        if min_words > n_words:
+            raise ValueError(f"min_words={min_words} is more than n_words={n_words}; lower one.")
 
 class _Runs:
     "What came after each run of n-1 tokens of a text; asked and added to in a time that does not grow with the text."
@@ -238,13 +260,14 @@ class Sampler:
         min_words:int=0, # Tokens before which no text ends
     ):
         self.how,self.n_words,self.stops,self.min_words,self.step = how,n_words,stops,min_words,0
-        self._check(vocab_sz)
+        how.check(vocab_sz, n_words, stops, min_words)
+        check_seed(seed)
         n = len(prompts)
         # The prompt is part of the key: else one seed would make texts of different prompts alike.
         keys = [(s, crc32(p.cpu().numpy().tobytes())) for s,p in zip(samples or [0]*n, prompts, strict=True)]
         self.generator = seed if isinstance(seed, torch.Generator) else None
         own = how.temperature and seed is not None and self.generator is None
-        self.draws = Draws(check_count('seed', seed, 0), keys) if own else None
+        self.draws = Draws(seed, keys) if own else None
         self.missing = [set(how.required) for _ in range(n)]
         self.runs = [_Runs(p.tolist(), how.no_repeat_ngram) for p in prompts] if how.no_repeat_ngram else None
         device = prompts[0].device
@@ -255,21 +278,6 @@ class Sampler:
             for row,p in zip(self.seen, prompts, strict=True): row[p] = True
         if how.frequency_penalty or how.presence_penalty: self.counts = torch.zeros(n, vocab_sz, device=device)
 
-    def _check(self, vocab_sz:int):
-        how = self.how
-        if how.top_k is not None and how.top_k > vocab_sz:
-            raise ValueError(f"top_k={how.top_k} is more than the {vocab_sz:,} tokens of the vocabulary.")
-        odd = [i for i in (*how.forbidden, *how.required, *self.stops) if not 0 <= i < vocab_sz]
-        if odd: raise ValueError(f"There is no token of id {odd[0]}: the vocabulary has {vocab_sz:,}.")
-        if len(set(how.forbidden)) == vocab_sz:
-            raise ValueError(f"forbidden holds all {vocab_sz:,} tokens of the vocabulary; none is left to come.")
-        if set(range(vocab_sz)) <= {*how.forbidden, *self.stops} and self.min_words:
-            raise ValueError(f"min_words={self.min_words} cannot be kept: all tokens are forbidden or end the text.")
-        if len(set(how.required)) > self.n_words:
-            raise ValueError(f"required holds {len(set(how.required))} tokens, and n_words={self.n_words} has no room.")
-        if self.min_words > self.n_words:
-            raise ValueError(f"min_words={self.min_words} is more than n_words={self.n_words}; lower one.")
-
     def pick(self,
         logits:Tensor, # Of the texts that go on: rows,vocab
         rows:list[int], # Their numbers
@@ -277,6 +285,9 @@ class Sampler:
         "The next token of each text."
         raw = logits.float()
         norm = raw.logsumexp(-1, keepdim=True)
+        if not norm.isfinite().all():
+            raise FloatingPointError("The model's logits hold NaN or inf, so that no token can be picked: look at its "
+                                     "weights; a lower learning rate may be needed.")
         logits = self._left(raw, norm, rows)
         ids = logits.argmax(-1) if self.how.temperature == 0 else self._draw(logits.softmax(-1), rows)
         self._note(ids, rows)
@@ -306,14 +317,16 @@ class Sampler:
         if not (self.stops or self.how.required or self.runs): return logits
         logits = logits.clone()
         for x,r in zip(logits, rows, strict=True):
-            out = set(self.stops) if self.step < self.min_words or self.missing[r] else set()
-            if self.runs: out |= self.runs[r].blocked
-            out -= self.missing[r]
-            if out:
-                fewer = x.index_fill(0, torch.tensor(sorted(out), device=x.device), -torch.inf)
-                if not fewer.isneginf().all(): x.copy_(fewer)   # where no token is left, there are no such rules
-            if self.missing[r] and self.n_words - self.step <= len(self.missing[r]):
-                x.copy_(keep_only(x[None], torch.tensor(sorted(self.missing[r]), device=x.device))[0])
+            missing = self.missing[r]
+            # A required token that ends the text waits for the others.
+            ends = set(self.stops) if self.step < self.min_words or missing - {*self.stops} else set()
+            if ends: x.index_fill_(0, torch.tensor(sorted(ends), device=x.device), -torch.inf)
+            blocked = self.runs[r].blocked - missing if self.runs else ()
+            if blocked:
+                fewer = x.index_fill(0, torch.tensor(sorted(blocked), device=x.device), -torch.inf)
+                if not fewer.isneginf().all(): x.copy_(fewer)   # where no token is left, there is no such rule
+            if missing and self.n_words - self.step <= len(missing):
+                x.copy_(keep_only(x[None], torch.tensor(sorted(missing - ends or missing), device=x.device))[0])
         return logits
 
     def _note(self, ids:Tensor, rows:list[int]):

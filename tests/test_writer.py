@@ -45,7 +45,7 @@ def test_every_cell_as_the_slow_way_does(cell):
     vocab = list(learn.dls.vocab)
     banned = [i for i,t in enumerate(vocab) if t in ('xxunk', 'xxfake')]
     for got,prompt in zip(learn.generate(PROMPTS, 12, temperature=0, no_bar=True), PROMPTS, strict=True):
-        start = learn._prompt(prompt).tolist()
+        start = learn._prompts([prompt])[0].tolist()
         assert [vocab.index(t) for t in got.tokens] == plain(learn.model, start, 12, banned)[len(start):]
     assert texts(learn, PROMPTS, seed=2) == [texts(learn, p, seed=2)[0] for p in PROMPTS]
 
@@ -63,7 +63,7 @@ def test_weights_trained_between_calls_are_seen():
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.05)
     after, = learn.generate('one', 15, temperature=0, no_bar=True)
     vocab = list(learn.dls.vocab)
-    start = learn._prompt('one').tolist()
+    start = learn._prompts(["one"])[0].tolist()
     banned = [i for i,t in enumerate(vocab) if t in ('xxunk', 'xxfake')]
     assert [vocab.index(t) for t in after.tokens] == plain(learn.model, start, 15, banned)[len(start):]
     assert after.text != before[0]
@@ -106,7 +106,7 @@ def test_backwards_writes_before_the_prompt():
 def test_log_probabilities_are_the_models(ours):
     got, = ours.generate('one two', 20, seed=5, temperature=2., top_k=5, no_bar=True)
     vocab = list(ours.dls.vocab)
-    start,new = ours._prompt('one two').tolist(),[vocab.index(t) for t in got.tokens]
+    start,new = ours._prompts(["one two"])[0].tolist(),[vocab.index(t) for t in got.tokens]
     with torch.no_grad(): logits = ours.model.eval()(torch.tensor([start + new])).logits[0]
     want = logits.log_softmax(-1)[len(start)-1:-1].gather(1, torch.tensor(new)[:, None])[:, 0]
     assert_close(got.logps, want, rtol=1e-3, atol=1e-3)

@@ -302,8 +302,8 @@ def decode_spec_tokens(
     for t in tokens:
         if t in (TK_MAJ, TK_UP, TK_REP, TK_WREP): rule,times = t,None
         elif rule in (TK_REP, TK_WREP) and times is None:
-            if t.isdecimal(): times = int(t)
-            else: rule = None   # a number that is not known: no repetition
+            if t.isdecimal() and len(t) < 5: times = int(t)
+            else: rule = None   # no number, or one that no text holds: no repetition
         else:
             if rule == TK_MAJ: t = t[:1].upper() + t[1:].lower()
             elif rule == TK_UP: t = t.upper()

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..core import check_count, check_prob, near
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight, zoneout
+from .packed import PackedWeight
 
 # %% ../../nbs/22_models.recurrent.ipynb #c9ac716c
 def check_lengths(
@@ -285,7 +286,7 @@ class Recurrent(nn.Module):
         for m,store,name,own in self._shared:
             t = getattr(m, store)[name]
             if store == '_buffers': setattr(self, own, t)
-            elif not isinstance(t, nn.Parameter): getattr(m, store)[name] = None
+            elif not isinstance(t, (nn.Parameter, PackedWeight)): getattr(m, store)[name] = None
 
     @property
     def cells(self) -> tuple[Cell, ...]:
