@@ -134,7 +134,7 @@ class Continuation:
         if min(map(len, prompts)) == 0: raise ValueError("A prompt is empty; each needs one token at least.")
         self.model,self.sampler,self.rows = model,sampler,list(range(len(prompts)))
         self.settled = not any(m.training for m in model.modules())
-        # Operations take less time in inference mode; but what a model puts into its buffers there cannot be trained on.
+        # Inference mode saves time; but what a model puts into its buffers there cannot be trained on.
         self.no_grad = torch.inference_mode if next(model.buffers(), None) is None else torch.no_grad
         self.memory = None if cache is None else cache.start()
         first,at = _distinct(prompts)

@@ -89,8 +89,8 @@ def _impossible_part(s:str, words:set) -> str|None:
     else:
         if not any(w.endswith(first) for w in words): odd.insert(0, first)
         if not any(w.startswith(last) for w in words): odd.append(last)
-    # `xxrep` repeats a token without a blank.
-    return next((p for p in odd if TK_REP not in words or not any(w and p in w*(len(p)//len(w) + 2) for w in words)), None)
+    def repeats(p): return any(w and p in w*(len(p)//len(w) + 2) for w in words)
+    return next((p for p in odd if not (TK_REP in words and repeats(p))), None)   # `xxrep` repeats without a blank
 
 def check_stop_strings(
     strings:tuple, # Stop strings
