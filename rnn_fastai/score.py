@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .core import check_count
+from .core import check_count, running_total
 from .models.adapt import Adapted, CacheMemory, DynamicEvaluation, NeuralCache, adapting, detached
 from .models.recurrent import take_rows
 
@@ -68,15 +68,6 @@ def _check_ids(docs:list[Tensor], vocab_sz:int):
 def _in_evaluation(model:nn.Module) -> nn.Module:
     if not model.training: return model
     raise ValueError("The model is in training mode, in which dropout changes every score. Call model.eval() first.")
-
-def _count(total:int, told:Callable|None) -> Callable:
-    "Takes numbers of tokens, and tells the share that is done."
-    done = 0
-    def add(n):
-        nonlocal done
-        done += n
-        if told is not None: told(done/total)
-    return add
 
 def _steps_that_fit(rows:int, vocab_sz:int, cache:NeuralCache|None, budget:int) -> int:
     "Steps of a segment whose logits, and what the cache compares, are at most `budget` numbers."
@@ -141,7 +132,8 @@ def score_ids(
         _check_ids(docs, vocab_sz)
         def steps(rows): return dynamic.every if dynamic else _steps_that_fit(rows, vocab_sz, cache, budget)
         bs = 1 if dynamic else min(bs, max(budget//vocab_sz, 1))
-        done = _count(sum(len(d) - 1 for d in docs), told)
+        total = sum(len(d) - 1 for d in docs)
+        done = running_total(lambda n: told(n/total) if told is not None else None)
         order,res = sorted(range(len(docs)), key=lambda i: -len(docs[i])),{}
         for k in range(0, len(docs), bs):
             if adapted is not None and k: adapted.reset()

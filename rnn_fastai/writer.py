@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .beam import Beam, beam_search
-from .core import check_count, near
+from .core import check_count, near, running_total
 from .generate import Continuation, evaluating
 from .models.adapt import NeuralCache
 from .sampling import Sampler, Sampling
@@ -170,15 +170,6 @@ def _batches(texts:list[_Text], bs:int, mixed:bool) -> Iterator[list[_Text]]:
 
 _LONG = 10_000   # tokens of prompts from which reading takes more than a few seconds
 
-def _adding(tell:Callable) -> Callable:
-    "From a function that is told sums to one that is told what is added."
-    done = 0
-    def add(n):
-        nonlocal done
-        done += n
-        tell(done)
-    return add
-
 def write_texts(
     model:torch.nn.Module, # Hands on its state; see `with_state`
     codec:Codec, # Turns prompts into ids, and ids into texts
@@ -200,7 +191,7 @@ def write_texts(
     ids = codec.encode(prompts)
     texts = [_Text(p, i, s, bool(end.strings)) for p,i in zip(prompts, ids, strict=True) for s in range(n)]
     progress = progress or (lambda total: lambda done: None)
-    read = _adding(progress(sum(map(len, ids)))) if sum(map(len, ids)) > _LONG else None
+    read = running_total(progress(sum(map(len, ids)))) if sum(map(len, ids)) > _LONG else None
     wrote,behind = progress(len(texts)*end.n_words),0
     for batch in _batches(texts, bs, cache is None and getattr(model, 'takes_lengths', False)):
         made = 0

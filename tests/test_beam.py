@@ -13,13 +13,7 @@ from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.zoo import AWD_LSTM, LMOutput, SequenceModel, get_language_model
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Models as small as these only wait for more."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 PROMPTS = [torch.tensor(p) for p in ([1], [2, 1, 3, 1], [0, 2], [3, 3, 2, 1, 0, 1, 2])]

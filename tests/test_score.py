@@ -23,13 +23,7 @@ from rnn_fastai.score import Score, perplexity_of, score_ids
 VOCAB = 23
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Products are too small here for threads to pay."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(cell="LSTM", tied=True, scale=3., **config):
