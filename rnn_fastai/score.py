@@ -86,14 +86,16 @@ def _segment(model:nn.Module, ids:Tensor, state:Any, memory:CacheMemory|None) ->
 def _read(docs:list[Tensor], model:nn.Module, steps:Callable, cache:NeuralCache|None, adapted:Adapted|None,
           done:Callable) -> list[Tensor]:
     "Log-probabilities of all tokens but the first of documents that are read together, those first that are longest."
-    left,at,made,state = [len(d) - 1 for d in docs],0,[[] for _ in docs],None
+    left,at,state = [len(d) - 1 for d in docs],0,None
+    made = [torch.empty(n) for n in left]
     memory = None if cache is None else cache.start()
     rows = sum(n > 0 for n in left)
     while rows:
         n = steps(rows)
         parts = [d[at:at + n + 1] for d in docs[:rows]]
         own,mixed,state = _segment(model, pad_sequence(parts, batch_first=True), state, memory)
-        for res,p,logps in zip(made, parts, mixed.detach().float().cpu(), strict=False): res.append(logps[:len(p) - 1])
+        for res,p,logps in zip(made, parts, mixed.detach().float().cpu(), strict=False):
+            res[at:at + len(p) - 1] = logps[:len(p) - 1]
         at += n
         on = sum(n > at for n in left)
         if on and adapted is not None: adapted.step(-own.mean())
@@ -102,7 +104,7 @@ def _read(docs:list[Tensor], model:nn.Module, steps:Callable, cache:NeuralCache|
             state,memory = take_rows(state, which),None if memory is None else memory.take(which)
         rows = on
         done(sum(len(p) - 1 for p in parts))
-    return [torch.cat(m) if m else torch.empty(0) for m in made]
+    return made
 
 def _vocab_sz(model:nn.Module, device:torch.device, cache:NeuralCache|None) -> int:
     "Size of the vocabulary, by what the model says of one token."
