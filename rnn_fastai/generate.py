@@ -20,7 +20,7 @@ from .core import check_count
 from .models.adapt import CacheMemory, NeuralCache
 from .models.packed import pack, thin_linear
 from .models.recurrent import Recurrent, map_state, put_rows, take_rows
-from .sampling import Sampler, Sampling
+from .sampling import Sampling, TokenSampler
 
 # %% ../nbs/30_generate.ipynb #e85e832f
 class _Step(NamedTuple):
@@ -125,7 +125,7 @@ class Continuation:
     def __init__(self,
         model:torch.nn.Module, # A model that hands on a state; see `with_state`
         prompts:list[Tensor], # Ids of each prompt: at least one; see `read_prompts`
-        sampler:Sampler, # Picks tokens
+        sampler:TokenSampler, # Picks tokens
         part:int=512, # Tokens of prompts read at once
         told:Callable|None=None, # Told how many tokens of prompts were read, after each part
         cache:NeuralCache|None=None, # Mixes in what came after like states; prompts are then of one length
@@ -182,7 +182,7 @@ def generate(
     ids:Tensor, # Ids of the prompt: at least one
     n_words:int, # How many tokens to generate
     how:Sampling|None=None, # How they are picked; drawn by their probabilities by default
-    seed:int|torch.Generator|None=None, # See `Sampler`
+    seed:int|torch.Generator|None=None, # See `TokenSampler`
 ) -> Iterator[int]: # Ids, as they are made
     "Continue a prompt, token by token. Raises `ValueError` for an empty one."
     check_count('n_words', n_words)
@@ -190,7 +190,7 @@ def generate(
     with evaluating(model), torch.no_grad():
         model = with_state(model, ids)
         vocab_sz = model(ids[None, :1]).logits.size(-1)
-    text = Continuation(model, [ids], Sampler(how or Sampling(), [ids], vocab_sz, n_words, seed))
+    text = Continuation(model, [ids], TokenSampler(how or Sampling(), [ids], vocab_sz, n_words, seed))
     for _ in range(n_words): yield text.step().ids.item()
 
 # %% ../nbs/30_generate.ipynb #062a537c

@@ -25,7 +25,7 @@ from ..core import check_count
 from .corpus import Corpus
 from .lm import LMDataset
 from .texts import check_column
-from .tokenize import BaseTokenizer
+from .tokenize import CorpusTokenizer
 
 # %% ../../nbs/14_data.classify.ipynb #0cedf3c9
 class PaddedText(TensorText):
@@ -156,7 +156,7 @@ class DocDataset(LMDataset):
         docs:np.ndarray|None=None, # Which documents; all by default
         y:Tensor|None=None, # Targets of `docs`, in their order
         labels:Labels|None=None, # How the targets were read
-        tokenizer:BaseTokenizer|None=None, # What made the tokens; decodes them, and tokenizes new texts
+        tokenizer:CorpusTokenizer|None=None, # What made the tokens; decodes them, and tokenizes new texts
         backwards:bool=False, # Every document from its last token to its first
         items:Any=None, # What the documents were made from, in the order of `docs`
         text_col:Any=0, # Columns of the texts, for new frames

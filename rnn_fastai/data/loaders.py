@@ -19,7 +19,7 @@ from fastai.data.block import CategoryBlock, MultiCategoryBlock
 from fastai.data.transforms import ColSplitter, RandomSplitter, TrainTestSplitter, get_text_files
 from fastai.text import core as fastai_core
 from fastai.text import data as fastai_data
-from fastai.torch_core import default_device
+from fastai.torch_core import TitledStr, default_device
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -30,7 +30,7 @@ from .classify import DocDataLoader, DocDataset, Labels, frame_labels, label_key
 from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
 from .texts import check_column, frame_texts, texts_of
-from .tokenize import BaseTokenizer, TextTokenizer, WordTokenizer, as_tokenizer
+from .tokenize import CorpusTokenizer, WordTokenizer, as_tokenizer
 
 # %% ../../nbs/19_data.loaders.ipynb #96024c1f
 def _check_names(given:dict, f:Callable):
@@ -39,10 +39,9 @@ def _check_names(given:dict, f:Callable):
     odd = [k for k in given if k not in known]
     if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {near(odd[0], known)}")
 
-def _corpus(texts:Any, tokenizer:BaseTokenizer, no_bar:bool, verbose:bool, **how) -> Corpus:
+def _corpus(texts:Any, tokenizer:CorpusTokenizer, no_bar:bool, verbose:bool, **how) -> Corpus:
     "The corpus of `texts`, with a report of it where it took long."
     start = time.monotonic()
-    if not getattr(tokenizer, 'trained', True): tokenizer.train(texts)
     corpus = cached_corpus(texts, tokenizer=tokenizer, no_bar=no_bar, **how)
     if verbose or (not no_bar and time.monotonic() - start > 1): print(corpus.report)
     return corpus
@@ -271,18 +270,34 @@ TextDataLoaders.from_csv = classmethod(delegates(to=TextDataLoaders.from_df)(_fr
 
 class Tokenizer(fastai_core.Tokenizer):
     "fastai's transform from texts to tokens; the texts of a frame are tokenized all at once."
+    def __init__(self,
+        tok:Any, # A word tokenizer or a `CorpusTokenizer`; a class is instantiated
+        rules:list|None=None, # Text to text, in order; fastai's by default, none for a `CorpusTokenizer`
+        counter:Counter|None=None, # How often each token occurs
+        lengths:Any=None, # Number of tokens of each text
+        mode:str|None=None, # 'df' or 'folder': what it was made from
+        sep:str=' ', # What stands between tokens in a text
+    ):
+        tok = tok() if isinstance(tok, type) else tok
+        if rules is None and isinstance(tok, CorpusTokenizer): rules = []   # its own rules are enough
+        super().__init__(tok, rules, counter, lengths, mode, sep)
+
     def setups(self, dsets):
         "Tokenize the frame of `dsets`, as fastai's `tokenize_df` does."
         if self.mode != 'df' or not isinstance(dsets.items, pd.DataFrame): return
         df,col = dsets.items,self.tok_text_col
         texts = frame_texts(df, self.text_cols, self.kwargs.get('mark_fields'))
         used = [check_column(df, c) for c in L(self.text_cols)]
-        toks = pd.Series(list(map(L, TextTokenizer(self)(texts))), df.index, dtype=object)
+        tokenizer = as_tokenizer(self)
+        if not tokenizer.trained: tokenizer.train(texts)
+        toks = pd.Series(list(map(L, tokenizer(texts))), df.index, dtype=object)
         lens = toks.map(len)
         dsets.items = df.drop(columns=used).assign(**{col: toks, f'{col}_length': lens})
         self.counter = ifnone(self.counter, Counter(t for ts in toks for t in ts))
         self.lengths = ifnone(self.lengths, lens.values)
         return dsets
+
+    def decodes(self, o): return TitledStr(as_tokenizer(self).decode(o))
 
 class TextBlock(fastai_data.TextBlock):
     "fastai's `TextBlock`, with our tokenizer for frames and our loader for language models."

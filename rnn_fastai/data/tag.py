@@ -29,7 +29,7 @@ from .conll import read_columns, read_conllu
 from .corpus import Corpus
 from .lm import LMDataset
 from .texts import check_column
-from .tokenize import BaseTokenizer, WordTokenizer
+from .tokenize import CorpusTokenizer, WordTokenizer
 
 # %% ../../nbs/15_data.tag.ipynb #0ad94b64
 TAG_IGNORE = -100   # target that no loss counts; the one that torch's cross-entropy leaves out
@@ -62,7 +62,7 @@ def word_parts(
     "What the net reads of each word."
     if tok is None: return {w: (w,) for w in words}
     if not callable(tok): raise TypeError(f"tok={tok!r} is no tokenizer and no function.")
-    if not isinstance(tok, (BaseTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
+    if not isinstance(tok, (CorpusTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
     if isinstance(tok, WordTokenizer): cut = (tuple(tok.tokenize(w)) for w in words)
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
     return {w: parts or (UNK,) for w,parts in zip(words, cut, strict=True)}
@@ -256,8 +256,8 @@ class TagDataLoaders(DataLoaders):
         else: splitter = ColSplitter(check_column(df, valid_col, 'valid_col'))
         train,valid = (df.iloc[list(rows)] for rows in splitter(df))
         if not len(train): raise ValueError("The training texts are none: the split left no rows for them.")
-        if isinstance(tok, type) and issubclass(tok, (BaseTokenizer, WordTokenizer)): tok = tok()
-        if letters and isinstance(tok, (BaseTokenizer, WordTokenizer)):
+        if isinstance(tok, type) and issubclass(tok, (CorpusTokenizer, WordTokenizer)): tok = tok()
+        if letters and isinstance(tok, (CorpusTokenizer, WordTokenizer)):
             raise ValueError(f"letters=True reads whole words, and tok={tok!r} cuts them; leave one out.")
         if not getattr(tok, 'trained', True): tok.train(w for s in _token_lists(train, cols[0]) for w in s)
         names = sorted(set(chain.from_iterable(_token_lists(train, cols[1]))))
