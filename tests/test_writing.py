@@ -972,7 +972,7 @@ def test_repetitions_of_any_number_can_be_read():
     for toks in (['xxrep', '9'*30, 'a'], ['xxwrep', '9'*30, 'a'], ['xxrep', '10000000000000', 'a']):
         assert isinstance(' '.join(rf.decode_spec_tokens(['b', *toks, 'c'])), str)
     words = 'xxmaj xxup one xxrep 2 xxmaj two xxwrep x three xxwrep 2 four xxrep 0 a .'.split()
-    assert rf.decode_spec_tokens(words) == ['ONE', 'Two', 'three', 'four four', '', '.']   # `x` is no number
+    assert rf.decode_spec_tokens(words) == ['ONE', 'Two', 'three', 'four', 'four', '', '.']   # `x` is no number
 
 # The command
 

@@ -288,9 +288,8 @@ class Tokenizer(fastai_core.Tokenizer):
         df,col = dsets.items,self.tok_text_col
         texts = frame_texts(df, self.text_cols, self.kwargs.get('mark_fields'))
         used = [check_column(df, c) for c in L(self.text_cols)]
-        tokenizer = as_tokenizer(self)
-        if not tokenizer.trained: tokenizer.train(texts)
-        toks = pd.Series(list(map(L, tokenizer(texts))), df.index, dtype=object)
+        if hasattr(self.tok, 'setup'): self.tok.setup(list(texts), self.rules)
+        toks = pd.Series(list(map(L, as_tokenizer(self)(texts))), df.index, dtype=object)
         lens = toks.map(len)
         dsets.items = df.drop(columns=used).assign(**{col: toks, f'{col}_length': lens})
         self.counter = ifnone(self.counter, Counter(t for ts in toks for t in ts))

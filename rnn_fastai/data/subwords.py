@@ -10,12 +10,12 @@ import json
 import threading
 from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 from fastai.text.core import BOS
-from fastcore.basics import defaults, ifnone, maps
+from fastcore.basics import defaults
 
 from ..core import check_count, near
 from .corpus import FAKE
@@ -199,13 +199,6 @@ class ByteLevelTokenizer(CorpusTokenizer):
         model = _train_model(chain([first], full), self.vocab_sz - len(self.special_toks), self.model_type)
         self._take(self.vocab_sz, self.model_type, self.special_toks, model)
         return self
-
-    def setup(self,
-        items:Iterable[str], # Texts
-        rules:Iterable[Callable]|None=None, # Text to text, in order
-    ):
-        "What fastai's functions call first: `train` on texts after `rules`, unless it is trained."
-        if not self.trained: self.train(maps(*ifnone(rules, ()), items))
 
     def _need_model(self) -> Any:
         if self.trained: return self._model

@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 from fastai.text.core import TK_MAJ, TK_REP, TK_UP, TK_WREP, SpacyTokenizer, Tokenizer
-from fastcore.basics import compose, defaults, ifnone
+from fastcore.basics import compose, defaults, ifnone, maps
 from fastcore.foundation import L
 
 from ..core import check_count
@@ -189,6 +189,13 @@ class CorpusTokenizer:
         "Learn from texts. Most tokenizers have nothing to learn."
         return self
 
+    def setup(self,
+        items:Iterable[str], # Texts
+        rules:Iterable[Callable]|None=None, # Text to text, in order
+    ):
+        "What fastai's functions call first: `train` on the texts after `rules`, unless it is trained."
+        if not self.trained: self.train(maps(*ifnone(rules, ()), items))
+
     def number_all(self,
         parts:Iterable[list[str]], # Lists of texts
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # What `number` gives for each
@@ -245,11 +252,12 @@ class TextTokenizer(CorpusTokenizer):
         post_rules:Iterable[Callable]|None=None, # Token to token; fastai's `defaults.text_postproc_rules` by default
         sep:str=' ', # What stands between tokens in a text
     ):
-        tok,trained = WordTokenizer() if tok is None else tok() if isinstance(tok, type) else tok,None
+        tok,trained = WordTokenizer() if tok is None else tok() if isinstance(tok, type) else tok,False
         if isinstance(tok, TextTokenizer):
             tok,rules,post_rules,sep,trained = tok.tok,tok.rules,tok.post_rules,tok.sep,tok.trained
-        elif isinstance(tok, Tokenizer): tok,rules,sep = tok.tok,tok.rules,tok.sep   # fastai's transform
-        self.tok,self.sep,self.trained = tok,sep,ifnone(trained, not hasattr(tok, 'setup'))
+        elif isinstance(tok, Tokenizer):   # fastai's transform; where it has counted, it has learnt
+            tok,rules,sep,trained = tok.tok,tok.rules,tok.sep,tok.counter is not None
+        self.tok,self.sep,self.trained = tok,sep,trained or not hasattr(tok, 'setup')
         self.rules = list(defaults.text_proc_rules if rules is None else rules)
         self.post_rules = list(defaults.text_postproc_rules if post_rules is None else post_rules)
         self._start()
@@ -317,6 +325,12 @@ def as_tokenizer(
     return tok if isinstance(tok, CorpusTokenizer) else TextTokenizer(tok)
 
 # %% ../../nbs/11_data.tokenize.ipynb #09fae707
+def _respell(tok:str, rule:str|None, times:int|None) -> str:
+    "A token after the rule for its capitals or for a repeated character."
+    if rule == TK_MAJ: return tok[:1].upper() + tok[1:].lower()
+    if rule == TK_UP: return tok.upper()
+    return tok*times if rule == TK_REP else tok
+
 def decode_spec_tokens(
     tokens:Iterable[str], # Tokens
 ) -> list[str]: # Words
@@ -328,9 +342,7 @@ def decode_spec_tokens(
             if t.isdecimal() and len(t) < 5: times = int(t)
             else: rule = None   # no number, or one that no text holds: no repetition
         else:
-            if rule == TK_MAJ: t = t[:1].upper() + t[1:].lower()
-            elif rule == TK_UP: t = t.upper()
-            elif times is not None: t = t*times if rule == TK_REP else ' '.join([t]*times)
-            words.append(t)
+            if rule == TK_WREP: words += [t]*times
+            else: words.append(_respell(t, rule, times))
             rule = times = None
     return words
