@@ -349,7 +349,7 @@ class WritingLearner(TextLearner):
         with evaluating(model): logps = score_ids(model, ids, bs, cache, dynamic, told)
         return [Score(t, [vocab[i] for i in d[1:].tolist()], l) for t,d,l in zip(texts, ids, logps, strict=True)]
 
-class LMLearner(WritingLearner):
+class LMLearner(WritingLearner, fastai_learner.LMLearner):
     "A `Learner` of a language model: carries the state from batch to batch, and continues prompts."
     def _texts(self) -> LMDataset:
         "The training data set, or one that is like it where fastai's loaders are used."

@@ -6,6 +6,7 @@
 __all__ = ['ar_penalty', 'tar_penalty', 'RNNRegularizer', 'rnn_cbs']
 
 # %% ../../nbs/28_callback.regularize.ipynb #f423f31f
+from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def tar_penalty(
     return _mean((h[:, 1:] - h[:, :-1]).float().pow(2), None if real is None else real[:, 1:])
 
 # %% ../../nbs/28_callback.regularize.ipynb #751d26e8
-class RNNRegularizer(Callback):
+class RNNRegularizer(fastai_rnn.RNNRegularizer):
     "Adds `alpha` times AR and `beta` times TAR to the loss that is differentiated; the reported loss stays."
     order,run_valid = RNNCallback.order+1,False
     def __init__(self,

@@ -8,6 +8,7 @@ __all__ = ['RNNCallback', 'StateFeeder']
 # %% ../../nbs/27_callback.state.ipynb #1702a6e1
 import math
 
+from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback
 from fastcore.xtras import is_listy
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..models.recurrent import fit_state, map_state
 
 # %% ../../nbs/27_callback.state.ipynb #9793690c
-class RNNCallback(Callback):
+class RNNCallback(fastai_rnn.RNNCallback):
     "Takes a model's output apart (logits are the prediction) and keeps its state, detached, while a stream goes on."
     order = -100
     def _start(self): self.state,self.raw_out,self.out,self.real,self._xb = None,None,None,None,None

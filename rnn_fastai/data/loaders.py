@@ -16,6 +16,7 @@ from typing import Any, Callable
 import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, MultiCategoryBlock
+from fastai.data.core import TfmdDL
 from fastai.data.transforms import ColSplitter, RandomSplitter, TrainTestSplitter, get_text_files
 from fastai.text import core as fastai_core
 from fastai.text import data as fastai_data
@@ -198,6 +199,7 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         is_lm:bool=False, # Loaders for a language model
         valid_col:Any=None, # Column that is true for the rows to be held out; a random split by default
         tok_tfm:Any=None, # A tokenizer, or what `TextTokenizer` takes; fastai's rules and spaCy's words by default
+        tok_text_col:str='text', # For fastai's sake: no column of tokens is made
         seq_len:int=72, # Columns of a batch, for a language model
         backwards:bool=False, # Read every text from its end
         stratify:bool=False, # Hold out as many rows of each label
@@ -252,6 +254,7 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
                               **_without(kwargs, _NO_MEANING))
         return cls(*dls, path=path, device=dls[0].device)
 
+    @delegates(TfmdDL.__init__)
     def test_dl(self,
         test_items:Any, # Texts, text files, a frame, or its rows
         rm_type_tfms:Any=None, # For fastai's own loaders
