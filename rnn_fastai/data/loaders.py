@@ -8,6 +8,7 @@ __all__ = ['lm_loaders', 'doc_loaders', 'TextDataLoaders', 'Tokenizer', 'TextBlo
 # %% ../../nbs/19_data.loaders.ipynb #240de539
 import inspect
 import time
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -52,10 +53,9 @@ def _rows(items:Any, rows:np.ndarray) -> Any:
     return items.iloc[rows] if isinstance(items, pd.DataFrame) else [items[i] for i in rows]
 
 def _parts(splits:tuple, items:Any) -> list[tuple]:
-    "Rows of each part, a function for what they were made from, and the part's name."
+    "Rows of each part, and a function for what they were made from."
     rows = [np.asarray(list(s), dtype=np.int64) for s in splits]
-    names = 'The training texts','The validation texts'
-    return [(r, partial(_rows, items, r), name) for r,name in zip(rows, names, strict=True)]
+    return [(r, partial(_rows, items, r)) for r in rows]
 
 _SAID = ['dataset', 'n', 'shuffle', 'device', 'bs', 'verbose']   # arguments of loaders that ours name themselves
 
@@ -88,13 +88,14 @@ def lm_loaders(
     tokenizer,device = as_tokenizer(tok_tfm),ifnone(device, default_device())
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
                      max_vocab=max_vocab)
-    def one(part, bs, shuffle):
-        rows,its,name = part
-        ds = LMDataset(corpus, rows, tokenizer, backwards, its, text_col)
+    parts = _parts(splits, ifnone(items, texts))
+    def one(i, name, bs, shuffle):
+        ds = LMDataset(corpus, parts[i][0], tokenizer, backwards, parts[i][1], text_col)
+        ds.part(i, L(rows.tolist() for rows,_ in parts))
         dl = LMDataLoader(ds, bs=bs, seq_len=seq_len, shuffle=shuffle, drop_last=shuffle, device=device, **kwargs)
-        return dl.check(name)
-    train,valid = _parts(splits, ifnone(items, texts))
-    return [one(train, bs, shuffle), one(valid, ifnone(val_bs, bs), val_shuffle)]
+        return dl if i and not len(ds) else dl.check(name)   # a validation set may be empty
+    return [one(0, 'The training texts', bs, shuffle),
+            one(1, 'The validation texts', ifnone(val_bs, bs), val_shuffle)]
 
 @delegates(DocDataLoader.__init__, but=[*_SAID, 'drop_last'])
 def doc_loaders(
@@ -113,6 +114,8 @@ def doc_loaders(
     bs:int=64, # Rows of a batch
     val_bs:int|None=None, # Rows of a validation batch; `bs` by default
     shuffle:bool=True, # Other mates for each training document every epoch
+    val_shuffle:bool=False, # Shuffle the validation documents too
+    drop_last:bool|None=None, # Leave out a training batch that is not full; by default where `shuffle`, and one is full
     path:str|Path='.', # Where models are saved
     device:Any=None, # Where batches go; fastai's default device by default
     cache:bool|str|Path=False, # Keep the corpus on the disk, in fastai's folder of data or in this one
@@ -124,22 +127,24 @@ def doc_loaders(
     _check_names(kwargs, doc_loaders)
     for name,n in (('bs', bs), ('val_bs', ifnone(val_bs, bs))): check_count(name, n)
     items,tokenizer,device = ifnone(items, texts),as_tokenizer(tok_tfm),ifnone(device, default_device())
-    train,valid = _parts(splits, items)
-    named = [(items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist() for rows,*_ in (train, valid)]
-    labels = Labels(read_labels(train[1]()), block, label_col, named[0])   # before the texts: its errors come at once
-    targets = labels.y,labels.of(read_labels(valid[1]()), named[1])
+    parts = _parts(splits, items)
+    named = [(items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist() for rows,_ in parts]
+    labels = Labels(read_labels(parts[0][1]()), block, label_col, named[0])   # before the texts: its errors come at once
+    targets = labels.y,labels.of(read_labels(parts[1][1]()), named[1])
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
                      max_vocab=max_vocab)
-    def one(part, y, bs, shuffle):
-        rows,its,_ = part
-        ds = DocDataset(corpus, rows, y, labels, tokenizer, backwards, its, text_col, read_labels)
-        return DocDataLoader(ds, bs=bs, shuffle=shuffle, drop_last=shuffle and len(rows) >= bs, device=device, **kwargs)
-    return [one(train, targets[0], bs, shuffle), one(valid, targets[1], ifnone(val_bs, bs), False)]
+    def one(i, bs, shuffle, drop_last):
+        rows,its = parts[i]
+        ds = DocDataset(corpus, rows, targets[i], labels, tokenizer, backwards, its, text_col, read_labels)
+        ds.part(i, L(rows.tolist() for rows,_ in parts))
+        return DocDataLoader(ds, bs=bs, shuffle=shuffle, drop_last=drop_last, device=device, **kwargs)
+    return [one(0, bs, shuffle, ifnone(drop_last, shuffle and len(parts[0][0]) >= bs)),
+            one(1, ifnone(val_bs, bs), val_shuffle, False)]
 
 # %% ../../nbs/19_data.loaders.ipynb #efc3b344
 # Arguments of fastai's factories that are about the other kind of loaders, or have no meaning for ours.
-_NO_MEANING = {'tok_text_col', 'num_workers', 'seq_len', 'drop_last', 'shuffle_train'}
-_NOT_LM = {'label_col', 'label_delim', 'y_block', 'vocab', 'stratify'} | _NO_MEANING - {'seq_len'}
+_NO_MEANING = {'tok_text_col', 'seq_len'}
+_NOT_LM = {'label_col', 'label_delim', 'y_block', 'vocab', 'stratify', 'tok_text_col', 'drop_last'}
 def _without(kwargs:dict, names:set) -> dict:
     "Arguments but for those of `names`."
     return {k: v for k,v in kwargs.items() if k not in names}
@@ -150,7 +155,7 @@ def _folder_splitter(path:str|Path, *names:str) -> Callable:
         parts = [f.relative_to(path).parts for f in files]
         deep = any(len(p) > 2 and p[0] == name for p in parts)   # then files beside the folders are about the set
         found = [i for i,p in enumerate(parts) if p[0] == name and len(p) > 1 + deep]
-        if not found: raise ValueError(f"There is no .txt file below {Path(path)/name}.")
+        if not found and name != 'valid': raise ValueError(f"There is no .txt file below {Path(path)/name}.")
         return found
     return lambda files: tuple(below(files, n) for n in names)
 
@@ -247,6 +252,9 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
         elif splitter is None: splitter = _random_splitter(valid_pct, seed, _folder_labels(files) if stratify else None)
         texts,splits = list(texts_of(list(files))),splitter(files)
+        if not len(splits[1]) and valid_pct is None:
+            warnings.warn(f"The validation set is empty: there is no .txt file below {Path(path)/valid}. Name its folder "
+                          "by valid=, or hold files out at random by valid_pct=.", stacklevel=2)
         how = dict(items=files, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splits, seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:

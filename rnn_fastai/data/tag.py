@@ -22,9 +22,10 @@ from fastai.torch_core import TensorCategory, TitledStr, default_device, display
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
-from .classify import DocDataLoader, DocDataset, pad_rows
+from .classify import DocDataLoader, DocDataset, pad_rows, stack_text
 from .conll import read_columns, read_conllu
 from .corpus import Corpus
 from .lm import LMDataset
@@ -135,9 +136,8 @@ class TagDataset(DocDataset):
         "Cross-entropy of real tokens only."
         return CrossEntropyLossFlat(ignore_index=TAG_IGNORE)
 
-    def __getitem__(self, i):
-        if isinstance(i, slice): return [self[j] for j in range(len(self))[i]]
-        x = LMDataset.__getitem__(self, i)
+    def _item(self, i):
+        x = LMDataset._item(self, i)
         start,stop = self.corpus.offsets[self.docs[i]],self.corpus.offsets[self.docs[i]+1]
         return x if self.y is None else (*x, TensorCategory(torch.from_numpy(self.y[start:stop])))
 
@@ -149,6 +149,16 @@ class TagDataset(DocDataset):
         x,*y = super().batch(at, device)
         if self.letters is None: return x,*y
         return x,*to_device(self.letters.batch(self.corpus, self.docs[at]), ifnone(device, 'cpu')),*y
+
+    def collate(self,
+        items:list[tuple], # Sentences; targets, where there are tags
+    ) -> tuple: # Ids as rows; targets
+        "Items, as fastai's loop gives them, as one batch. Raises `TypeError` where letters are read, which need rows."
+        if self.letters is not None:
+            raise TypeError("letters=True makes whole batches, so no step of fastai's loop can be changed: leave out "
+                            "after_item, before_batch and the like, or use after_batch.")
+        x,*y = zip(*items, strict=True)
+        return stack_text(x, self.pad),*(pad_sequence(list(o), True, TAG_IGNORE) for o in y)
 
     def targets(self,
         at:np.ndarray, # Which items
@@ -182,7 +192,7 @@ class TagDataset(DocDataset):
         tags = _token_lists(texts, _column(texts, self.cols[1], 'tag_col')) if with_labels else None
         corpus,y = tag_corpus(sents, tags, self.tags, self.tok, self.corpus.vocab)
         letters = None if self.letters is None else WordLetters(sents, self.letters.names)
-        return TagDataset(corpus, None, y, self.tags, self.tok, self.cols, texts, letters)
+        return TagDataset(corpus, None, y, self.tags, self.tok, self.cols, texts, letters).part(1)
 
     @staticmethod
     def _split(text:Any) -> Any: return WordTokenizer().tokenize(text) if isinstance(text, str) else text
@@ -266,8 +276,8 @@ class TagDataLoaders(DataLoaders):
             corpus,y = tag_corpus(sents, tags, names, tok, vocab, min_freq, part.index)
             spelt = WordLetters(sents, alphabet) if letters else None
             return TagDataset(corpus, None, y, names, tok, cols, part, spelt)
-        first = data(train, ifnone(text_vocab, getattr(tok, 'vocab', None)))
-        second = data(valid, first.corpus.vocab, first.letters.names if letters else None)
+        first = data(train, ifnone(text_vocab, getattr(tok, 'vocab', None))).part(0)
+        second = data(valid, first.corpus.vocab, first.letters.names if letters else None).part(1)
         device = ifnone(device, default_device())
         return cls(TagDataLoader(first, bs=bs, shuffle=True, device=device),
                    TagDataLoader(second, bs=val_bs, device=device), path=path, device=device)
