@@ -20,6 +20,7 @@ from rnn_fastai.data.loaders import *
 from rnn_fastai.data.pieces import *
 from rnn_fastai.data.series import *
 from rnn_fastai.data.sets import *
+from rnn_fastai.data.splits import *
 from rnn_fastai.data.subwords import *
 from rnn_fastai.data.tag import *
 from rnn_fastai.data.texts import *

@@ -27,7 +27,7 @@ from .data.tokenize import CorpusTokenizer, WordTokenizer
 from .generate import evaluating
 from .learner import TextLearner, text_vocab
 from .models.cells import cells
-from .models.tagger import CRF, LetterEncoder, SentenceEncoder, Tagger, WordEncoder
+from .models.tagger import CRF, ArchEncoder, LetterEncoder, Tagger, WordEncoder
 from .models.zoo import arch_config, archs, token_input
 from .transfer import word_vectors
 
@@ -195,13 +195,13 @@ class TaggerLearner(TextLearner):
         rows = [dl.dataset.decode(r) for r,_ in zip(found, range(max_n), strict=False)]
         display_df(pd.DataFrame(rows, columns=['text', *['target']*len(y), 'prediction']))
 
-def _encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> SentenceEncoder:
+def _encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> ArchEncoder:
     "An architecture's encoder around sentences."
     if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with letters=False.")
     vocab,pad = text_vocab(dls),text_vocab(dls).index(PAD)
     config = dict(arch_config(arch, 'config_clas', config), pad_token=pad)
     config.pop('output_p', None)
-    return SentenceEncoder(archs.get(arch)(len(vocab), **config), config[archs.facts(arch)['hid_name']], pad, drop)
+    return ArchEncoder(archs.get(arch)(len(vocab), **config), config[archs.facts(arch)['hid_name']], pad, drop)
 
 @delegates(Learner.__init__)
 def tagger_learner(

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, MultiCategoryBlock
 from fastai.data.core import TfmdDL
-from fastai.data.transforms import ColSplitter, RandomSplitter, TrainTestSplitter, get_text_files
+from fastai.data.transforms import get_text_files
 from fastai.text import core as fastai_core
 from fastai.text import data as fastai_data
 from fastai.torch_core import TitledStr, default_device
@@ -28,9 +28,10 @@ from fastcore.meta import delegates
 
 from ..core import check_count, near
 from .cache import cached_corpus
-from .classify import DocDataLoader, DocDataset, Labels, frame_labels, label_keys
+from .classify import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels, label_keys
 from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
+from .splits import column_splitter, random_splitter
 from .texts import check_column, frame_texts, texts_of
 from .tokenize import CorpusTokenizer, WordTokenizer, as_tokenizer
 
@@ -159,26 +160,6 @@ def _folder_splitter(path:str|Path, *names:str) -> Callable:
         return found
     return lambda files: tuple(below(files, n) for n in names)
 
-def _random_splitter(valid_pct:float, seed:int|None, labels:list|None) -> Callable:
-    "Hold rows out at random, as fastai does; with `labels`, as many of each label in both parts."
-    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct!r} must be at least 0 and below 1.")
-    if labels is None: return RandomSplitter(valid_pct, seed=seed)
-    def split(rows):
-        try: return TrainTestSplitter(valid_pct, seed, stratify=list(map(str, labels)))(rows)
-        except ValueError as e: raise ValueError(f"stratify=True cannot hold out {valid_pct} of each label: {e}") from e
-    return split
-
-def _column_splitter(df:pd.DataFrame, col:Any) -> Callable:
-    "Hold out the rows where a column is true. Raises `ValueError` for a column of other values."
-    name = check_column(df, col, 'valid_col')
-    odd = [v for v in df[name].unique().tolist() if pd.isna(v) or v not in (0, 1)]
-    if odd: raise ValueError(f"valid_col={name!r} must be true or false in every row; it holds {odd[0]!r}.")
-    return ColSplitter(name)
-
-def _folder_labels(files:list) -> list[str]:
-    "The folder that each file lies in."
-    return [Path(f).parent.name for f in files]
-
 def _block(y_block:Any, label_col:Any, label_delim:str|None) -> Any:
     "fastai's block for the labels: the one given, or by how many labels a row has."
     if y_block is not None:
@@ -216,8 +197,8 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         if stratify and valid_col is not None:
             raise ValueError("stratify=True splits at random; valid_col says how to split.")
         labels = label_keys(read(df), label_col, df.index.tolist()) if stratify else None
-        if valid_col is not None: splitter = _column_splitter(df, valid_col)
-        else: splitter = _random_splitter(valid_pct, seed, labels)
+        if valid_col is not None: splitter = column_splitter(df, valid_col)
+        else: splitter = random_splitter(valid_pct, seed, labels)
         how = dict(items=df, text_col=text_col, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splitter(df), seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:
@@ -250,7 +231,7 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         if stratify and valid_pct is None:
             raise ValueError("stratify=True splits at random; say how much by valid_pct.")
         if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
-        elif splitter is None: splitter = _random_splitter(valid_pct, seed, _folder_labels(files) if stratify else None)
+        elif splitter is None: splitter = random_splitter(valid_pct, seed, folder_labels(files) if stratify else None)
         texts,splits = list(texts_of(list(files))),splitter(files)
         if not len(splits[1]) and valid_pct is None:
             warnings.warn(f"The validation set is empty: there is no .txt file below {Path(path)/valid}. Name its folder "
@@ -258,7 +239,7 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         how = dict(items=files, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splits, seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:
-            dls = doc_loaders(texts, splits, _folder_labels, CategoryBlock(vocab=vocab), label_col='folder', **how,
+            dls = doc_loaders(texts, splits, folder_labels, CategoryBlock(vocab=vocab), label_col='folder', **how,
                               **_without(kwargs, _NO_MEANING))
         return cls(*dls, path=path, device=dls[0].device)
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import ColSplitter, RandomSplitter
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text.core import BOS, PAD, UNK
 from fastai.torch_core import TensorCategory, TitledStr, default_device, display_df, to_device
@@ -29,6 +28,7 @@ from .classify import DocDataLoader, DocDataset, pad_rows, stack_text
 from .conll import read_columns, read_conllu
 from .corpus import Corpus
 from .lm import LMDataset
+from .splits import column_splitter, random_splitter
 from .texts import check_column
 from .tokenize import CorpusTokenizer, WordTokenizer
 
@@ -262,8 +262,7 @@ class TagDataLoaders(DataLoaders):
         if len(df) == 0: raise ValueError("The frame has no rows, so there is nothing to tag.")
         bs,val_bs = check_count('bs', bs),check_count('val_bs', ifnone(val_bs, bs))
         cols = check_column(df, token_col, 'token_col'),check_column(df, tag_col, 'tag_col')
-        if valid_col is None: splitter = RandomSplitter(valid_pct, seed=seed)
-        else: splitter = ColSplitter(check_column(df, valid_col, 'valid_col'))
+        splitter = random_splitter(valid_pct, seed) if valid_col is None else column_splitter(df, valid_col)
         train,valid = (df.iloc[list(rows)] for rows in splitter(df))
         if not len(train): raise ValueError("The training texts are none: the split left no rows for them.")
         if isinstance(tok, type) and issubclass(tok, (CorpusTokenizer, WordTokenizer)): tok = tok()
