@@ -13,50 +13,87 @@ import re
 import sys
 import zipfile
 import zlib
-from io import BytesIO
+from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import IO, Callable, Iterable, Iterator
+from typing import IO, BinaryIO, Callable, Iterable, Iterator, TextIO
 
 import pandas as pd
 
 from ..core import near
 
 # %% ../../nbs/07_data.conll.ipynb #b735a404
-def _unzip(data:bytes) -> bytes:
-    "The one file in a zip archive."
-    with zipfile.ZipFile(BytesIO(data)) as z:
-        names = [n for n in z.namelist() if not n.endswith('/')]
-        if len(names) != 1: raise ValueError(f"it holds {len(names)} files, and one is expected")
-        return z.read(names[0])
+def _open_zip(path:Path) -> BinaryIO:
+    "Open the one file in a zip archive."
+    z = zipfile.ZipFile(path)
+    names = [n for n in z.namelist() if not n.endswith('/')]
+    if len(names) != 1: raise zipfile.BadZipFile(f"it holds {len(names)} files, and one is expected")
+    try: return z.open(names[0])
+    except RuntimeError as e: raise zipfile.BadZipFile(str(e)) from e   # a password, or a method that is not known
 
-_UNPACK = {'.xz': lzma.decompress, '.gz': gzip.decompress, '.bz2': bz2.decompress, '.zip': _unzip}
-_UNPACK_ERRORS = EOFError, OSError, RuntimeError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile
+_OPEN = {'.xz': lzma.open, '.gz': gzip.open, '.bz2': bz2.open, '.zip': _open_zip}
+_BROKEN = EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile
 
-def _file_bytes(path:Path) -> bytes:
-    "What is in a file, unpacked as its suffix tells."
-    try: data = path.read_bytes()
-    except FileNotFoundError as e:
+@contextmanager
+def open_file(
+    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zip)
+) -> Iterator[BinaryIO]: # Its bytes, unpacked as its suffix says
+    "Open a file. Raises `FileNotFoundError`, and `ValueError` for a folder or a broken archive."
+    path = Path(path)
+    if path.is_dir(): raise ValueError(f"{path} is a folder; give a file.")
+    if not path.exists():
         lacks = f"its folder {path.parent} has no such file" if path.parent.is_dir() else "its folder is missing too"
-        raise FileNotFoundError(f"There is no file {path}: {lacks}.") from e
-    unpack = _UNPACK.get(path.suffix.lower())
-    try: return unpack(data) if unpack else data
-    except _UNPACK_ERRORS as e:
+        raise FileNotFoundError(f"There is no file {path}: {lacks}.")
+    unpack = _OPEN.get(path.suffix.lower())
+    if unpack is None:
+        with path.open('rb') as f: yield f
+        return
+    try:
+        with unpack(path) as f: yield f
+    except _BROKEN as e:
         raise ValueError(f"{path} cannot be unpacked as {path.suffix}: {e}. Pack it or fetch it again.") from e
+
+# %% ../../nbs/07_data.conll.ipynb #0c5b7a13
+def _not_utf8(name:str, lines:Iterable[bytes]) -> ValueError:
+    "The error for bytes that are not UTF-8, which says where the first of them stand."
+    at,n = 0,1   # bytes and lines before; a line may end at CR alone
+    for line in lines:
+        try: line.decode()
+        except UnicodeDecodeError as e:
+            n += len((line[:e.start] + b'x').splitlines()) - 1
+            marked = at == 0 and line.startswith((b'\xff\xfe', b'\xfe\xff'))
+            hint = " It starts as UTF-16 does." if marked else ""
+            return ValueError(f"{name} is not valid UTF-8: byte {line[e.start]:#04x} at position {at + e.start}, "
+                              f"line {n}.{hint} Convert the file to UTF-8 first.")
+        at,n = at + len(line),n + len(line.splitlines())
+    return ValueError(f"{name} is not in the encoding it was opened with; open it as UTF-8.")
+
+@contextmanager
+def open_text(
+    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zip)
+    newline:str|None='', # As for `open`; by default ends of lines stay as they are
+) -> Iterator[TextIO]: # Its text, without a byte order mark
+    "Open a UTF-8 file. Raises as `open_file` does, and `ValueError` where it comes to other bytes."
+    try:
+        with open_file(path) as f, TextIOWrapper(f, 'utf-8-sig', newline=newline) as text: yield text
+    except UnicodeDecodeError as e:
+        with open_file(path) as f: raise _not_utf8(str(path), f) from e
 
 def _file_name(file:str|Path|IO) -> str:
     "What to call a file or a stream in messages."
     return str(getattr(file, 'name', 'the stream') if hasattr(file, 'read') else file)
 
+# %% ../../nbs/07_data.conll.ipynb #0c5b7a15
 def file_text(
     file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zip), or an open stream
 ) -> str: # Its text, with the ends of lines as they are, without a byte order mark
-    "Text of a UTF-8 file. Raises `FileNotFoundError`, and `ValueError` for a broken archive or invalid UTF-8."
+    "Text of a UTF-8 file. Raises as `open_text` does."
+    if not hasattr(file, 'read'):
+        with open_text(file) as f: return f.read()
     try:
-        data = file.read() if hasattr(file, 'read') else _file_bytes(Path(file))
+        data = file.read()
         return data.removeprefix('\ufeff') if isinstance(data, str) else data.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{_file_name(file)} is not valid UTF-8: byte {e.object[e.start]:#04x} at position {e.start}, "
-                         f"line {e.object.count(10, 0, e.start)+1}. Convert the file to UTF-8 first.") from e
+    except UnicodeDecodeError as e: raise _not_utf8(_file_name(file), BytesIO(e.object)) from e
 
 # %% ../../nbs/07_data.conll.ipynb #75ed02ee
 def _blocks(text:str, marks:tuple=()) -> Iterator[tuple[int, list[str]]]:
