@@ -175,3 +175,99 @@ def test_byte_order_mark_in_a_folder_of_labels(tmp_path):
             write(tmp_path/part/'ab'[i % 2]/f'{i}.txt', b'\xef\xbb\xbfgreat film')
     dls = rf.TextDataLoaders.from_folder(tmp_path, bs=2, device='cpu', no_bar=True)
     assert 'great' in dls.vocab[0] and not [t for t in dls.vocab[0] if '\ufeff' in t]
+
+# ---- Word vectors
+
+@pytest.mark.filterwarnings('ignore:overflow')
+@pytest.mark.parametrize('bad', ['nan', 'inf', '-inf', 'NaN', '1e39'])
+@pytest.mark.parametrize('name', ['v.txt', 'v.vec.gz', 'v.json'])
+def test_vectors_that_are_not_finite_are_named(tmp_path, name, bad):
+    number = {'nan': 'NaN', 'inf': 'Infinity', '-inf': '-Infinity'}.get(bad, bad)
+    data = f'{{"the": [1, 2], "of": [3, {number}]}}' if 'json' in name else f'the 1 2\nof 3 {bad}\n'
+    file,where = write(tmp_path/name, data),'v.json' if 'json' in name else f'{name}, line 2'
+    with pytest.raises(ValueError, match=f"{where}: the vector of 'of' has the value -?(nan|inf). Leave the word out"):
+        rf.read_vectors(file)
+    with pytest.raises(ValueError, match=f"{where}: the vector of 'of'"): rf.word_vectors(['the', 'of', 'x'], file)
+    assert rf.read_vectors(file, ['the'])['the'].tolist() == [1, 2]
+    assert np.isfinite(rf.word_vectors(['the', 'x'], file)[0]).all()
+    with pytest.raises(ValueError, match="vectors: the vector of 'of' has the value -?(nan|inf)"):
+        rf.word_vectors(['the', 'of'], dict(the=[1, 2], of=[3, float(bad)]))
+
+def test_forms_of_vector_files(tmp_path):
+    want = {'great': [1., 2.], 'a b': [3., 4.], '\u00a0': [5., 6.], 'x\u2028y\x85': [7., 8.], '9': [9., 9.]}
+    lines = [f'{w} {a} {b}' for w,(a,b) in want.items()]
+    for head in ('', '\ufeff', '5 2\n', '\ufeff5 2 \n'):
+        for end in ('\n', '\r\n', ' \n', '\n\n'):
+            for suffix in ('', '.gz', '.zip'):
+                got = rf.read_vectors(write(tmp_path/f'v.txt{suffix}', head + end.join([*lines, 'great 0 0', ''])))
+                assert {w: v.tolist() for w,v in got.items()} == want   # the first vector of a word counts
+    file = write(tmp_path/'v.json', '\ufeff{"great": [1, 2]}')
+    assert rf.read_vectors(file)['great'].tolist() == [1, 2]
+
+@pytest.mark.parametrize('data,said', [
+    ('2 3\nthe 1 2\n', "line 2: 1 numbers|line 2: 2 numbers"), ('the 1 2\nof 1 2 x\n', "line 2: 'of 1' is not"),
+    ('the 1 2\n\nof 1\n', "line 3: 1 numbers"), ('the 1 2\n'.encode('utf-16'), "not valid UTF-8.*UTF-16"),
+    (b'the 1 2\nna\xefve 1 2\n', "byte 0xef at position 10, line 2")])
+def test_faults_of_vector_files(tmp_path, data, said):
+    with pytest.raises(ValueError, match=f"v.txt.*({said})"): rf.read_vectors(write(tmp_path/'v.txt', data))
+    with pytest.raises(ValueError, match="is a folder"): rf.read_vectors(tmp_path)
+    with pytest.raises(ValueError, match=r"differ in length: \[1, 2\] numbers"): rf.word_vectors('ab', dict(a=[1], b=[1, 2]))
+
+# ---- Files of columns
+
+def columns(text, **kwargs):
+    df = rf.read_columns(io.StringIO(text, newline=''), **kwargs)
+    return list(zip(df.tokens.tolist(), df.tags.tolist(), strict=True))
+
+NER = [(['#', 'EU'], ['O', 'B-ORG']), (['#tag', '='], ['O', 'O'])]   # tokens that start as comments do
+
+def layout(sep, end, n_cols, comments=()):
+    "The sentences of `NER` as a file, each after the comments."
+    middle = sep.join(['X']*(n_cols-2))
+    rows = [[sep.join(filter(None, (w, middle, t))) for w,t in zip(*s, strict=True)] for s in NER]
+    return end.join(line for r in rows for line in [*comments, *r, ''])
+
+@pytest.mark.parametrize('sep', ['\t', ' '])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+@pytest.mark.parametrize('n_cols', [2, 3, 4])
+def test_comments_and_ends_of_lines(sep, end, n_cols):
+    for comments in ([], ['# sent_id = 1'], ['# newdoc id = a.b', '# text = # EU', '# a longer note about it'], ['# text ='],
+                     ['', '# newpar', ''], ['# a = b = c']):
+        text = layout(sep, end, n_cols, comments)
+        for t in (text, '\ufeff' + text, text + end*3): assert columns(t) == NER
+        if sep == '\t': assert columns(text, sep=sep) == NER
+
+@pytest.mark.parametrize('text,kwargs,said', [
+    ('# sent_id = 1\n# a note\n\na O\nb\n', {}, 'line 5: found 1 column, expected 2 as in line 4'),
+    ('# sent_id = 1\ra O\rb\r', {}, 'line 3: found 1 column'),
+    ('a O\n# a comment amid words\n', {}, "line 2: found 5 columns.*Is it a comment. Then pass comment='#'"),
+    ('a\tO\n#tag\n', {}, 'line 2: found 1 column'),
+    ('a O\n\n# x = 1\n', dict(comment=''), 'line 3: found 4 columns, expected 2 as in line 1'),
+    ('# only = comments\n# and\n', dict(comment='#'), 'holds no sentence'), ('# text = a\n', {}, 'holds no sentence'),
+    ('a\tO\t\n', {}, 'line 1: an empty token or tag'), ('a\tO\nb\tO\t\n', {}, 'line 2: found 3 columns'),
+    ('a\tO\nb\t \n', dict(sep='\t'), 'line 2: an empty token or tag')])
+def test_faults_of_column_files(text, kwargs, said):
+    with pytest.raises(ValueError, match=said): columns(text, **kwargs)
+
+def test_comments_that_are_said_outright():
+    assert columns('%% a b\na O\n%% c\nb O\n', comment='%%') == [(['a', 'b'], ['O', 'O'])]
+    assert columns('#a O\nb O\n', comment='#') == [(['b'], ['O'])]
+    assert columns('# sent_id = 1\na B C D\n', comment='') == [(['#', 'a'], ['1', 'D'])]
+
+@pytest.mark.parametrize('sep', [None, '\t', '|'])
+def test_blanks_around_fields_are_no_part_of_them(sep):
+    lines = [f'a{sep or chr(9)}O ', f'b{sep or chr(9)}O', f' c {sep or chr(9)} O']
+    assert columns('\n'.join(lines), sep=sep) == [(['a', 'b', 'c'], ['O']*3)]
+
+def test_white_space_within_tokens():
+    for token in ('a\u00a0b', 'a\u2028b', 'a\x85b', '\u3000', 'a\x0bb'):
+        assert columns(f'{token} O\nc O') == columns(f'{token}\tO\nc\tO') == [([token, 'c'], ['O', 'O'])]
+
+def test_conllu_with_ends_of_lines_of_all_kinds():
+    text = '# sent_id = 1\n1\t#\t_\tX\t_\t_\t0\troot\t_\t_\n\n\n# sent_id = 2\n# text = a\n1\ta\t_\tX\t_\t_\t0\troot\t_\t_\n2\tb\n'
+    for end in ('\n', '\r\n', '\r'):
+        good = text.rsplit('2\tb', 1)[0].replace('\n', end)
+        df = rf.read_conllu(io.StringIO(good, newline=''), ['upos'])
+        assert (df.tokens.tolist(), df.sent_id.tolist()) == ([['#'], ['a']], ['1', '2'])
+        with pytest.raises(ValueError, match='line 8: found 2 columns'):
+            rf.read_conllu(io.StringIO(text.replace('\n', end), newline=''))

@@ -150,7 +150,7 @@ def test_columns_by_number_and_separator():
     for kwargs in (dict(tag_col=3), dict(token_col=-4)):
         with pytest.raises(ValueError, match="is not a column: the stream, line 1 has 3, from 0 to 2"):
             read_columns(stream(text), sep='|', **kwargs)
-    with pytest.raises(ValueError, match="sep='' parts nothing"): read_columns(stream(text), sep='')
+    with pytest.raises(ValueError, match="sep='' divides nothing"): read_columns(stream(text), sep='')
     with pytest.raises(ValueError, match="line 1: found 1 column, expected at least 2"):
         read_columns(stream(text), sep=';')
     with pytest.raises(ValueError, match="line 1: an empty token or tag"): read_columns(stream('\tO\n'))
