@@ -8,10 +8,7 @@ __all__ = ['check_named', 'write_weights', 'read_weights', 'canonical_name', 'ca
            'fetch_pretrained', 'read_vectors', 'word_vectors']
 
 # %% ../nbs/26_transfer.ipynb #a4cf2a17
-import bz2
-import gzip
 import json
-import lzma
 import os
 import pickle
 import re
@@ -23,6 +20,8 @@ import numpy as np
 import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
+
+from .data.conll import open_text
 
 # %% ../nbs/26_transfer.ipynb #c9b1e374
 def _plain(o:Any) -> Any:
@@ -256,65 +255,73 @@ def fetch_pretrained(
     return tuple(found)
 
 # %% ../nbs/26_transfer.ipynb #9e7a79c2
-def _open_text(file:Path):
-    "Open a text file, unpacking it by its ending."
-    return {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}.get(file.suffix, open)(file, 'rt', encoding='utf8')
+def _check_vector(word:str, nums:Any, where:str) -> np.ndarray:
+    "A word's numbers as an array. Raises `ValueError` where one is missing or infinite."
+    vec = np.asarray(nums, dtype=np.float32)
+    if vec.ndim != 1 or not np.isfinite(vec).all():
+        odd = f"the value {vec[~np.isfinite(vec)][0]}" if vec.ndim == 1 else f"values of shape {vec.shape}"
+        raise ValueError(f"{where}: the vector of {word!r} has {odd}. Leave the word out, or give it finite numbers.")
+    return vec
 
 def _text_vectors(lines:Iterable[str], file:Path, keep:set|None) -> dict[str, np.ndarray]:
     "Vectors of the words in `keep` from lines of a word and its numbers."
     vecs,width = {},None
     for i,line in enumerate(lines, 1):
         line = line.rstrip()
-        if not line or (i == 1 and re.fullmatch(r'\d+ \d+', line)): continue   # word2vec: how many words and features
+        if i == 1 and (head := re.fullmatch(r'\d+ (\d+)', line)):   # word2vec: how many words and features
+            width = int(head[1])
+            continue
+        if not line: continue
         width = line.count(' ') if width is None else width
         word,*nums = line.rsplit(' ', width) if width else [line]   # a word may hold blanks
         if not width or len(nums) != width:
             raise ValueError(f"{file}, line {i}: {len(nums)} numbers, parted by blanks, after {word!r}; there should "
                              f"be {width or 'some'}.")
-        if keep is not None and word not in keep: continue
-        try: vecs[word] = np.array(nums, dtype=np.float32)
+        if word in vecs or keep is not None and word not in keep: continue
+        try: vec = np.array(nums, dtype=np.float32)
         except ValueError as e:
             raise ValueError(f"{file}, line {i}: {word!r} is not followed by numbers only ({e}).") from e
+        vecs[word] = _check_vector(word, vec, f"{file}, line {i}")
     return vecs
 
 def _json_vectors(f:Any, file:Path, keep:set|None) -> dict[str, np.ndarray]:
     "Vectors of the words in `keep` from a JSON object."
+    text = f.read()
     try:
-        vecs = {w: np.array(v, dtype=np.float32) for w,v in json.load(f).items() if keep is None or w in keep}
+        vecs = {w: np.array(v, dtype=np.float32) for w,v in json.loads(text).items() if keep is None or w in keep}
         if len({v.shape for v in vecs.values()}) > 1: raise ValueError("its vectors differ in length")
     except (ValueError, TypeError, AttributeError) as e:
         raise ValueError(f"{file} is no JSON of words and lists of numbers: {e}") from e
-    return vecs
+    return {w: _check_vector(w, v, str(file)) for w,v in vecs.items()}
 
 def read_vectors(
-    file:str|Path, # Text (`.txt`, `.vec`) or JSON (`.json`), as it is or packed (`.gz`, `.xz`, `.bz2`)
+    file:str|Path, # Text (`.txt`, `.vec`) or JSON (`.json`), as it is or packed (`.gz`, `.xz`, `.bz2`, `.zip`)
     words:Iterable[str]|None=None, # Read these only; all by default
-) -> dict[str, np.ndarray]: # Vectors by word
+) -> dict[str, np.ndarray]: # Vectors by word; the first one of a word that stands there twice
     "Read word vectors. Raises `FileNotFoundError`, or `ValueError` that names the line that does not fit."
     file,keep = Path(file),None if words is None else set(words)
     if not file.exists():
         raise FileNotFoundError(f"There is no file {file}; GloVe's are at https://nlp.stanford.edu/data/glove.6B.zip.")
-    try:
-        with _open_text(file) as f:
-            if '.json' not in file.suffixes: return _text_vectors(f, file, keep)
-            return _json_vectors(f, file, keep)
-    except (UnicodeDecodeError, gzip.BadGzipFile, lzma.LZMAError, EOFError) as e:
-        raise ValueError(f"{file} cannot be read as word vectors: {e}") from e
+    with open_text(file, newline=None) as f:
+        return (_json_vectors if '.json' in file.suffixes else _text_vectors)(f, file, keep)
 
+# %% ../nbs/26_transfer.ipynb #9e7a79c3
 def word_vectors(
     vocab:list[str], # Tokens by id
     vectors:str|Path|dict, # A file of vectors, or vectors by word
     seed:int=0, # Seed of the vectors of words that are not there
 ) -> tuple[Tensor, list[str]]: # Vectors: vocab,features; words that were not found
-    "Vectors for a vocabulary. Raises `ValueError` where none of its words is found."
+    "Vectors for a vocabulary. Raises `ValueError` where none of its words is found, or a vector is not finite."
     names = [str(w) for w in vocab]
     if not isinstance(vectors, dict): vectors = read_vectors(vectors, {*names, *map(str.lower, names)})
     found = {}
     for i,w in enumerate(names):
         vec = vectors.get(w, vectors.get(w.lower()))
-        if vec is not None: found[i] = vec
+        if vec is not None: found[i] = _check_vector(w, vec, 'vectors')
     if not found:
         raise ValueError(f"None of the {len(names)} words of the vocabulary has a vector, {names[0]!r} for one.")
+    widths = {len(v) for v in found.values()}
+    if len(widths) > 1: raise ValueError(f"The vectors differ in length: {sorted(widths)} numbers.")
     have = np.stack(list(found.values()))
     rng = np.random.default_rng(seed)
     out = rng.normal(have.mean(0), have.std(0), (len(names), have.shape[1])).astype(np.float32)

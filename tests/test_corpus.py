@@ -154,7 +154,7 @@ def test_bad_texts(tmp_path, source, err, words, cached):
 def test_folder_without_texts_and_file_of_other_bytes(tmp_path):
     with pytest.raises(ValueError, match='no .txt file'): build(tmp_path)
     (tmp_path/'a.txt').write_bytes('naïve'.encode('latin-1'))
-    with pytest.raises(ValueError, match=r'a\.txt is no UTF-8.*byte 2'): build(tmp_path)
+    with pytest.raises(ValueError, match=r'a\.txt is not valid UTF-8.*position 2'): build(tmp_path)
 
 @pytest.mark.parametrize('col', [0, 'text'])
 def test_two_columns_of_one_name(col):

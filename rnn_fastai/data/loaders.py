@@ -6,6 +6,7 @@
 __all__ = ['lm_loaders', 'doc_loaders', 'TextDataLoaders', 'Tokenizer', 'TextBlock']
 
 # %% ../../nbs/19_data.loaders.ipynb #240de539
+import csv
 import inspect
 import time
 import warnings
@@ -32,7 +33,7 @@ from .classify import DocDataLoader, DocDataset, Labels, folder_labels, frame_la
 from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
 from .splits import column_splitter, random_splitter
-from .texts import check_column, frame_texts, texts_of
+from .texts import check_column, frame_texts, read_csv, texts_of
 from .tokenize import CorpusTokenizer, WordTokenizer, as_tokenizer
 
 # %% ../../nbs/19_data.loaders.ipynb #96024c1f
@@ -208,6 +209,26 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         return cls(*dls, path=path, device=dls[0].device)
 
     @classmethod
+    @delegates(from_df, but=['df'])
+    def from_csv(cls,
+        path:str|Path, # Folder of the file; where models are saved
+        csv_fname:str='labels.csv', # Name of the file
+        header:str|int|None='infer', # Number of the row of names, from 0; None where there is none
+        delimiter:str|None=None, # What stands between two fields; looked up in the header by default
+        quoting:int=csv.QUOTE_MINIMAL, # `csv.QUOTE_NONE` where quotes are characters like others
+        text_col:Any=0, # Column of the texts, by name or number, or a list of columns
+        label_col:Any=1, # Column of the labels, by name or number, or a list of columns
+        valid_col:Any=None, # Column that is true for the rows to be held out; a random split by default
+        is_lm:bool=False, # Loaders for a language model
+        **kwargs
+    ) -> 'TextDataLoaders':
+        "Loaders from the rows of a CSV file. Raises `ValueError` that names the line at fault."
+        needed = dict(label_col=None if is_lm else label_col, valid_col=valid_col)
+        df = read_csv(Path(path)/csv_fname, dict(text_col=text_col), needed, header, delimiter, quoting)
+        return cls.from_df(df, path=path, text_col=text_col, label_col=label_col, valid_col=valid_col, is_lm=is_lm,
+                           **kwargs)
+
+    @classmethod
     @delegates(fastai_data.TextDataLoaders.from_folder)
     def from_folder(cls,
         path:str|Path, # A folder of text files
@@ -257,8 +278,6 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         # fastai's `Interpretation` names itself by `process`, and does not put results back in the order of its rows
         return dl.new(get_idxs=partial(list, range(dl.n))) if 'process' in kwargs else dl
 
-_from_csv = fastai_data.TextDataLoaders.from_csv.__func__
-TextDataLoaders.from_csv = classmethod(delegates(to=TextDataLoaders.from_df)(_from_csv))
 
 class Tokenizer(fastai_core.Tokenizer):
     "fastai's transform from texts to tokens; the texts of a frame are tokenized all at once."
