@@ -11,14 +11,29 @@ from typing import Any
 import torch
 from fastprogress import progress_bar
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .core import check_count, flush_denormals, seeded
 from .models.cells import get_cell
 
-# %% ../nbs/39_many.ipynb #9e89cffc
-_WIDTH = 200   # units of a layer that nets share; measured on a CPU
+# %% ../nbs/39_many.ipynb #fb7245f8
+class _Fading(torch.autograd.Function):
+    "z = s (g + z' W), from the last step to the first, where z' is z one step later: how gradients go back in time."
+    @staticmethod
+    def forward(ctx, g, s, w):
+        zs,back = torch.empty_like(g),torch.zeros_like(g[0])
+        for gt,st,out in reversed(list(zip(g.unbind(0), s.unbind(0), zs.unbind(0), strict=True))):
+            back = torch.bmm(torch.mul(gt + back, st, out=out), w)
+        ctx.save_for_backward(g, s, w, zs)
+        return zs
+
+    @staticmethod
+    def backward(ctx, grad):
+        g,s,w,zs = ctx.saved_tensors
+        later = torch.cat([zs[1:], torch.zeros_like(zs[:1])])
+        gg = _Fading.apply(grad.flip(0), s.flip(0), w.mT).flip(0)   # the same, from the first step to the last
+        before = torch.cat([torch.zeros_like(gg[:1]), gg[:-1]])
+        return gg,(grad + before @ w.mT)*(g + later @ w),torch.einsum('snbi,snbj->nij', later, gg)
 
 class _PlainNets(torch.autograd.Function):
     "h' = f(g + U h) over time for nets side by side: g and h are sl,nets,bs,hid, U is nets,hid,hid."
@@ -32,14 +47,15 @@ class _PlainNets(torch.autograd.Function):
         return hs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         hs,w = ctx.saved_tensors
-        slope,gz,back = (hs > 0).to(hs.dtype) if ctx.relu else 1 - hs*hs,torch.empty_like(hs),torch.zeros_like(hs[0])
-        for g,s,out in reversed(list(zip(grad.unbind(0), slope.unbind(0), gz.unbind(0), strict=True))):
-            back = torch.bmm(torch.mul(g + back, s, out=out), w)
+        gz = _Fading.apply(grad, (hs > 0).to(hs.dtype) if ctx.relu else 1 - hs*hs, w)
         before = torch.cat([torch.zeros_like(hs[:1]), hs[:-1]])
         return gz,torch.einsum('snbi,snbj->nij', gz, before),None
+
+
+# %% ../nbs/39_many.ipynb #9e89cffc
+_WIDTH = 200   # units of a layer that nets share; measured on a CPU
 
 class ManyNets(nn.Module):
     "Nets of one recurrent layer and a linear head, each from a seed of its own, run as one."

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..core import Registry, check_count
@@ -482,11 +481,10 @@ class _LinearScan(torch.autograd.Function):
     def setup_context(ctx, inputs, s): ctx.save_for_backward(inputs[0], s, inputs[2])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         a,s,s0 = ctx.saved_tensors
         later = torch.cat([a[1:], torch.zeros_like(a[:1])])
-        gb = _scan(later.flip(0), grad.flip(0), torch.zeros_like(s0)).flip(0)
+        gb = linear_scan(later.flip(0), grad.flip(0), torch.zeros_like(s0)).flip(0)   # which has a gradient too
         return gb*torch.cat([s0[None], s[:-1]]),gb,gb[0]*a[0]
 
 def linear_scan(
@@ -495,7 +493,7 @@ def linear_scan(
     s0:Tensor, # The state before the first step: bs,hid
 ) -> Tensor: # The state after each step: sl,bs,hid
     "Run s' = a s + b over all steps."
-    return _LinearScan.apply(a, b, s0)
+    return (_LinearScan.apply if torch.is_grad_enabled() else _scan)(a, b, s0)
 
 # %% ../../nbs/20_models.cells.ipynb #7db06749
 class LinearCell(Cell):
