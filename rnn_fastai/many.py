@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .core import check_count, flush_denormals, seeded
-from .models.cells import get_cell
+from .models.cells import check_input, get_cell
+from .models.recurrent import run_kernel
 
 # %% ../nbs/39_many.ipynb #fb7245f8
 class _Fading(torch.autograd.Function):
@@ -91,20 +92,23 @@ class ManyNets(nn.Module):
         "States of some of the nets: nets,sl,bs,hid."
         n = len(range(self.n_nets)[part])
         h0 = x.new_zeros(1, x.size(1), n*self.n_hid)
-        out = getattr(torch, self.kernel)(x, h0 if self.n_states == 1 else (h0, h0), self._weights(part), self.bias,
-                                          1, 0., self.training, False, False)[0]
+        out,_ = run_kernel(self.kernel, x, (h0,)*self.n_states, self._weights(part), self.bias, training=self.training)
         return out.unflatten(-1, (n, self.n_hid)).movedim(-2, 0)
 
     def _plain_states(self, x:Tensor) -> Tensor:
-        "States of all nets, where they are plain ones: nets,sl,bs,hid."
-        gx = torch.einsum('sbi,nhi->snbh', x, self.rnn['weight_ih'])
-        if self.bias: gx = gx + (self.rnn['bias_ih'] + self.rnn['bias_hh'])[:, None]
-        return _PlainNets.apply(gx, self.rnn['weight_hh'], self.kernel == 'rnn_relu').movedim(1, 0)
+        "States of all nets, where they are plain ones: nets,sl,bs,hid; in autocast too in the type of the weights."
+        w = self.rnn['weight_ih']
+        with torch.autocast(x.device.type, enabled=False):
+            gx = torch.einsum('sbi,nhi->snbh', x.to(w.dtype), w)
+            if self.bias: gx = gx + (self.rnn['bias_ih'] + self.rnn['bias_hh'])[:, None]
+            return _PlainNets.apply(gx, self.rnn['weight_hh'], self.kernel == 'rnn_relu').movedim(1, 0)
 
     def forward(self,
         x:Tensor, # One input for all nets: sl,n_in, or sl,bs,n_in
     ) -> tuple[Tensor, Tensor]: # States: nets,sl,hid, or nets,sl,bs,hid; logits: the same with outputs for states
-        "Run all nets over `x` from a state of zero."
+        "Run all nets over `x` from a state of zero. Raises `ValueError` or `TypeError` for an input that does not fit."
+        w = self.rnn['weight_ih']
+        check_input(x, w.size(-1), (2, 3), w)
         seq,at_once = x if x.dim() == 3 else x[:, None],max(_WIDTH//self.n_hid, 1)
         if self.kernel.startswith('rnn'): h = self._plain_states(seq)
         else: h = torch.cat([self._states(seq, slice(i, i+at_once)) for i in range(0, self.n_nets, at_once)])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_count, check_prob, near
+from .cells import check_like
 from .packed import thin_linear
 from .dropout import RNNDropout
 
@@ -84,6 +85,7 @@ def linear_cross_entropy(
     check_count('chunk', chunk); check_prob('label_smoothing', label_smoothing)
     x,y = x.as_subclass(Tensor).reshape(-1, x.size(-1)),y.as_subclass(Tensor).reshape(-1)
     if len(x) != len(y): raise ValueError(f"There are {len(x)} states and {len(y)} targets; they must go together.")
+    check_like(x, weight)
     if not torch.is_grad_enabled(): x,weight,bias = x.detach(),weight.detach(),None if bias is None else bias.detach()
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -143,7 +145,7 @@ class LMDecoder(nn.Module):
         self.lean = False   # give `LazyLogits`
 
     def forward(self, x:Tensor) -> tuple[Any, Tensor]:   # bs,sl,hid -> logits: bs,sl,vocab; dropped x: bs,sl,hid
-        dropped = self.output_dp(x)
+        dropped = self.output_dp(check_like(x, self.decoder.weight))
         if self.lean: return LazyLogits(dropped, self.decoder.weight, self.decoder.bias),dropped
         if x.size(1) == 1 and not torch.is_grad_enabled():   # a step of generation
             return thin_linear(dropped[:, 0], self.decoder.weight, self.decoder.bias)[:, None],dropped
@@ -229,6 +231,7 @@ class PoolingClassifier(nn.Module):
         lengths:Tensor|None=None, # Length of each sequence: bs; all fill the batch by default
     ) -> Tensor: # bs,n_out
         "Outputs of sequences."
+        check_like(out, self.layers[0][0].weight)
         return self.layers(pool_states(out, last, lengths, self.pool))
 
 # %% ../../nbs/23_models.heads.ipynb #e18c8b9a
@@ -248,6 +251,7 @@ class Attention(nn.Module):
         lengths:Tensor|None=None, # Length of each source: bs; all fill the batch by default
     ) -> tuple[Tensor, Tensor]: # The outputs, joined: bs,sl,hid; weights: bs,sl,ss
         "Look at real steps of the source only."
+        check_like(out, self.score.weight); check_like(src, self.score.weight)
         scores = out @ self.score(src).transpose(1, 2)                              # bs,sl,ss
         if lengths is not None:
             pad = torch.arange(src.size(1), device=src.device) >= lengths[:, None]  # bs,ss
