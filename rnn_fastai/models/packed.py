@@ -45,6 +45,7 @@ def thin_linear(
 # %% ../../nbs/06_models.packed.ipynb #10c68dc2
 class PackedWeight(Tensor):
     "A weight that answers `F.linear` with a product of its own, and is the plain weight in all else."
+    dtype,device = torch.float32,torch.device('cpu')   # always; to ask the tensor takes microseconds of every step
     @staticmethod
     def __new__(cls,
         w:Tensor, # The weight: n_out,n_in

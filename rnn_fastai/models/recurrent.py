@@ -131,7 +131,7 @@ def _hold(kind:str, x:Tensor, w_ih:Tensor, lengths:Tensor) -> tuple[Tensor, Tens
 # %% ../../nbs/22_models.recurrent.ipynb #351e33fb
 def _lacks_lstm(x:Tensor) -> bool:
     "Whether autocast asks the CPU for an LSTM that oneDNN may lack: bfloat16 on some processors, float16 on most."
-    if x.device.type != 'cpu' or not torch.is_autocast_enabled('cpu') or x.dtype == torch.float64: return False
+    if not torch.is_autocast_enabled('cpu') or x.device.type != 'cpu' or x.dtype == torch.float64: return False
     if torch.get_autocast_dtype('cpu') != torch.bfloat16: return True
     return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -147,14 +147,14 @@ def run_kernel(
     bidirectional:bool=False, # Two directions a layer
 ) -> tuple[Tensor, tuple[Tensor, ...]]: # Output: sl,bs,directions*hid; entries of the state after the last step
     "torch's kernel. In autocast, an LSTM for which a CPU has none runs in float32; its result has autocast's type."
-    def run(x, state, weights):
-        out,*last = getattr(torch, kind)(x, state if kind == 'lstm' else state[0], weights, bias, num_layers, dropout,
-                                         training, bidirectional, False)
-        return out,tuple(last)
-    if kind != 'lstm' or not _lacks_lstm(x): return run(x, state, weights)
-    with torch.autocast('cpu', enabled=False):
-        res = run(x.float(), tuple(s.float() for s in state), [w.float() for w in weights])
-    return map_state(lambda t: t.to(torch.get_autocast_dtype('cpu')), res)
+    if kind == 'lstm' and _lacks_lstm(x):
+        with torch.autocast('cpu', enabled=False):
+            res = run_kernel(kind, x.float(), tuple(s.float() for s in state), [w.float() for w in weights], bias,
+                             num_layers, dropout, training, bidirectional)
+        return map_state(lambda t: t.to(torch.get_autocast_dtype('cpu')), res)
+    out,*last = getattr(torch, kind)(x, state if kind == 'lstm' else state[0], weights, bias, num_layers, dropout,
+                                     training, bidirectional, False)
+    return out,tuple(last)
 
 # %% ../../nbs/22_models.recurrent.ipynb #9989c4a0
 def _steps(cell:Cell, gx:Tensor, state:tuple, pad:Tensor|None, zone:tuple, noise:tuple, keep:int=1,
