@@ -28,9 +28,10 @@ from .core import check_count, flush_denormals
 from .data.corpus import FAKE
 from .data.lm import LMDataset
 from .data.tokenize import TextTokenizer, decode_spec_tokens
-from .generate import Twin, evaluating, stepping, with_state
+from .losses import with_answers
+from .generate import Twin, WholePrefix, evaluating, stepping, with_state
 from .models.adapt import DynamicEvaluation, NeuralCache
-from .models.zoo import archs, get_language_model
+from .models.zoo import archs, get_language_model, reset_state
 from .optim import Adam
 from .sampling import Sampling, check_seed, check_share
 from .score import Score, adapted_to, score_ids
@@ -64,6 +65,14 @@ class TextLearner(fastai_learner.TextLearner):
         # `Learner`, not `super()`: fastai's callbacks for text are for its own models
         Learner.__init__(self, dls, model, moms=moms, opt_func=opt_func, **kwargs)
         self.add_cbs(rnn_cbs(alpha, beta))
+
+    @property
+    def loss_func(self) -> Callable:
+        "The loss, which also knows how outputs become probabilities and answers; see `with_answers`."
+        return self._loss_func
+
+    @loss_func.setter
+    def loss_func(self, func:Callable): self._loss_func = with_answers(func, getattr(self.dls, 'loss_func', None))
 
     def _file(self, file:str|Path) -> Path:   # a name, or what `save` gave
         return join_path_file(str(file).removesuffix('.pth'), self.path/self.model_dir, ext='.pth')
@@ -201,22 +210,27 @@ class WritingLearner(TextLearner):
     def _never(self, no_unk:bool) -> list[int]: raise NotImplementedError   # ids that are not generated
 
     def _with_state(self, model:torch.nn.Module) -> torch.nn.Module:
-        with evaluating(model): return with_state(model, torch.zeros(1, dtype=torch.long, device=self._device))
+        ids,rows = torch.zeros(1, dtype=torch.long, device=self._device),getattr(self.dls.train, 'bs', None)
+        with evaluating(model): return with_state(model, ids, rows)
 
     def _stepper(self, int8:bool, reproducible:bool) -> torch.nn.Module:
         "The model for stepping, or the learner's own where there can be none."
         model = get_model(self.model)
-        own = self.twin.of(model, int8, reproducible)
-        if own is None and int8:
-            raise ValueError("int8=True needs a model on the CPU without hooks or capture; leave it out.")
-        return self._with_state(ifnone(own, model))
+        known = self._with_state(model)
+        if isinstance(known, WholePrefix) and reset_state(model): own = None   # it is not known how it uses its layers
+        else: own = self.twin.of(model, int8, reproducible)
+        if own is None and int8: raise ValueError("int8=True needs a model on the CPU that keeps no state inside, "
+                                                  "without hooks or capture; leave it out.")
+        return known if own is None else self._with_state(own)
 
     def _steppers(self, prompts:list, codec:Codec, dynamic:DynamicEvaluation|None, *how) -> Iterator[tuple]:
         "Models for stepping, each with the prompts that it continues: one for all, or one adapted to each prompt."
         if dynamic is None: yield self._stepper(*how),prompts
         else:
             model = self._with_state(get_model(self.model))
-            for p in prompts: yield stepping(adapted_to(model, codec.encode([p])[0], dynamic), *how),[p]
+            for p in prompts:
+                own = adapted_to(model, codec.encode([p])[0], dynamic)
+                yield own if isinstance(model, WholePrefix) else stepping(own, *how),[p]
 
     @property
     def _device(self) -> torch.device: return next(get_model(self.model).parameters()).device

@@ -9,7 +9,7 @@ __all__ = ['ar_penalty', 'tar_penalty', 'RNNRegularizer', 'rnn_cbs']
 from fastai.callback.core import Callback
 from torch import Tensor
 
-from .state import RNNCallback, StateFeeder
+from .state import ModelResetter, RNNCallback, StateFeeder
 
 # %% ../../nbs/28_callback.regularize.ipynb #5f01fa80
 def _mean(x:Tensor, real:Tensor|None) -> Tensor:
@@ -52,4 +52,4 @@ def rnn_cbs(
     beta:float=0., # Weight of TAR
 ) -> list[Callback]:
     "The callbacks that training a recurrent model needs, with regularisation where asked for."
-    return [RNNCallback(), StateFeeder()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])
+    return [ModelResetter(), RNNCallback(), StateFeeder()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])
