@@ -98,7 +98,7 @@ class RNNLearner(WritingLearner):
 
     def _words(self) -> list: return [t for t in self.task.vocab if not (isinstance(t, str) and t.startswith('xx'))]
 
-    def _codec(self, decoder:Callable) -> Codec:   # `decoder` is for the special tokens of fastai's texts
+    def _codec(self, decoder:Callable, strict:bool=True) -> Codec:   # both are for fastai's texts; here unknown tokens raise
         if self.task.kind != 'next':
             raise TypeError(f"A model of kind {self.task.kind!r} says nothing that goes on; call predict.")
         vocab,words = self.task.vocab,any(len(str(t)) > 1 for t in self._words())
@@ -251,7 +251,7 @@ def rnn_learner(
         raise ValueError(f"alpha and beta are for the next token, not for {task.kind!r}.")
     if isinstance(cell, nn.Module) and not isinstance(cell, (Recurrent, nn.RNNBase)):
         args = dict(recurrent, n_hid=n_hid, emb_sz=emb_sz, vectors=vectors, attention=attention, pool=pool, drop=drop,
-                    embed_p=embed_p, alpha=alpha, beta=beta, cell_args=cell_args)
+                    embed_p=embed_p, cell_args=cell_args)
         given = [k for k,v in args.items() if v != inspect.signature(rnn_learner).parameters[k].default]
         if given:
             raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_named', 'write_weights', 'read_weights', 'canonical_names', 'fit_weights', 'load_weights', 'fit_opt_state',
-           'match_embeds', 'TransferReport', 'read_vocab', 'vocab_file', 'write_vocab', 'fetch_pretrained',
-           'read_vectors', 'word_vectors']
+           'shared_weights', 'shared_opt_state', 'match_embeds', 'TransferReport', 'read_vocab', 'vocab_file',
+           'write_vocab', 'fetch_pretrained', 'read_vectors', 'word_vectors']
 
 # %% ../nbs/26_transfer.ipynb #a4cf2a17
 import bz2
@@ -145,6 +145,46 @@ def fit_opt_state(
         if odd: raise ValueError(f"The saved optimizer's {odd[0]} is for another shape than {tuple(p.shape)}.")
         state.append(by_param[id(p)])
     return {'state': state, 'hypers': saved['hypers']}
+
+# %% ../nbs/26_transfer.ipynb #5cbf16e8
+def _fastai_names(enc:AWD_LSTM) -> list[tuple[str, str]]:
+    "Names that fastai gives the weights of an encoder, in its order, each with ours."
+    res = [('encoder.weight', 'encoder.weight'), ('encoder_dp.emb.weight', 'encoder.weight')]
+    for i,rnn in enumerate(enc.rnns):
+        names = sorted(rnn.state_dict(), key=lambda n: n != 'weight_hh_l0')   # fastai drops entries of this one
+        res += [(f"rnns.{i}.{f'{n}_raw' if n == 'weight_hh_l0' else f'module.{n}'}", f'rnns.{i}.{n}') for n in names]
+    return res
+
+def shared_weights(
+    model:nn.Module, # Any model
+) -> dict[str, Tensor]: # Weights by names that fastai reads too, in its order
+    "The weights of a model as they are written: fastai's names for those of an `AWD_LSTM`, the model's own for others."
+    state = model.state_dict()
+    for name,enc in model.named_modules():
+        if not isinstance(enc, AWD_LSTM): continue
+        old = new = name and f'{name}.'
+        if name and isinstance(model.get_submodule(name.rpartition('.')[0]), StatefulEncoder):
+            new = new.removesuffix('module.')   # fastai's encoder has nothing around it
+        block,keys = [(new + theirs, old + ours) for theirs,ours in _fastai_names(enc)],list(state)
+        own = {k for _,k in block}
+        at = next(i for i,k in enumerate(keys) if k in own)
+        state = {**{k: state[k] for k in keys[:at]}, **{k: state[o] for k,o in block},
+                 **{k: state[k] for k in keys[at:] if k not in own}}
+    return state
+
+def shared_opt_state(
+    model:nn.Module, # The model
+    opt:Any, # Its optimizer
+    names:Iterable[str], # Names of the weights in the file, in its order
+) -> dict: # What is written
+    "An optimizer's state with the parameters of each group in the order of a file's weights."
+    state = opt.state_dict()
+    if 'hypers' not in state: return state   # torch's own optimizer, which fastai wraps
+    params = {canonical_name(k): p for k,p in model.named_parameters(remove_duplicate=False)}
+    found = [id(params[s]) for s in map(canonical_name, names) if s in params]
+    at = {i: k for k,i in reversed(list(enumerate(found)))}   # where each comes first
+    order = [p for pg in opt.param_lists for p in sorted(pg, key=lambda p: at[id(p)])]
+    return {**state, 'state': [opt.state[p] for p in order]}
 
 # %% ../nbs/26_transfer.ipynb #b971a532
 def match_embeds(
