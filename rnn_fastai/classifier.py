@@ -48,7 +48,8 @@ class FastaiClassifier(SequentialRNN):
         read = super().forward(chunk_padded(ids[order], enc.pad_idx, enc.bptt))
         return tuple(part[order.argsort()] for part in read)
 
-def _fastai_classifier(facts:dict, arch:Any, vocab_sz:int, n_out:int, seq_len:int, config:dict|None, *args) -> nn.Module:
+def _fastai_classifier(facts:dict, arch:Any, vocab_sz:int, n_out:int, seq_len:int, config:dict|None,
+                       *args) -> nn.Module:
     config = fastai_config(facts, 'config_clas', config)
     enc,head = fastai_core.get_text_classifier(arch, vocab_sz, n_out, seq_len, config, *args)
     if isinstance(enc.module, AWD_LSTM): enc.module = StatefulEncoder(enc.module)

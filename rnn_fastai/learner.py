@@ -150,6 +150,10 @@ class TextLearner(fastai_learner.TextLearner):
         if both or any(k.startswith('1.') for k in check_named(wgts, file)):
             raise ValueError(f"{file} holds a whole model, not an encoder. Write one with `save_encoder`.")
         vocab = read_vocab(vocab_file(file)) if vocab_file(file).exists() else None   # fastai writes none
+        rows = len(wgts.get('encoder.weight', vocab or ()))
+        if vocab is not None and rows != len(vocab):   # pretrained weights may have more; these are written as a pair
+            raise ValueError(f"{file} has {rows:,} words, and its vocabulary beside it has {len(vocab):,}: they do not "
+                             "belong together. Write both with `save_encoder`.")
         wgts = {f'0.{k}': w for k,w in wgts.items()}
         return self._transfer(file, wgts, vocab, self._encoder())
 
@@ -186,7 +190,8 @@ class TextLearner(fastai_learner.TextLearner):
 
 # %% ../nbs/34_learner.ipynb #4f7e7955
 class SequentialRNN(fastai_core.SequentialRNN):
-    "fastai's: the outputs of the last part, three for a decoder; an `AWD_LSTM` among the parts becomes a `StatefulEncoder`."
+    """fastai's: gives the outputs of the last part, three for a decoder. An `AWD_LSTM` among the parts becomes a
+    `StatefulEncoder`."""
     def __init__(self, *parts):
         super().__init__(*(StatefulEncoder(p) if isinstance(p, AWD_LSTM) else p for p in parts))
 
@@ -471,8 +476,8 @@ class LMLearner(WritingLearner):
             return join(decoder(toks[::-1] if ds.backwards else toks))
         # With a decoder of somebody's own, texts may hold other words than the vocabulary.
         blanks = ds.tokenizer is None or isinstance(ds.tokenizer, TextTokenizer) and ds.tokenizer.sep == ' '
-        return Codec(vocab, lambda texts: [i.to(self._device) for i in self._prompts(texts, strict)], decode, ds.backwards,
-                     blanks and decoder is decode_spec_tokens)
+        def encode(texts): return [i.to(self._device) for i in self._prompts(texts, strict)]
+        return Codec(vocab, encode, decode, ds.backwards, blanks and decoder is decode_spec_tokens)
 
     @delegates(Learner.get_preds)
     def get_preds(self, concat_dim=1, reorder=True, **kwargs):

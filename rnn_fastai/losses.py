@@ -71,7 +71,9 @@ class AnsweringLoss:
     @reduction.setter
     def reduction(self, how:str): self.func.reduction = how
 
-    def to(self, device:Any):
+    def to(self,
+        device:Any, # Where its weights go
+    ):
         "Move the weights of the loss, where it has some."
         if isinstance(self.func, nn.Module): self.func.to(device)
 

@@ -98,7 +98,7 @@ class RNNLearner(WritingLearner):
 
     def _words(self) -> list: return [t for t in self.task.vocab if not (isinstance(t, str) and t.startswith('xx'))]
 
-    def _codec(self, decoder:Callable, strict:bool=True) -> Codec:   # both are for fastai's texts; here unknown tokens raise
+    def _codec(self, decoder:Callable, strict:bool=True) -> Codec:   # both are for fastai's texts
         if self.task.kind != 'next':
             raise TypeError(f"A model of kind {self.task.kind!r} says nothing that goes on; call predict.")
         vocab,words = self.task.vocab,any(len(str(t)) > 1 for t in self._words())

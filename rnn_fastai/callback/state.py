@@ -18,7 +18,7 @@ from ..models.zoo import reset_state
 
 # %% ../../nbs/27_callback.state.ipynb #e53044bb
 class ModelResetter(fastai_rnn.ModelResetter):
-    "Resets a model that keeps its state inside, before training, before validation and after fitting; see `reset_state`."
+    "Resets a model that keeps its state inside, before training and validation and after fitting; see `reset_state`."
     def before_train(self): reset_state(self.model)
     def before_validate(self): reset_state(self.model)
     def after_fit(self): reset_state(self.model)

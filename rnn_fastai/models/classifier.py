@@ -173,7 +173,7 @@ def get_text_classifier(
     vocab_sz:int, # Size of the vocabulary
     n_class:int, # Number of outputs
     seq_len:int=72, # Steps that are read at a time where no gradient is wanted
-    config:dict|None=None, # What differs from the architecture's own config; `init`, a function of a module, acts on all
+    config:dict|None=None, # What differs from the architecture's own config; `init` is applied to all modules
     drop_mult:float=1., # Factor on all dropouts of the config
     lin_ftrs:list|None=None, # Sizes of the head's hidden layers; one of 50 by default
     ps:list|None=None, # Dropouts of the head but the first, which is the config's `output_p`; 0.1 by default

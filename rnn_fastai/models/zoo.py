@@ -192,7 +192,7 @@ def arch_config(
 def get_language_model(
     arch:Any, # A registered architecture, or its name
     vocab_sz:int, # Size of the vocabulary
-    config:dict|None=None, # What differs from the architecture's own config; `init`, a function of a module, acts on all
+    config:dict|None=None, # What differs from the architecture's own config; `init` is applied to all modules
     drop_mult:float=1., # Factor on all dropouts
 ) -> LanguageModel:
     "A language model of `arch`. Raises `ValueError` for an unknown architecture or config entry."
@@ -219,8 +219,8 @@ def reset_state(
 
 # %% ../../nbs/24_models.zoo.ipynb #37915b98
 class StatefulEncoder(nn.Module):
-    """An encoder by fastai's contract: ids in, states of the last layer out. The recurrent state is kept inside, without
-    gradients, and follows the size of the batch; other attributes are those of the encoder."""
+    """An encoder by fastai's contract: ids in, states of the last layer out. The recurrent state is kept inside,
+    without gradients, and follows the size of the batch; other attributes are those of the encoder."""
     def __init__(self,
         module:AWD_LSTM, # Takes ids and a state, and gives states and the state after them
     ):
