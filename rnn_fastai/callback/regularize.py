@@ -10,7 +10,7 @@ from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback
 from torch import Tensor
 
-from .state import RNNCallback, StateFeeder
+from .state import ModelResetter, RNNCallback, StateFeeder
 
 # %% ../../nbs/28_callback.regularize.ipynb #5f01fa80
 def _mean(x:Tensor, real:Tensor|None) -> Tensor:
@@ -53,4 +53,4 @@ def rnn_cbs(
     beta:float=0., # Weight of TAR
 ) -> list[Callback]:
     "The callbacks that training a recurrent model needs, with regularisation where asked for."
-    return [RNNCallback(), StateFeeder()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])
+    return [ModelResetter(), RNNCallback(), StateFeeder()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])
