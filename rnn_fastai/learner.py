@@ -419,6 +419,7 @@ class LMLearner(WritingLearner):
     @delegates(Learner.get_preds)
     def get_preds(self, concat_dim=1, reorder=False, **kwargs):
         "Predictions, targets: rows of the stream as the loader cuts it, batches joined along the time axis."
+        reorder = reorder and concat_dim == 0   # joined along time, rows are in their order already
         return super().get_preds(concat_dim=concat_dim, reorder=reorder, **kwargs)
 
 def pretrained_files(
