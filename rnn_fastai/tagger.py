@@ -109,8 +109,8 @@ class CRFLoss:
         return self.crf(out.as_subclass(Tensor), y, y != TAG_IGNORE)
 
     def activation(self, out:Tensor) -> Tensor:
-        """Softmax of the scores of each token alone. It leaves out the scores of neighbours, so its largest entry may be
-        another tag than the answer, and it says nothing of how sure the answer is."""
+        """Softmax of the scores of each token alone. It leaves out the scores of neighbours, so its largest entry may
+        be another tag than the answer, and it says nothing of how sure the answer is."""
         return out.softmax(-1)
 
     def decodes(self, out:Tensor) -> Tensor: return self.crf.best(out, out.new_ones(out.shape[:2], dtype=torch.bool))
@@ -199,9 +199,9 @@ class TaggerLearner(TextLearner):
         dl:Any=None, # A loader instead
         with_decoded:bool=False, # Give the best tags too
     ) -> tuple: # Probabilities: sentences,sl,tags; targets: sentences,sl; best tags: sentences,sl
-        """What the net says of all sentences, in order; after a sentence's end 0, and `TAG_IGNORE` for targets and tags.
-        With a CRF, the probabilities are those of each token alone, without its neighbours: they may disagree with the
-        best tags, and are no measure of how sure these are."""
+        """What the net says of all sentences, in order; after a sentence's end 0, and `TAG_IGNORE` for targets and
+        tags. With a CRF, the probabilities are those of each token alone, without its neighbours: they may disagree
+        with the best tags, and are no measure of how sure these are."""
         dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
         ds,n = dl.dataset,int(dl.dataset.lens.max(initial=0))
         probs = torch.zeros(len(ds), n, len(ds.tags))
