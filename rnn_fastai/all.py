@@ -29,6 +29,7 @@ from rnn_fastai.experiments import *
 from rnn_fastai.generate import *
 from rnn_fastai.interpret import *
 from rnn_fastai.learner import *
+from rnn_fastai.losses import *
 from rnn_fastai.many import *
 from rnn_fastai.models.adapt import *
 from rnn_fastai.models.cells import *

@@ -34,7 +34,7 @@ from .data.classify import DocDataLoader, DocDataset, Labels, folder_labels, fra
 from .data.corpus import Corpus
 from .data.lm import LMDataLoader, LMDataset
 from .data.loaders import TextDataLoaders
-from .data.subwords import CharTokenizer, SubwordTokenizer
+from .data.subwords import CharTokenizer, ByteLevelTokenizer
 from .data.tag import TagDataLoader, TagDataLoaders, TagDataset, WordLetters
 from .data.tokenize import TextTokenizer, WordTokenizer
 from .generate import evaluating
@@ -89,7 +89,7 @@ def tokenizer_facts(
     kind = type(tok)
     if tok is None: return None
     if kind is CharTokenizer: return dict(kind='characters')
-    if kind is SubwordTokenizer: return dict(kind='subwords', **tok.settings())
+    if kind is ByteLevelTokenizer: return dict(kind='subwords', **tok.settings())
     if kind is WordTokenizer: return dict(kind='words', lang=tok.lang, special_toks=tok.special_toks, buf_sz=tok.buf_sz)
     if kind is fastai_core.BaseTokenizer: return dict(kind='split', split_char=tok.split_char)
     if kind is not TextTokenizer: return dict(kind='function', name=_function_name(tok))
@@ -105,7 +105,7 @@ def make_tokenizer(
     kind = args.pop('kind')
     if kind == 'function': return _FUNCTIONS[args['name']]
     if kind == 'subwords':
-        tok = SubwordTokenizer.__new__(SubwordTokenizer)
+        tok = ByteLevelTokenizer.__new__(ByteLevelTokenizer)
         tok.__setstate__(args)
         return tok
     if kind == 'texts':

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .core import check_count, near
 from .data.tag import TAG_IGNORE, word_parts
-from .data.tokenize import BaseTokenizer, WordTokenizer
+from .data.tokenize import CorpusTokenizer, WordTokenizer
 from .generate import evaluating
 from .learner import TextLearner, text_vocab
 from .models.cells import cells
@@ -257,7 +257,7 @@ def tagger_learner(
         raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
     tags,arch = dls.train_ds.tags,'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
     if len(tags) < 2: raise ValueError(f"All tags are {tags[0]!r}: there is nothing to tell apart.")
-    if crf and isinstance(dls.train_ds.tok, (BaseTokenizer, WordTokenizer)):
+    if crf and isinstance(dls.train_ds.tok, (CorpusTokenizer, WordTokenizer)):
         raise ValueError("crf=True needs a tag for every part; the tokenizer cuts words. Make the loaders without it.")
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     if isinstance(arch, str) and arch not in archs and arch not in cells:

@@ -15,11 +15,12 @@ from fastai.metrics import accuracy, accuracy_multi, mse
 from fastcore.meta import delegates
 
 from .callback.schedule import Learner   # with `fit_gradually`
-from .classifier import ClassifierLearner, answer_kind, both_ways, text_classifier_learner
+from .classifier import ClassifierLearner, both_ways, text_classifier_learner
 from .core import check_count, check_prob, near
 from .data.loaders import TextDataLoaders
 from .data.texts import check_column
 from .learner import language_model_learner
+from .losses import answer_kind
 from .models.zoo import archs
 
 # %% ../nbs/48_ulmfit.ipynb #96f1a0c9

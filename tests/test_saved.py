@@ -38,8 +38,8 @@ def sents(n=20):
     return pd.DataFrame(dict(tokens=toks, tags=[['X' if w.isalpha() else 'O' for w in s] for s in toks]))
 
 TOKS = {'default': lambda: None, 'words': rf.WordTokenizer, 'german': lambda: rf.WordTokenizer('de'),
-        'texts': rf.TextTokenizer, 'characters': rf.CharTokenizer, 'subwords': lambda: rf.SubwordTokenizer(290),
-        'unigram': lambda: rf.SubwordTokenizer(290, 'unigram'),
+        'texts': rf.TextTokenizer, 'characters': rf.CharTokenizer, 'subwords': lambda: rf.ByteLevelTokenizer(290),
+        'unigram': lambda: rf.ByteLevelTokenizer(290, 'unigram'),
         'split': lambda: rf.TextTokenizer(fastai.text.core.BaseTokenizer(' '), rules=[]),
         'few rules': lambda: rf.TextTokenizer(rules=[ft.fix_html, ft.lowercase], post_rules=[], sep='_')}
 
@@ -205,7 +205,7 @@ def test_two_readings(tmp_path):
     again.fit(1)   # its groups of parameters are those of `both_ways`
 
 def test_another_process(tmp_path):
-    learn = make('lm', lm_dls(rf.SubwordTokenizer(290)))
+    learn = make('lm', lm_dls(rf.ByteLevelTokenizer(290)))
     rf.save_bundle(learn, tmp_path/'m', 'lm', 'AWD_GRU', ARCH)
     code = ("import sys, json; from rnn_fastai.saved import load_bundle; learn,_ = load_bundle(sys.argv[1])\n"
             "t, = learn.generate([sys.argv[2]], 12, seed=5, no_bar=True); print(json.dumps([t.text, t.logps.tolist()]))")

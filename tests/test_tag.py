@@ -37,7 +37,7 @@ def make_frame(n=40, lo=1, hi=15):
 BASE = dict(bs=4, seed=1, min_freq=1, device='cpu')
 def loaders(df=None, **args): return rf.TagDataLoaders.from_df(make_frame() if df is None else df, **{**BASE, **args})
 
-def subwords(): return rf.SubwordTokenizer(290).train(' '.join(s) for s in make_frame().tokens)
+def subwords(): return rf.ByteLevelTokenizer(290).train(' '.join(s) for s in make_frame().tokens)
 TOKS = {'words': lambda: None, 'lower': lambda: str.lower, 'spacy': rf.WordTokenizer, 'rules': rf.TextTokenizer,
         'chars': rf.CharTokenizer, 'subwords': subwords, 'function': lambda: (lambda w: w[:2])}
 
@@ -45,7 +45,7 @@ def parts_of(tok, w):
     "What the net reads of one word, found another way: the word alone."
     if tok is None: return [w]
     if isinstance(tok, rf.WordTokenizer): return tok.tokenize(w)
-    if isinstance(tok, rf.BaseTokenizer): return tok(w)[1:]   # after xxbos
+    if isinstance(tok, rf.CorpusTokenizer): return tok(w)[1:]   # after xxbos
     return [tok(w)]
 
 # ---- Tags in line with parts
@@ -91,12 +91,12 @@ def test_words_without_parts_are_unknown():
         parts = rf.word_parts(['', 'a'], tok)
         assert parts[''] == ('xxunk',) and parts['a'] == ('a',)
 
-@pytest.mark.parametrize('tok', [rf.WordTokenizer, rf.TextTokenizer, rf.CharTokenizer, rf.SubwordTokenizer])
+@pytest.mark.parametrize('tok', [rf.WordTokenizer, rf.TextTokenizer, rf.CharTokenizer, rf.ByteLevelTokenizer])
 def test_classes_of_tokenizers_are_taken(tok):
     assert len(loaders(tok=tok).train.one_batch()[0]) == 4
 
 def test_subwords_are_learnt_from_the_training_rows_and_give_the_vocabulary():
-    tok = rf.SubwordTokenizer(290)
+    tok = rf.ByteLevelTokenizer(290)
     dls = loaders(tok=tok)
     assert tok.trained and list(dls.vocab[0]) == list(tok.vocab)
 
@@ -222,7 +222,7 @@ def test_broken_file_is_named(tmp_path):
 def test_treebank():
     file = SHARED/'ud_ewt'/'en_ewt-ud-dev.conllu.xz'
     if not file.exists(): pytest.skip(f'{file} is not here; point RNN_FASTAI_DATA to the folder of data sets')
-    tok,df = rf.SubwordTokenizer(4000),rf.read_conllu(file, ['upos'])
+    tok,df = rf.ByteLevelTokenizer(4000),rf.read_conllu(file, ['upos'])
     dls = rf.TagDataLoaders.from_df(df, tag_col='upos', device='cpu', seed=1, tok=tok)
     assert dls.c == 17 and dls.train.waste < 0.15
     running = sum(len(t) - 1 for t in tok(' '.join(s) for s in dls.train_ds.items.tokens))
