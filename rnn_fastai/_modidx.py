@@ -2003,6 +2003,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'rnn_fastai.tagger.best_tags': ('tagger.html#best_tags', 'rnn_fastai/tagger.py'),
                                    'rnn_fastai.tagger.entities': ('tagger.html#entities', 'rnn_fastai/tagger.py'),
                                    'rnn_fastai.tagger.entity_f1': ('tagger.html#entity_f1', 'rnn_fastai/tagger.py'),
+                                   'rnn_fastai.tagger.name_entities': ('tagger.html#name_entities', 'rnn_fastai/tagger.py'),
+                                   'rnn_fastai.tagger.tag_place': ('tagger.html#tag_place', 'rnn_fastai/tagger.py'),
                                    'rnn_fastai.tagger.tagger_learner': ('tagger.html#tagger_learner', 'rnn_fastai/tagger.py')},
             'rnn_fastai.transfer': { 'rnn_fastai.transfer.TransferReport': ('transfer.html#transferreport', 'rnn_fastai/transfer.py'),
                                      'rnn_fastai.transfer.TransferReport.__str__': ( 'transfer.html#transferreport.__str__',
