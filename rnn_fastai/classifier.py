@@ -32,7 +32,7 @@ from .models.zoo import AWD_LSTM, StatefulEncoder, right_padded
 class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):
     "fastai's, which also takes what a `TextClassifier` hands to its head."
     def forward(self,
-        input:Any, # States at all steps: bs,sl,hid; or a pair of these and where padding is, as fastai's encoder gives it
+        input:Any, # States at all steps: bs,sl,hid; or a pair of these and where padding is, as in fastai
         last:Tensor|None=None, # State that each sequence ends with: bs,hid
         lengths:Tensor|None=None, # Length of each sequence: bs
     ) -> Any: # bs,n_out; or three parts, as in fastai, for a pair
