@@ -15,21 +15,22 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import ColSplitter, RandomSplitter
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text.core import BOS, PAD, UNK
 from fastai.torch_core import TensorCategory, TitledStr, default_device, display_df, to_device
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
-from .classify import DocDataLoader, DocDataset, pad_rows
+from .classify import DocDataLoader, DocDataset, pad_rows, stack_text
 from .conll import read_columns, read_conllu
 from .corpus import Corpus
 from .lm import LMDataset
+from .splits import column_splitter, random_splitter
 from .texts import check_column
-from .tokenize import BaseTokenizer, WordTokenizer
+from .tokenize import CorpusTokenizer, WordTokenizer
 
 # %% ../../nbs/15_data.tag.ipynb #0ad94b64
 TAG_IGNORE = -100   # target that no loss counts; the one that torch's cross-entropy leaves out
@@ -62,7 +63,7 @@ def word_parts(
     "What the net reads of each word."
     if tok is None: return {w: (w,) for w in words}
     if not callable(tok): raise TypeError(f"tok={tok!r} is no tokenizer and no function.")
-    if not isinstance(tok, (BaseTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
+    if not isinstance(tok, (CorpusTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
     if isinstance(tok, WordTokenizer): cut = (tuple(tok.tokenize(w)) for w in words)
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
     return {w: parts or (UNK,) for w,parts in zip(words, cut, strict=True)}
@@ -135,9 +136,8 @@ class TagDataset(DocDataset):
         "Cross-entropy of real tokens only."
         return CrossEntropyLossFlat(ignore_index=TAG_IGNORE)
 
-    def __getitem__(self, i):
-        if isinstance(i, slice): return [self[j] for j in range(len(self))[i]]
-        x = LMDataset.__getitem__(self, i)
+    def _item(self, i):
+        x = LMDataset._item(self, i)
         start,stop = self.corpus.offsets[self.docs[i]],self.corpus.offsets[self.docs[i]+1]
         return x if self.y is None else (*x, TensorCategory(torch.from_numpy(self.y[start:stop])))
 
@@ -149,6 +149,16 @@ class TagDataset(DocDataset):
         x,*y = super().batch(at, device)
         if self.letters is None: return x,*y
         return x,*to_device(self.letters.batch(self.corpus, self.docs[at]), ifnone(device, 'cpu')),*y
+
+    def collate(self,
+        items:list[tuple], # Sentences; targets, where there are tags
+    ) -> tuple: # Ids as rows; targets
+        "Items, as fastai's loop gives them, as one batch. Raises `TypeError` where letters are read, which need rows."
+        if self.letters is not None:
+            raise TypeError("letters=True makes whole batches, so no step of fastai's loop can be changed: leave out "
+                            "after_item, before_batch and the like, or use after_batch.")
+        x,*y = zip(*items, strict=True)
+        return stack_text(x, self.pad),*(pad_sequence(list(o), True, TAG_IGNORE) for o in y)
 
     def targets(self,
         at:np.ndarray, # Which items
@@ -182,7 +192,7 @@ class TagDataset(DocDataset):
         tags = _token_lists(texts, _column(texts, self.cols[1], 'tag_col')) if with_labels else None
         corpus,y = tag_corpus(sents, tags, self.tags, self.tok, self.corpus.vocab)
         letters = None if self.letters is None else WordLetters(sents, self.letters.names)
-        return TagDataset(corpus, None, y, self.tags, self.tok, self.cols, texts, letters)
+        return TagDataset(corpus, None, y, self.tags, self.tok, self.cols, texts, letters).part(1)
 
     @staticmethod
     def _split(text:Any) -> Any: return WordTokenizer().tokenize(text) if isinstance(text, str) else text
@@ -252,12 +262,11 @@ class TagDataLoaders(DataLoaders):
         if len(df) == 0: raise ValueError("The frame has no rows, so there is nothing to tag.")
         bs,val_bs = check_count('bs', bs),check_count('val_bs', ifnone(val_bs, bs))
         cols = check_column(df, token_col, 'token_col'),check_column(df, tag_col, 'tag_col')
-        if valid_col is None: splitter = RandomSplitter(valid_pct, seed=seed)
-        else: splitter = ColSplitter(check_column(df, valid_col, 'valid_col'))
+        splitter = random_splitter(valid_pct, seed) if valid_col is None else column_splitter(df, valid_col)
         train,valid = (df.iloc[list(rows)] for rows in splitter(df))
         if not len(train): raise ValueError("The training texts are none: the split left no rows for them.")
-        if isinstance(tok, type) and issubclass(tok, (BaseTokenizer, WordTokenizer)): tok = tok()
-        if letters and isinstance(tok, (BaseTokenizer, WordTokenizer)):
+        if isinstance(tok, type) and issubclass(tok, (CorpusTokenizer, WordTokenizer)): tok = tok()
+        if letters and isinstance(tok, (CorpusTokenizer, WordTokenizer)):
             raise ValueError(f"letters=True reads whole words, and tok={tok!r} cuts them; leave one out.")
         if not getattr(tok, 'trained', True): tok.train(w for s in _token_lists(train, cols[0]) for w in s)
         names = sorted(set(chain.from_iterable(_token_lists(train, cols[1]))))
@@ -266,8 +275,8 @@ class TagDataLoaders(DataLoaders):
             corpus,y = tag_corpus(sents, tags, names, tok, vocab, min_freq, part.index)
             spelt = WordLetters(sents, alphabet) if letters else None
             return TagDataset(corpus, None, y, names, tok, cols, part, spelt)
-        first = data(train, ifnone(text_vocab, getattr(tok, 'vocab', None)))
-        second = data(valid, first.corpus.vocab, first.letters.names if letters else None)
+        first = data(train, ifnone(text_vocab, getattr(tok, 'vocab', None))).part(0)
+        second = data(valid, first.corpus.vocab, first.letters.names if letters else None).part(1)
         device = ifnone(device, default_device())
         return cls(TagDataLoader(first, bs=bs, shuffle=True, device=device),
                    TagDataLoader(second, bs=val_bs, device=device), path=path, device=device)
