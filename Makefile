@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow bench readme sync nbtest wheel clean
+.PHONY: install demo test test-anywhere test-slow bench readme sync nbtest wheel clean
 
 install: $(INSTALLED)
 
@@ -15,9 +15,16 @@ demo: install                  ## the main job: train on human numbers, continue
 
 test: install sync             ## everything that CI runs
 	.venv/bin/ruff check .
-	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 1 --do-print --timing
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 2 --do-print --timing --cell-timeout 0
 	$(PY) tools/check_wheel.py
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+
+# Notebooks and tests as other processors run them, an emulation after the other, each in a copy of the tree:
+# native (two threads), old (no AVX, one thread), middle and middle-1 (AVX2; two threads, one), busy (all cores at work).
+# `make test-anywhere EMULATIONS="old busy"` runs some. What they print is kept under build/anywhere/.
+EMULATIONS :=
+test-anywhere: install
+	$(PY) tools/test_anywhere.py $(EMULATIONS)
 
 test-slow: install             ## the long checks: several seeds, big sets
 	$(PY) -m pytest -q -s -m slow
