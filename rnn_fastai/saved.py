@@ -113,15 +113,16 @@ def make_tokenizer(
         return TextTokenizer(make_tokenizer(args['tok']), rules, post_rules, args['sep'])
     return dict(characters=CharTokenizer, words=WordTokenizer, split=fastai_core.BaseTokenizer)[kind](**args)
 
-# %% ../nbs/70_saved.ipynb #a44caa83
-_BLOCKS = {Categorize: 'category', MultiCategorize: 'lists', EncodedMultiCategorize: 'encoded', RegressionSetup: 'numbers'}
+# %% ../nbs/70_saved.ipynb #63f78aaf
+_BLOCKS = {Categorize: 'category', MultiCategorize: 'lists', EncodedMultiCategorize: 'encoded',
+           RegressionSetup: 'numbers'}
 
 def _reader_facts(read:Any) -> dict:
     "Where labels are read from. Raises `ValueError` for a function that is not known here."
     if read is folder_labels: return dict(folders=True)
     if isinstance(read, partial) and read.func is frame_labels and not read.args: return dict(columns=read.keywords)
-    raise ValueError(f"read_labels={read!r} is a function of your own, which cannot be kept. Read labels from columns or "
-                     "folders: `TextDataLoaders.from_df`, `TextDataLoaders.from_folder`.")
+    raise ValueError(f"read_labels={read!r} is a function of your own, which cannot be kept. Read labels from columns "
+                     "or folders: `TextDataLoaders.from_df`, `TextDataLoaders.from_folder`.")
 
 def label_facts(
     labels:Labels, # Labels of texts
@@ -144,15 +145,17 @@ def make_labels(
     "Build labels again."
     names,na = facts['names'],facts['add_na']
     known = names[1:] if na else names   # the first stands for what is missing
-    block,value = {'category': lambda: (CategoryBlock(known, sort=False, add_na=na), names[-1]),
-                   'lists': lambda: (MultiCategoryBlock(vocab=known, add_na=na), known),
-                   'encoded': lambda: (MultiCategoryBlock(encoded=True, vocab=names), [0]*len(names)),
-                   'numbers': lambda: (RegressionBlock(facts['n']), np.zeros(facts['shape']).tolist())}[facts['block']]()
+    made = {'category': lambda: (CategoryBlock(known, sort=False, add_na=na), names[-1]),
+            'lists': lambda: (MultiCategoryBlock(vocab=known, add_na=na), known),
+            'encoded': lambda: (MultiCategoryBlock(encoded=True, vocab=names), [0]*len(names)),
+            'numbers': lambda: (RegressionBlock(facts['n']), np.zeros(facts['shape']).tolist())}
+    block,value = made[facts['block']]()
     read = folder_labels if facts.get('folders') else partial(frame_labels, **facts['columns'])
     return Labels([value], block, facts['name']),read
 
-# %% ../nbs/70_saved.ipynb #95204061
-_DATA = {'lm': (LMDataset, LMDataLoader), 'classifier': (DocDataset, DocDataLoader), 'tagger': (TagDataset, TagDataLoader)}
+# %% ../nbs/70_saved.ipynb #6370ea2f
+_DATA = {'lm': (LMDataset, LMDataLoader), 'classifier': (DocDataset, DocDataLoader),
+         'tagger': (TagDataset, TagDataLoader)}
 
 def data_facts(
     task:str, # 'lm', 'classifier' or 'tagger'
@@ -268,8 +271,8 @@ def check_same(
     try: same = all(map(_same, _judging(learn, out), _judging(again, out)))
     except (RuntimeError, TypeError, ValueError, IndexError) as e: same = str(e)
     if same is not True:
-        raise ValueError(f"loss_func={learn.loss_func!r} cannot be kept. Set learn.loss_func = {again.loss_func!r} before "
-                         "saving; the weights stay as they were trained.")
+        raise ValueError(f"loss_func={learn.loss_func!r} cannot be kept. Set learn.loss_func = {again.loss_func!r} "
+                         "before saving; the weights stay as they were trained.")
 
 # %% ../nbs/70_saved.ipynb #09acac47
 _FORMAT = 1   # of the folder
@@ -284,7 +287,8 @@ def _as_json(facts:dict) -> str:
     "Facts as JSON. Raises `ValueError` that names the one that cannot be written."
     for name,value in facts.items():
         try: json.dumps(value, default=_plain)
-        except (TypeError, ValueError) as e: raise ValueError(f"{name} cannot be kept, as JSON cannot hold it: {e}.") from e
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"{name} cannot be kept, as JSON cannot hold it: {e}.") from e
     return json.dumps(facts, default=_plain, indent=1)
 
 def _write(folder:Path, name:str, facts:str, wgts:dict):
@@ -337,7 +341,8 @@ def load_bundle(
     try:
         facts = json.loads(file.read_text(encoding='utf8'))
         if facts.get('format') != _FORMAT:
-            raise ValueError(f"{file} has format {facts.get('format')!r}; this version reads {_FORMAT}. Save the model again.")
+            raise ValueError(f"{file} has format {facts.get('format')!r}; this version reads {_FORMAT}. Save the model "
+                             "again.")
         weights = folder/Path(facts['weights']).name
         learn = _rebuild(facts, read_weights(weights), folder, str(weights))
     except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as e:
