@@ -392,6 +392,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'rnn_fastai/data/classify.py'),
                                           'rnn_fastai.data.classify.Labels.loss_func': ( 'data.classify.html#labels.loss_func',
                                                                                          'rnn_fastai/data/classify.py'),
+                                          'rnn_fastai.data.classify.Labels.named_tfms': ( 'data.classify.html#labels.named_tfms',
+                                                                                          'rnn_fastai/data/classify.py'),
                                           'rnn_fastai.data.classify.Labels.of': ( 'data.classify.html#labels.of',
                                                                                   'rnn_fastai/data/classify.py'),
                                           'rnn_fastai.data.classify.Labels.tfms': ( 'data.classify.html#labels.tfms',
