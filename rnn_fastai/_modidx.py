@@ -277,6 +277,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'rnn_fastai.cli._frame': ('cli.html#_frame', 'rnn_fastai/cli.py'),
                                 'rnn_fastai.cli._held_out': ('cli.html#_held_out', 'rnn_fastai/cli.py'),
                                 'rnn_fastai.cli._honest': ('cli.html#_honest', 'rnn_fastai/cli.py'),
+                                'rnn_fastai.cli._one_line': ('cli.html#_one_line', 'rnn_fastai/cli.py'),
                                 'rnn_fastai.cli._read_file': ('cli.html#_read_file', 'rnn_fastai/cli.py'),
                                 'rnn_fastai.cli._stream_typed': ('cli.html#_stream_typed', 'rnn_fastai/cli.py'),
                                 'rnn_fastai.cli._told': ('cli.html#_told', 'rnn_fastai/cli.py'),

@@ -26,10 +26,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import ProgressCallback, noop
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
-from fastcore.basics import defaults, noop
+from fastcore.basics import defaults
 from fastcore.script import call_parse, parse_cli, store_true
 from torch.nn import functional as F
 
@@ -152,7 +152,7 @@ def stream_scores(
 # %% ../nbs/71_cli.ipynb #4f1c0a02
 class EpochLines(Callback):
     "Print the figures of each epoch with their names, on a line of their own."
-    order = ProgressCallback.order
+    order = ProgressCallback.order   # whose place it takes
 
     def before_fit(self):
         "Take the place of a logger, unless it is silent."
@@ -237,7 +237,7 @@ def _words(texts:pd.Series) -> pd.Series:
 def _read_file(task:str, file:Path, text:str, label:str, valid:str|None) -> pd.DataFrame:
     "Data for a task from a file, see `read_data`."
     if '.conllu' in file.suffixes:
-        if task != 'tagger': raise ValueError(f"{file} holds tagged sentences. They are for a tagger, not for {task!r}.")
+        if task != 'tagger': raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
         return read_conllu(file, ('upos',)).rename(columns={'upos': 'tags'})
     if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file)
     texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else dict(text=text)
@@ -276,6 +276,9 @@ def task_loaders(
     "Loaders for a task; a tenth of the rows is held out where the data do not say which."
     how = dict(bs=bs, path=path, text_vocab=vocab, seed=seed)
     how.update(dict(valid_col='held_out') if 'held_out' in df.columns else dict(valid_pct=0.1))
+    if 'held_out' not in df.columns and len(df) < 10:
+        raise ValueError(f"The data have {len(df)} rows, and a tenth is held out: give 10 or more, or a column "
+                         "that says which rows are held out.")
     if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, letters=True, min_freq=2, **how)
     return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **how)
 
@@ -322,7 +325,7 @@ def train(
     if encoder is not None:
         if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
         lm,facts = load_bundle(encoder)
-        if facts['task'] != 'lm': raise ValueError(f"--encoder {encoder} holds a {facts['task']}, not a language model.")
+        if facts['task'] != 'lm': raise ValueError(f"--encoder: {encoder} is a {facts['task']}, not a language model.")
         arch,sizes,vocab = facts['arch'],{**facts['args']['config'], **sizes},text_vocab(lm.dls)
         encoder = lm.save_encoder('encoder')
     dls = task_loaders(task, read_data(task, data, text, label, valid), bs, seed, vocab, out)
@@ -363,7 +366,12 @@ def input_lines(
     if file is not None:
         with open_text(file, newline=None) as f: yield from (line.rstrip('\n') for line in f)
         return
-    for i,line in enumerate(sys.stdin): yield (line if i else line.removeprefix('\ufeff')).rstrip('\r\n')
+    for i,line in enumerate(sys.stdin.buffer, 1):   # of bytes, as the encoding of the terminal's text is another matter
+        try: text = line.decode('utf-8-sig' if i == 1 else 'utf-8')
+        except UnicodeDecodeError as e: raise ValueError(f"The standard input is not UTF-8 in line {i}: {e}.") from e
+        yield text.rstrip('\r\n')
+
+def _one_line(e:Exception) -> str: return ' '.join(str(e).splitlines())
 
 def _answer(learn:TextLearner, task:str, text:str, **how) -> str:
     "What `predict` prints for a text."
@@ -391,7 +399,7 @@ def predict(
         try: print(_answer(learn, facts['task'], text, **how), flush=True)
         except ValueError as e:
             failed += 1
-            print(f"text {i}: {e}", file=sys.stderr)
+            print(f"text {i}: {_one_line(e)}", file=sys.stderr)
     if failed: raise ValueError(f"{failed} of the texts could not be answered.")
 
 # %% ../nbs/71_cli.ipynb #830de812
@@ -501,8 +509,8 @@ def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> i
             if isinstance(t, Generated): print(_as_json(t) if as_json else t.text, flush=True)
             else:
                 failed += 1
-                print(json.dumps(dict(prompt=t[0], error=str(t[1])), ensure_ascii=False) if as_json else t[1],
-                      file=sys.stdout if as_json else sys.stderr)
+                if as_json: print(json.dumps(dict(prompt=t[0], error=str(t[1])), ensure_ascii=False))
+                else: print(_one_line(t[1]), file=sys.stderr)
     return failed
 
 # %% ../nbs/71_cli.ipynb #0f6099fe
@@ -522,4 +530,4 @@ def main():
     except BrokenPipeError:   # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError, RuntimeError) as e:   # what bad input, a disk or a download may raise
-        sys.exit(f"rnn_fastai {name}: {' '.join(str(e).splitlines())}")
+        sys.exit(f"rnn_fastai {name}: {_one_line(e)}")
