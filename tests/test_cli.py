@@ -151,7 +151,8 @@ FILES = {   # name, content, tasks that read it
     'header.csv': (FOUR, []), 'short.csv': (FOUR + 'a,x,a,X\nb\n'*10, ['lm']),
     'others.csv': ('a,b\n1,2\n', []), 'latin.csv': ('text,label,tokens,tags\nna\xefve,x,a,X\n'.encode('latin-1'), []),
     'wide.csv': ('text,label,tokens,tags\na,x,a,X\n'.encode('utf-16'), []), 'fake.parquet': ('text,label\na,x\n', []),
-    'bytes.csv': (bytes(range(256)), []), 'broken.csv.gz': ('no archive', []), 'lengths.csv': ('tokens,tags\na b,X\n', []),
+    'bytes.csv': (bytes(range(256)), []),
+    'broken.csv.gz': ('no archive', []), 'lengths.csv': ('tokens,tags\na b,X\n', []),
     'labels.csv': ('text,label\n' + 'a,\nb,x\n'*10, ['lm']),
     'one.csv': (FOUR + 'a b c d,x,a,X\n'*10, ['lm']),
     'empty.conllu': ('', []), 'table.conllu': ('text,label\na,b\n', []), 'table.parquet': (TEXTS, ['lm', 'classifier']),
@@ -182,7 +183,8 @@ def test_scoring_takes_a_file_or_says_why_not(models, run, tmp_path, task, name)
     if code is None: assert task in FILES[name][1] and 'rows: loss' in out
     else: assert isinstance(code, str) and code.startswith('rnn_fastai eval: ') and '\n' not in code, code
 
-BAD = [('train', 'lm', 'FOLDER'), ('train', 'lm', 'FOLDER/none.csv'), ('train', 'odd', 'imdb'), ('eval', 'FOLDER', 'imdb'),
+BAD = [('train', 'lm', 'FOLDER'), ('train', 'lm', 'FOLDER/none.csv'), ('train', 'odd', 'imdb'),
+       ('eval', 'FOLDER', 'imdb'),
        ('eval', 'LM', 'FOLDER'), ('predict', 'FOLDER', 'a'), ('predict', 'LM/facts.json', 'a'),
        ('predict', 'LM', 'a', '--n-words', '0'),
        ('predict', 'LM', 'a', '--temperature', '-1'), ('predict', 'LM', 'a', '--seed', '-1'),
@@ -223,7 +225,8 @@ def test_real_pipes(models):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(rnn_fastai.__file__).parents[1])}
     pipes = dict.fromkeys(['stdin', 'stdout', 'stderr'], subprocess.PIPE)
     def call(data, *args): return subprocess.Popen([COMMAND, *map(str, args)], env=env, **pipes),data
-    calls = [call(b'The dog\r\n\r\nGo\r\n', 'predict', models/'tagger'), call(b'na\xefve\n', 'predict', models/'tagger'),
+    calls = [call(b'The dog\r\n\r\nGo\r\n', 'predict', models/'tagger'),
+             call(b'na\xefve\n', 'predict', models/'tagger'),
              call(b'', 'train', 'lm', models/'a.csv', '--out', models/'again', *SMALL, '--epochs', '2')]
     (out,err),(out2,err2),(out3,err3) = [p.communicate(data, timeout=240) for p,data in calls]
     codes = [p.returncode for p,_ in calls]
