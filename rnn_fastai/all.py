@@ -20,6 +20,7 @@ from rnn_fastai.data.loaders import *
 from rnn_fastai.data.pieces import *
 from rnn_fastai.data.series import *
 from rnn_fastai.data.sets import *
+from rnn_fastai.data.splits import *
 from rnn_fastai.data.subwords import *
 from rnn_fastai.data.tag import *
 from rnn_fastai.data.texts import *
@@ -28,6 +29,7 @@ from rnn_fastai.experiments import *
 from rnn_fastai.generate import *
 from rnn_fastai.interpret import *
 from rnn_fastai.learner import *
+from rnn_fastai.losses import *
 from rnn_fastai.many import *
 from rnn_fastai.models.adapt import *
 from rnn_fastai.models.cells import *

@@ -41,7 +41,7 @@ from .data.tokenize import TextTokenizer
 from .learner import LMLearner, TextLearner, language_model_learner, text_vocab
 from .plots import plot_losses
 from .sampling import check_seed
-from .saved import build_learner, check_task, load_model, save_model
+from .saved import build_learner, check_task, load_bundle, save_bundle
 from .ulmfit import fine_tune_classifier
 from .writer import Generated
 
@@ -269,7 +269,7 @@ def train(
     vocab = None
     if encoder is not None:
         if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
-        lm,facts = load_model(encoder)
+        lm,facts = load_bundle(encoder)
         arch,sizes,vocab = facts['arch'],{**facts['args']['config'], **sizes},text_vocab(lm.dls)
         encoder = lm.save_encoder('encoder')
     dls = task_loaders(task, read_data(task, data, text, label, valid), bs, seed, vocab, out)
@@ -282,7 +282,7 @@ def train(
         learn.fit_one_cycle(epochs, lr or (5e-3 if task == 'lm' else 3e-3))
     else: learn = fine_tune_classifier(dls, encoder, arch, epochs, lr or 2e-2, **args)
     took,scores = time.perf_counter() - start,scores_of(learn)
-    folder = save_model(learn, out, task, arch, args, **scores)
+    folder = save_bundle(learn, out, task, arch, args, **scores)
     print(f"\nOn held-out rows: {_told(scores)}. Trained in {took:.0f} s. The model lies in {folder}.")
 
 @commands.register('eval')
@@ -294,7 +294,7 @@ def evaluate(
     label:str='label', # Column of labels
 ):
     "Score a trained model on data."
-    learn,facts = load_model(model)
+    learn,facts = load_bundle(model)
     df = read_data(facts['task'], data, text, label)
     if 'held_out' in df.columns: df = df[df.held_out]
     if facts['task'] == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
@@ -311,7 +311,7 @@ def predict(
     seed:int=None, # Seed of what is drawn
 ):
     "Continue, classify or tag texts."
-    learn,facts = load_model(model)
+    learn,facts = load_bundle(model)
     if seed is not None: set_seed(seed)
     for line in texts or (t.rstrip('\n') for t in sys.stdin):
         if facts['task'] == 'lm': print(learn.predict(line, n_words, temperature=temperature, no_bar=True))
@@ -398,7 +398,7 @@ def generate(
     as_json:store_true=False, # Write JSON lines: prompt, text, tokens, their log-probabilities, why it ended
 ):
     "Continue prompts with a language model."
-    learn,facts = load_model(model)
+    learn,facts = load_bundle(model)
     if facts['task'] != 'lm': raise ValueError(f"{model} holds a {facts['task']}, which does not write; call predict.")
     if prompts and file: raise ValueError(f"Prompts and file={file!r} exclude each other; leave one out.")
     if file and not Path(file).is_file(): raise FileNotFoundError(f"There is no file {file}.")

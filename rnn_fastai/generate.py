@@ -20,32 +20,54 @@ from .core import check_count
 from .models.adapt import CacheMemory, NeuralCache
 from .models.packed import pack, thin_linear
 from .models.recurrent import Recurrent, map_state, put_rows, take_rows
-from .sampling import Sampler, Sampling
+from .models.zoo import reset_state
+from .sampling import Sampling, TokenSampler
 
 # %% ../nbs/30_generate.ipynb #e85e832f
 class _Step(NamedTuple):
-    logits:Tensor   # bs,sl,vocab
-    state:Tensor    # all read so far: 1,bs,n
+    logits:Tensor     # bs,sl,vocab
+    state:Tensor      # all read so far: 1,bs,n
+    raw:Tensor|None   # states of the last layer, where the model gives them: bs,sl,hid
 
 class WholePrefix(torch.nn.Module):
-    "Makes a model of ids to logits generate: what was read is its state, and is read again at each step."
+    """Makes a model that takes no state generate: what was read is its state, and is read again at each step. A state
+    that the model keeps inside is reset before."""
     def __init__(self,
-        model:torch.nn.Module, # From ids, bs,sl, to logits, bs,sl,vocab
+        model:torch.nn.Module, # From ids, bs,sl, to logits, bs,sl,vocab; or to logits, raw and dropped states
+        rows:int|None=None, # Rows of a batch, for a model that takes only so many; any number by default
     ):
         super().__init__()
-        self.model = model
+        self.model,self.rows = model,rows
 
     def forward(self, ids:Tensor, state:Tensor|None=None) -> NamedTuple:
         state = ids if state is None else torch.cat([state[0], ids], 1)
-        return _Step(self.model(state)[:, -ids.size(1):], state[None])
+        parts = [self._read(part)[:2] for part in state.split(self.rows or len(state))]
+        logits,raw = (None if p[0] is None else torch.cat(p)[:, -ids.size(1):] for p in zip(*parts, strict=True))
+        return _Step(logits, state[None], raw)
+
+    def _read(self, ids:Tensor) -> list:   # logits and raw states, or none
+        reset_state(self.model)
+        n = len(ids)
+        if self.rows is not None: ids = torch.cat([ids, ids[:1].expand(self.rows - n, -1)])
+        out = self.model(ids)
+        if isinstance(out, Tensor): return [out[:n], None]
+        return [(o[-1] if isinstance(o, (tuple, list)) else o)[:n] for o in out[:2]]
 
 @torch.no_grad()
 def with_state(
     model:torch.nn.Module, # Any that takes ids
     ids:Tensor, # Ids to try it with: at least one
+    rows:int|None=None, # Rows of the batches that it is trained on, to which a state inside it may be bound
 ) -> torch.nn.Module: # `model` itself where it hands on a state
     "A model that can go on from where it was."
-    return model if hasattr(model, 'read') or hasattr(model(ids[None, :1]), 'state') else WholePrefix(model)
+    if hasattr(model, 'read'): return model
+    reset_state(model)
+    try: out = model(ids[None, :1])
+    except RuntimeError:
+        if rows in (None, 1): raise
+        model(ids[None, :1].expand(rows, 1))
+        return WholePrefix(model, rows)
+    return model if hasattr(out, 'state') else WholePrefix(model)
 
 @contextmanager
 def evaluating(
@@ -125,7 +147,7 @@ class Continuation:
     def __init__(self,
         model:torch.nn.Module, # A model that hands on a state; see `with_state`
         prompts:list[Tensor], # Ids of each prompt: at least one; see `read_prompts`
-        sampler:Sampler, # Picks tokens
+        sampler:TokenSampler, # Picks tokens
         part:int=512, # Tokens of prompts read at once
         told:Callable|None=None, # Told how many tokens of prompts were read, after each part
         cache:NeuralCache|None=None, # Mixes in what came after like states; prompts are then of one length
@@ -134,8 +156,9 @@ class Continuation:
         if min(map(len, prompts)) == 0: raise ValueError("A prompt is empty; each needs one token at least.")
         self.model,self.sampler,self.rows = model,sampler,list(range(len(prompts)))
         self.settled = not any(m.training for m in model.modules())
-        # Inference mode saves time; but what a model puts into its buffers there cannot be trained on.
-        self.no_grad = torch.inference_mode if next(model.buffers(), None) is None else torch.no_grad
+        # Inference mode saves time; but what a model puts into its buffers, or keeps inside, cannot be trained on.
+        inside = isinstance(model, WholePrefix) or next(model.buffers(), None) is not None
+        self.no_grad = torch.no_grad if inside else torch.inference_mode
         self.memory = None if cache is None else cache.start()
         first,at = _distinct(prompts)
         with evaluating(model): self.state = self._read([prompts[i] for i in first], part, told)
@@ -182,7 +205,7 @@ def generate(
     ids:Tensor, # Ids of the prompt: at least one
     n_words:int, # How many tokens to generate
     how:Sampling|None=None, # How they are picked; drawn by their probabilities by default
-    seed:int|torch.Generator|None=None, # See `Sampler`
+    seed:int|torch.Generator|None=None, # See `TokenSampler`
 ) -> Iterator[int]: # Ids, as they are made
     "Continue a prompt, token by token. Raises `ValueError` for an empty one."
     check_count('n_words', n_words)
@@ -190,7 +213,7 @@ def generate(
     with evaluating(model), torch.no_grad():
         model = with_state(model, ids)
         vocab_sz = model(ids[None, :1]).logits.size(-1)
-    text = Continuation(model, [ids], Sampler(how or Sampling(), [ids], vocab_sz, n_words, seed))
+    text = Continuation(model, [ids], TokenSampler(how or Sampling(), [ids], vocab_sz, n_words, seed))
     for _ in range(n_words): yield text.step().ids.item()
 
 # %% ../nbs/30_generate.ipynb #062a537c

@@ -11,14 +11,30 @@ from typing import Any
 import torch
 from fastprogress import progress_bar
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .core import check_count, flush_denormals, seeded
-from .models.cells import get_cell
+from .models.cells import check_input, get_cell
+from .models.recurrent import run_kernel
 
-# %% ../nbs/39_many.ipynb #9e89cffc
-_WIDTH = 200   # units of a layer that nets share; measured on a CPU
+# %% ../nbs/39_many.ipynb #fb7245f8
+class _Fading(torch.autograd.Function):
+    "z = s (g + z' W), from the last step to the first, where z' is z one step later: how gradients go back in time."
+    @staticmethod
+    def forward(ctx, g, s, w):
+        zs,back = torch.empty_like(g),torch.zeros_like(g[0])
+        for gt,st,out in reversed(list(zip(g.unbind(0), s.unbind(0), zs.unbind(0), strict=True))):
+            back = torch.bmm(torch.mul(gt + back, st, out=out), w)
+        ctx.save_for_backward(g, s, w, zs)
+        return zs
+
+    @staticmethod
+    def backward(ctx, grad):
+        g,s,w,zs = ctx.saved_tensors
+        later = torch.cat([zs[1:], torch.zeros_like(zs[:1])])
+        gg = _Fading.apply(grad.flip(0), s.flip(0), w.mT).flip(0)   # the same, from the first step to the last
+        before = torch.cat([torch.zeros_like(gg[:1]), gg[:-1]])
+        return gg,(grad + before @ w.mT)*(g + later @ w),torch.einsum('snbi,snbj->nij', later, gg)
 
 class _PlainNets(torch.autograd.Function):
     "h' = f(g + U h) over time for nets side by side: g and h are sl,nets,bs,hid, U is nets,hid,hid."
@@ -32,14 +48,15 @@ class _PlainNets(torch.autograd.Function):
         return hs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         hs,w = ctx.saved_tensors
-        slope,gz,back = (hs > 0).to(hs.dtype) if ctx.relu else 1 - hs*hs,torch.empty_like(hs),torch.zeros_like(hs[0])
-        for g,s,out in reversed(list(zip(grad.unbind(0), slope.unbind(0), gz.unbind(0), strict=True))):
-            back = torch.bmm(torch.mul(g + back, s, out=out), w)
+        gz = _Fading.apply(grad, (hs > 0).to(hs.dtype) if ctx.relu else 1 - hs*hs, w)
         before = torch.cat([torch.zeros_like(hs[:1]), hs[:-1]])
         return gz,torch.einsum('snbi,snbj->nij', gz, before),None
+
+
+# %% ../nbs/39_many.ipynb #9e89cffc
+_WIDTH = 200   # units of a layer that nets share; measured on a CPU
 
 class ManyNets(nn.Module):
     "Nets of one recurrent layer and a linear head, each from a seed of its own, run as one."
@@ -75,20 +92,23 @@ class ManyNets(nn.Module):
         "States of some of the nets: nets,sl,bs,hid."
         n = len(range(self.n_nets)[part])
         h0 = x.new_zeros(1, x.size(1), n*self.n_hid)
-        out = getattr(torch, self.kernel)(x, h0 if self.n_states == 1 else (h0, h0), self._weights(part), self.bias,
-                                          1, 0., self.training, False, False)[0]
+        out,_ = run_kernel(self.kernel, x, (h0,)*self.n_states, self._weights(part), self.bias, training=self.training)
         return out.unflatten(-1, (n, self.n_hid)).movedim(-2, 0)
 
     def _plain_states(self, x:Tensor) -> Tensor:
-        "States of all nets, where they are plain ones: nets,sl,bs,hid."
-        gx = torch.einsum('sbi,nhi->snbh', x, self.rnn['weight_ih'])
-        if self.bias: gx = gx + (self.rnn['bias_ih'] + self.rnn['bias_hh'])[:, None]
-        return _PlainNets.apply(gx, self.rnn['weight_hh'], self.kernel == 'rnn_relu').movedim(1, 0)
+        "States of all nets, where they are plain ones: nets,sl,bs,hid; in autocast too in the type of the weights."
+        w = self.rnn['weight_ih']
+        with torch.autocast(x.device.type, enabled=False):
+            gx = torch.einsum('sbi,nhi->snbh', x.to(w.dtype), w)
+            if self.bias: gx = gx + (self.rnn['bias_ih'] + self.rnn['bias_hh'])[:, None]
+            return _PlainNets.apply(gx, self.rnn['weight_hh'], self.kernel == 'rnn_relu').movedim(1, 0)
 
     def forward(self,
         x:Tensor, # One input for all nets: sl,n_in, or sl,bs,n_in
     ) -> tuple[Tensor, Tensor]: # States: nets,sl,hid, or nets,sl,bs,hid; logits: the same with outputs for states
-        "Run all nets over `x` from a state of zero."
+        "Run all nets over `x` from a state of zero. Raises `ValueError` or `TypeError` for an input that does not fit."
+        w = self.rnn['weight_ih']
+        check_input(x, w.size(-1), (2, 3), w)
         seq,at_once = x if x.dim() == 3 else x[:, None],max(_WIDTH//self.n_hid, 1)
         if self.kernel.startswith('rnn'): h = self._plain_states(seq)
         else: h = torch.cat([self._states(seq, slice(i, i+at_once)) for i in range(0, self.n_nets, at_once)])

@@ -27,7 +27,7 @@ from .generate import evaluating
 from .learner import LMLearner, TextLearner, WritingLearner, text_vocab
 from .models.heads import check_pool
 from .models.recurrent import Recurrent
-from .models.zoo import LMOutput, OneHot, Seq2Seq, SequenceModel, StateInput, token_input
+from .models.zoo import (LMOutput, OneHot, Seq2Seq, SequenceModel, StateInput, reset_state, token_input)
 from .optim import Adam
 from .sampling import check_share
 from .transfer import word_vectors
@@ -35,7 +35,8 @@ from .writer import Codec
 
 # %% ../nbs/35_nets.ipynb #5a8af1ff
 class ModuleModel(nn.Module):
-    "A module from ids or one-hot vectors to logits, or to logits and a state that it also takes."
+    """A module from ids or one-hot vectors to logits, to logits and a state that it also takes, or to logits, raw and
+    dropped states; the last keeps its state inside, and has `reset`."""
     def __init__(self,
         module:nn.Module, # Called with the input, and from the second batch on with its state where it gave one
         inp:nn.Module|None=None, # Ids to what the module takes; ids by default
@@ -46,9 +47,11 @@ class ModuleModel(nn.Module):
     def forward(self, ids:Tensor, state:Any=None) -> Any:   # logits, or `LMOutput`
         out = self.module(self.inp(ids)) if state is None else self.module(self.inp(ids), state)
         if isinstance(out, Tensor) or hasattr(out, 'logits'): return out
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
+        if not isinstance(out, (tuple, list)) or len(out) not in (2, 3):
             what = f"{len(out)} things" if isinstance(out, (tuple, list)) else type(out).__name__
-            raise TypeError(f"{type(self.module).__name__} gives {what}; it must give logits, or logits and a state.")
+            raise TypeError(f"{type(self.module).__name__} gives {what}; it must give logits, or logits and a state, "
+                            "or logits, raw and dropped states.")
+        if len(out) == 3: return tuple(out)   # as fastai's models do, which keep their state inside
         logits,state = out
         return logits if state is None else LMOutput(logits, None, None, state)
 
@@ -67,7 +70,7 @@ class RNNLearner(WritingLearner):
         # `Learner`, not `super()`: fastai's callbacks for text are for its own models
         Learner.__init__(self, dls, model, opt_func=opt_func, **kwargs)
         self.task = loaders_task(dls)
-        if self.task.kind == 'next': self.add_cbs(rnn_cbs(alpha, beta))
+        self.add_cbs(rnn_cbs(alpha, beta))
 
     def predict(self,
         item:Any, # A sequence: a string (characters; or words, parted by blanks, where tokens are longer), or a list
@@ -95,7 +98,7 @@ class RNNLearner(WritingLearner):
 
     def _words(self) -> list: return [t for t in self.task.vocab if not (isinstance(t, str) and t.startswith('xx'))]
 
-    def _codec(self, decoder:Callable) -> Codec:   # `decoder` is for the special tokens of fastai's texts
+    def _codec(self, decoder:Callable, strict:bool=True) -> Codec:   # both are for fastai's texts
         if self.task.kind != 'next':
             raise TypeError(f"A model of kind {self.task.kind!r} says nothing that goes on; call predict.")
         vocab,words = self.task.vocab,any(len(str(t)) > 1 for t in self._words())
@@ -109,10 +112,16 @@ class RNNLearner(WritingLearner):
 
     def _never(self, no_unk:bool) -> list[int]: return [] if self.task.pad is None else [self.task.pad]
 
+    def _logits(self, model, *x) -> Tensor:
+        "Logits of sequences, each from its beginning."
+        reset_state(model)
+        out = model(*x)
+        return out if isinstance(out, Tensor) else out[0]
+
     def _answer(self, model, seq, ids, n_words) -> Any:
         "What is not the next token."
         if self.task.n_inp == 2: return self.task.decode(model.write(ids, max_len=check_count('n_words', n_words))[0])
-        probs = model(ids)[0].softmax(-1)
+        probs = self._logits(model, ids)[0].softmax(-1)
         if self.task.kind == 'many-to-many': return list(zip(seq, self.task.decode(probs.argmax(-1)), strict=True))
         return self.task.decode(probs.argmax()),probs.argmax(),probs
 
@@ -132,10 +141,10 @@ class RNNLearner(WritingLearner):
         "Show inputs, targets and what is found likeliest for the first batch."
         dl = ifnone(dl, self.dls[ds_idx])
         if not isinstance(dl, SeqDataLoader): return super().show_results(ds_idx, dl, max_n)
-        *x,y = (t[:max_n] for t in dl.one_batch())
-        with evaluating(self.model), torch.no_grad(): out = self.model(*x)
-        guess = getattr(out, 'logits', out).argmax(-1)
-        self.task.show(x[0], target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
+        *x,y = dl.one_batch()
+        with evaluating(self.model), torch.no_grad(): guess = self._logits(self.model, *x).argmax(-1)
+        x,y,guess = (t[:max_n] for t in (x[0], y, guess))
+        self.task.show(x, target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
 
 # %% ../nbs/35_nets.ipynb #f68f2599
 def loaders_task(
@@ -242,7 +251,7 @@ def rnn_learner(
         raise ValueError(f"alpha and beta are for the next token, not for {task.kind!r}.")
     if isinstance(cell, nn.Module) and not isinstance(cell, (Recurrent, nn.RNNBase)):
         args = dict(recurrent, n_hid=n_hid, emb_sz=emb_sz, vectors=vectors, attention=attention, pool=pool, drop=drop,
-                    embed_p=embed_p, alpha=alpha, beta=beta, cell_args=cell_args)
+                    embed_p=embed_p, cell_args=cell_args)
         given = [k for k,v in args.items() if v != inspect.signature(rnn_learner).parameters[k].default]
         if given:
             raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
@@ -250,8 +259,5 @@ def rnn_learner(
     else:
         model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, pool, drop, embed_p,
                                **recurrent, **(cell_args or {}))
-    if isinstance(loss_func, nn.CrossEntropyLoss):   # torch's wants the classes second; the same over all targets
-        names = 'weight', 'ignore_index', 'reduction', 'label_smoothing'
-        loss_func = CrossEntropyLossFlat(**{n: getattr(loss_func, n) for n in names})
     kind = LMLearner if isinstance(dls.train, LMDataLoader) else RNNLearner
     return kind(dls, model, alpha=alpha, beta=beta, loss_func=ifnone(loss_func, CrossEntropyLossFlat()), **kwargs)

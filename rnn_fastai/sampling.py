@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['warmed', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'keep_likely', 'penalize_repetition',
            'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'check_share', 'check_seed',
-           'Sampling', 'Sampler']
+           'Sampling', 'TokenSampler']
 
 # %% ../nbs/29_sampling.ipynb #9ff771f2
 import math
@@ -247,7 +247,7 @@ class _Runs:
     @property
     def blocked(self) -> set[int]: return self.after.get(tuple(self.last), set())
 
-class Sampler:
+class TokenSampler:
     "Picks the next token of each text of a batch, and remembers what the rules need of those before."
     def __init__(self,
         how:Sampling, # The rules

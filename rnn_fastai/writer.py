@@ -18,7 +18,7 @@ from .beam import Beam, beam_search
 from .core import check_count, near, running_total
 from .generate import Continuation, evaluating
 from .models.adapt import NeuralCache
-from .sampling import Sampler, Sampling
+from .sampling import Sampling, TokenSampler
 
 # %% ../nbs/33_writer.ipynb #866c4b99
 _UNFINISHED = '\ufffd'   # what stands for bytes that are no whole character yet
@@ -151,7 +151,7 @@ def _write(model:torch.nn.Module, codec:Codec, batch:list[_Text], end:Ending, ho
            seed:int|torch.Generator|None, cache:NeuralCache|None, read:Callable|None=None) -> Iterator[int]:
     "Write the texts of a batch; gives, after each step, how many tokens it made."
     prompts = [t.start for t in batch]
-    sampler = Sampler(how, prompts, len(codec.vocab), end.n_words, seed, [t.sample for t in batch], end.tokens,
+    sampler = TokenSampler(how, prompts, len(codec.vocab), end.n_words, seed, [t.sample for t in batch], end.tokens,
                       end.min_words)
     going = Continuation(model, prompts, sampler, told=read, cache=cache)
     while going.rows:

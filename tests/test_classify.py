@@ -671,7 +671,7 @@ def test_delimited_labels_need_no_block():
 
 def test_tokenizers():
     df = make_frame()
-    for tok in (rf.CharTokenizer, rf.CharTokenizer(), rf.SubwordTokenizer(300),
+    for tok in (rf.CharTokenizer, rf.CharTokenizer(), rf.ByteLevelTokenizer(300),
                 rf.TextTokenizer(split_all, rules=[])):
         dls = loaders(df=df, tok_tfm=tok)
         text,_ = dls.valid.decode_batch(dls.valid.one_batch())[0]

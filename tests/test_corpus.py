@@ -154,7 +154,7 @@ def test_bad_texts(tmp_path, source, err, words, cached):
 def test_folder_without_texts_and_file_of_other_bytes(tmp_path):
     with pytest.raises(ValueError, match='no .txt file'): build(tmp_path)
     (tmp_path/'a.txt').write_bytes('naïve'.encode('latin-1'))
-    with pytest.raises(ValueError, match=r'a\.txt is no UTF-8.*byte 2'): build(tmp_path)
+    with pytest.raises(ValueError, match=r'a\.txt is not valid UTF-8.*position 2'): build(tmp_path)
 
 @pytest.mark.parametrize('col', [0, 'text'])
 def test_two_columns_of_one_name(col):
@@ -215,7 +215,7 @@ def test_given_vocabulary_and_tokenizers_own(tmp_path):
     texts = make_texts()
     vocab = ['xxunk', 'two', 'xxbos', 'ten']
     assert list(build(texts, vocab=vocab).vocab) == vocab and build(texts, vocab=vocab).ids.max() == 3
-    sub = rf.SubwordTokenizer(300).train(texts)
+    sub = rf.ByteLevelTokenizer(300).train(texts)
     assert list(build(texts, tokenizer=sub).vocab) == list(sub.vocab)
     assert build(texts, tokenizer=sub).vocab.decode(build(texts, tokenizer=sub)[3]) == next(iter(sub([texts[3]])))
     chars = build(texts, tokenizer=rf.CharTokenizer())
@@ -580,7 +580,7 @@ def test_key_does_not_depend_on_chunks_or_kind_of_iterable(monkeypatch):
     assert len(keys) == 1
 
 @pytest.mark.parametrize('make', [rf.TextTokenizer, rf.CharTokenizer, tokenizer, rf.WordTokenizer,
-                                  lambda: rf.SubwordTokenizer(300).train(make_texts())])
+                                  lambda: rf.ByteLevelTokenizer(300).train(make_texts())])
 def test_key_of_a_tokenizer_does_not_change_with_use(make):
     tok = make()
     before = key(tokenizer=tok)
@@ -598,7 +598,7 @@ def all_keys():
     rules = {'set': member_rule({'one', 'two', 'three', 'four', 'five'}), 'dict': member_rule({'one': 1, 'two': 2})}
     keys = {f'{k} {i}': key(**how) for k,pair in PAIRS.items() for i,how in enumerate(pair)}
     keys |= {k: key(tokenizer=tokenizer(rules=[r])) for k,r in rules.items()}
-    return {**keys, 'subwords': key(tokenizer=rf.SubwordTokenizer(300).train(make_texts()))}
+    return {**keys, 'subwords': key(tokenizer=rf.ByteLevelTokenizer(300).train(make_texts()))}
 
 def member_rule(words):
     def rule(text): return text if text in words else text + '.'

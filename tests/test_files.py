@@ -86,7 +86,7 @@ def test_save_without_optimizer(make):
     a = make()
     quietly(a, 'fit', 1, 1e-2)
     assert set(rf.read_weights(a.save('both'))) == {'model', 'opt'}
-    assert set(rf.read_weights(a.save('bare', with_opt=False))) == set(a.model.state_dict())
+    assert set(rf.canonical_names(rf.read_weights(a.save('bare', with_opt=False)))) == set(a.model.state_dict())
     for f in ('both', 'bare'): assert_close(weights(make().load(f)), weights(a), **EXACT)
 
 def test_with_opt_needs_an_optimizer_in_the_file(make):
@@ -245,7 +245,7 @@ def test_not_strict_takes_what_fits_by_name(make):
     rf.write_weights(a.path/a.model_dir/'part.pth', wgts)
     with pytest.raises(ValueError, match='missing there'): b.load('part')
     b.load('part', strict=False)
-    assert_close(weights(b), {**own, **wgts}, **EXACT)
+    assert_close(weights(b), {**own, **rf.canonical_names(wgts)}, **EXACT)
 
 @pytest.mark.parametrize('as_state', [lambda c: c, lambda c: {'0.encoder.weight': c},
                                       lambda c: {'model': {}, 'opt': [c]},

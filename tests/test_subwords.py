@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rnn_fastai.data.corpus import Corpus
-from rnn_fastai.data.subwords import CharTokenizer, SubwordTokenizer
+from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
 
 WORDS = 'the unhappiness of happy people was not in their happiness but in their unkindness'.split()
 ODD = ['', ' ', '  a  b\n\n\tc ', '\0\x01\x1c\x7f\x85\xa0', '👩‍🚀🏽 🇩🇪', 'e\u0301 é', '漢字かな', "it's  'll 1,234.5",
@@ -36,7 +36,7 @@ def make_letters(n=300, seed=0):
     return [''.join(rng.choices('abcdefgh ', k=40)) for _ in range(n)]
 
 @pytest.fixture(scope='module', params=['bpe', 'unigram'])
-def sub(request): return SubwordTokenizer(400, request.param).train(make_texts())
+def sub(request): return ByteLevelTokenizer(400, request.param).train(make_texts())
 
 texts = st.lists(st.text(), max_size=6)
 words = st.lists(st.sampled_from([*WORDS, *" \n\u3000\x1c😀", "'s", 'xxbos', 'xxunk']), max_size=20).map(''.join)
@@ -70,7 +70,7 @@ def test_any_valid_text_comes_back_from_subwords(sub, texts):
 
 def test_what_looks_like_a_special_token_stays_apart(sub):
     assert len(set(sub.vocab)) == len(sub.vocab)
-    bpe = SubwordTokenizer(300).train(['xxbos\nxxunk\nxxfake\n']*9)
+    bpe = ByteLevelTokenizer(300).train(['xxbos\nxxunk\nxxfake\n']*9)
     assert bpe('xxbos') == [BOS, '‹xxbos›'] and bpe('xxfake') == [BOS, '‹xxfake›']
     assert bpe.decode(bpe('xxbos')) == 'xxbos'
 
@@ -97,7 +97,7 @@ def test_half_a_character_is_shown_as_such(sub):
 @pytest.mark.parametrize('kind', ['bpe', 'unigram'])
 @pytest.mark.parametrize('vocab_sz', [265, 266, 300, 320])
 def test_the_vocabulary_is_of_the_size_asked_for(kind, vocab_sz):
-    tok = SubwordTokenizer(vocab_sz, kind).train(make_letters())
+    tok = ByteLevelTokenizer(vocab_sz, kind).train(make_letters())
     assert len(tok.vocab) == vocab_sz and tok.vocab is tok.toks
     assert tok.vocab[:9] == defaults.text_spec_tok and tok.vocab.index(BOS) == 2
     assert tok.decode(tok(ODD[4])) == ODD[4]
@@ -111,14 +111,14 @@ def test_a_corpus_has_the_tokenizers_numbers(sub):
 HASHES = """
 import sys
 sys.path.insert(0, 'tests')
-from test_subwords import hashes, CharTokenizer, SubwordTokenizer
-CharTokenizer()('a'); SubwordTokenizer()
+from test_subwords import hashes, CharTokenizer, ByteLevelTokenizer
+CharTokenizer()('a'); ByteLevelTokenizer()
 print('tokenizers' in sys.modules, *hashes())
 """
 
 def hashes():
     "Hashes of what is trained on the same texts, for both kinds."
-    trained = (SubwordTokenizer(n, kind).train(iter(make())) for kind in ('bpe', 'unigram') for n in (300, 400)
+    trained = (ByteLevelTokenizer(n, kind).train(iter(make())) for kind in ('bpe', 'unigram') for n in (300, 400)
                for make in (make_texts, make_letters))
     return [hashlib.md5(repr(o.__getstate__()).encode()).hexdigest() for o in trained]
 
@@ -130,7 +130,7 @@ def test_training_is_repeatable_and_the_library_is_imported_only_for_it(request)
     assert run.stdout.split() == ['False', *here]
 
 def test_training_reads_a_stream_once_and_starts_anew():
-    tok = SubwordTokenizer(300)
+    tok = ByteLevelTokenizer(300)
     assert tok.train(t for t in make_texts()) is tok and tok.trained
     first = tok.vocab
     assert tok.train(['zzzz qqqq']*9).vocab != first and any('zz' in t for t in tok.vocab)
@@ -145,15 +145,15 @@ def test_files_and_pickles_hold_all(sub, tmp_path):
     sub.save(tmp_path/'a.json')
     sub.save(str(tmp_path/'b.json'))
     assert (tmp_path/'a.json').read_bytes() == (tmp_path/'b.json').read_bytes()
-    for again in (SubwordTokenizer.load(tmp_path/'a.json'), SubwordTokenizer(file=str(tmp_path/'b.json')),
+    for again in (ByteLevelTokenizer.load(tmp_path/'a.json'), ByteLevelTokenizer(file=str(tmp_path/'b.json')),
                   pickle.loads(pickle.dumps(sub)), copy.deepcopy(sub)): same(sub, again)
-    assert not pickle.loads(pickle.dumps(SubwordTokenizer(500))).trained
+    assert not pickle.loads(pickle.dumps(ByteLevelTokenizer(500))).trained
 
 def test_a_file_keeps_its_special_tokens(sub, tmp_path, monkeypatch):
     sub.save(tmp_path/'a.json')
     monkeypatch.setattr(defaults, 'text_spec_tok', [*defaults.text_spec_tok, 'xxnew'])
-    same(sub, SubwordTokenizer.load(tmp_path/'a.json'))
-    assert SubwordTokenizer(300).train(make_texts()).vocab[9] == 'xxnew'
+    same(sub, ByteLevelTokenizer.load(tmp_path/'a.json'))
+    assert ByteLevelTokenizer(300).train(make_texts()).vocab[9] == 'xxnew'
 
 def test_characters_are_pickled_without_the_table():
     tok = CharTokenizer()
@@ -171,12 +171,12 @@ def test_characters_are_pickled_without_the_table():
 
 def test_bad_settings():
     with pytest.raises(ValueError, match="vocab_sz=264 must be at least 265: 256 bytes and 9 special tokens"):
-        SubwordTokenizer(264)
-    for bad in (0, True, 3e3): pytest.raises(ValueError, SubwordTokenizer, bad).match('vocab_sz')
-    with pytest.raises(ValueError, match="model_type 'BPE'. Did you mean 'bpe'"): SubwordTokenizer(model_type='BPE')
+        ByteLevelTokenizer(264)
+    for bad in (0, True, 3e3): pytest.raises(ValueError, ByteLevelTokenizer, bad).match('vocab_sz')
+    with pytest.raises(ValueError, match="model_type 'BPE'. Did you mean 'bpe'"): ByteLevelTokenizer(model_type='BPE')
 
 def test_not_trained(tmp_path):
-    tok = SubwordTokenizer()
+    tok = ByteLevelTokenizer()
     assert not tok.trained and tok.vocab is None and 'not trained' in repr(tok)
     for f,x in ((tok.number, ['a']), (tok, 'a'), (tok.decode, ['a']), (tok.save, tmp_path/'a.json')):
         with pytest.raises(ValueError, match="not trained: call `train`"): f(x)
@@ -184,7 +184,7 @@ def test_not_trained(tmp_path):
 
 @pytest.mark.parametrize('kind', ['bpe', 'unigram'])
 def test_training_that_cannot_be_leaves_all_as_it_was(kind):
-    tok = SubwordTokenizer(300, kind).train(make_texts())
+    tok = ByteLevelTokenizer(300, kind).train(make_texts())
     was = tok.__getstate__()
     for bad in ([], iter([]), ['', '']):
         with pytest.raises(ValueError, match="no text to train on"): tok.train(bad)
@@ -216,15 +216,15 @@ def test_broken_files_are_named(sub, tmp_path):
     for data in ('', 'null', '[]', '{}', '{"model": {}}', text[:-9], json.dumps(state['model']), '{"model": null}',
                  json.dumps({**state, 'more': 1}), changed(state, added_tokens=[one]), changed(state, model=small)):
         file.write_text(data, encoding='utf8')
-        with pytest.raises(ValueError, match=r"broken\.json is nothing that `SubwordTokenizer.save` wrote"):
-            SubwordTokenizer.load(file)
+        with pytest.raises(ValueError, match=r"broken\.json is nothing that `ByteLevelTokenizer.save` wrote"):
+            ByteLevelTokenizer.load(file)
     file.write_bytes(b'\xff\xfe\xfd')
-    with pytest.raises(ValueError, match=r"broken\.json"): SubwordTokenizer(file=file)
-    with pytest.raises(FileNotFoundError): SubwordTokenizer.load(tmp_path/'none.json')
+    with pytest.raises(ValueError, match=r"broken\.json"): ByteLevelTokenizer(file=file)
+    with pytest.raises(FileNotFoundError): ByteLevelTokenizer.load(tmp_path/'none.json')
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
-    with pytest.raises(ImportError, match="pip install tokenizers"): SubwordTokenizer().train(['a'])
+    with pytest.raises(ImportError, match="pip install tokenizers"): ByteLevelTokenizer().train(['a'])
 
 # ---- Many at once
 

@@ -37,7 +37,7 @@ def make_frame(n=40, lo=1, hi=15):
 BASE = dict(bs=4, seed=1, min_freq=1, device='cpu')
 def loaders(df=None, **args): return rf.TagDataLoaders.from_df(make_frame() if df is None else df, **{**BASE, **args})
 
-def subwords(): return rf.SubwordTokenizer(290).train(' '.join(s) for s in make_frame().tokens)
+def subwords(): return rf.ByteLevelTokenizer(290).train(' '.join(s) for s in make_frame().tokens)
 TOKS = {'words': lambda: None, 'lower': lambda: str.lower, 'spacy': rf.WordTokenizer, 'rules': rf.TextTokenizer,
         'chars': rf.CharTokenizer, 'subwords': subwords, 'function': lambda: (lambda w: w[:2])}
 
@@ -45,7 +45,7 @@ def parts_of(tok, w):
     "What the net reads of one word, found another way: the word alone."
     if tok is None: return [w]
     if isinstance(tok, rf.WordTokenizer): return tok.tokenize(w)
-    if isinstance(tok, rf.BaseTokenizer): return tok(w)[1:]   # after xxbos
+    if isinstance(tok, rf.CorpusTokenizer): return tok(w)[1:]   # after xxbos
     return [tok(w)]
 
 # ---- Tags in line with parts
@@ -91,12 +91,12 @@ def test_words_without_parts_are_unknown():
         parts = rf.word_parts(['', 'a'], tok)
         assert parts[''] == ('xxunk',) and parts['a'] == ('a',)
 
-@pytest.mark.parametrize('tok', [rf.WordTokenizer, rf.TextTokenizer, rf.CharTokenizer, rf.SubwordTokenizer])
+@pytest.mark.parametrize('tok', [rf.WordTokenizer, rf.TextTokenizer, rf.CharTokenizer, rf.ByteLevelTokenizer])
 def test_classes_of_tokenizers_are_taken(tok):
     assert len(loaders(tok=tok).train.one_batch()[0]) == 4
 
 def test_subwords_are_learnt_from_the_training_rows_and_give_the_vocabulary():
-    tok = rf.SubwordTokenizer(290)
+    tok = rf.ByteLevelTokenizer(290)
     dls = loaders(tok=tok)
     assert tok.trained and list(dls.vocab[0]) == list(tok.vocab)
 
@@ -222,7 +222,7 @@ def test_broken_file_is_named(tmp_path):
 def test_treebank():
     file = SHARED/'ud_ewt'/'en_ewt-ud-dev.conllu.xz'
     if not file.exists(): pytest.skip(f'{file} is not here; point RNN_FASTAI_DATA to the folder of data sets')
-    tok,df = rf.SubwordTokenizer(4000),rf.read_conllu(file, ['upos'])
+    tok,df = rf.ByteLevelTokenizer(4000),rf.read_conllu(file, ['upos'])
     dls = rf.TagDataLoaders.from_df(df, tag_col='upos', device='cpu', seed=1, tok=tok)
     assert dls.c == 17 and dls.train.waste < 0.15
     running = sum(len(t) - 1 for t in tok(' '.join(s) for s in dls.train_ds.items.tokens))
@@ -257,6 +257,15 @@ BAD = {
     'no token column': (make_frame, dict(token_col='words'), ValueError, ["token_col='words'", "'tokens'"]),
     'no tag column': (make_frame, dict(tag_col='tag'), ValueError, ["tag_col='tag'", "'tags'"]),
     'no valid column': (make_frame, dict(valid_col='valid'), ValueError, ["valid_col='valid'", "'held'"]),
+    'valid_col nan': (lambda: make_frame().assign(held=[None, *[True]*39]), dict(valid_col='held'), ValueError,
+                      ["'held'", 'true or false', 'None']),
+    'valid_col half': (lambda: make_frame().assign(held=0.5), dict(valid_col='held'), ValueError, ["'held'", '0.5']),
+    'valid_col words': (lambda: make_frame().assign(held=['train', 'dev']*20), dict(valid_col='held'), ValueError,
+                        ["'held'", 'true or false', "'train'"]),
+    'valid_pct negative': (make_frame, dict(valid_pct=-0.1), ValueError, ['valid_pct=-0.1', 'at least 0 and below 1']),
+    'valid_pct one': (make_frame, dict(valid_pct=1), ValueError, ['valid_pct=1']),
+    'valid_pct nan': (make_frame, dict(valid_pct=float('nan')), ValueError, ['valid_pct=nan']),
+    'valid_pct text': (make_frame, dict(valid_pct='0.2'), ValueError, ["valid_pct='0.2'"]),
     'tokens twice': (lambda: doubled('tokens'), {}, ValueError, ["'tokens'", 'several columns']),
     'tags twice, by place': (lambda: doubled('tags'), dict(tag_col=2), ValueError, ["'tags'", 'several columns']),
     'no rows': (lambda: make_frame()[:0], {}, ValueError, ['no rows']),

@@ -1,6 +1,7 @@
 "Taggers: the CRF against all labellings, entities against the shared task's rules, sentences in all kinds of company."
 import itertools
 import random
+import re
 import warnings
 from functools import cache
 
@@ -90,6 +91,89 @@ def test_entities_follow_the_shared_task():
     for _ in range(3000):
         tags = rng.choice(names, rng.integers(1, 9)).tolist()
         assert set(rf.entities(tags)) == task_entities(tags), tags
+
+SCHEMES = {'IO': 'IO', 'IOB1': 'IBO', 'IOB2': 'BIO', 'IOE1': 'IEO', 'IOE2': 'EIO', 'IOBES': 'IOBES', 'BILOU': 'BILOU',
+           'BILOUE': 'BILOUE', 'BMES': 'BMESO', 'BMEWO': 'BMEWO'}
+
+def scheme_entities(tags):
+    "By the schemes' definition: a token goes on with the one before where that has not ended and this does not begin."
+    read = [(None, '') if t == 'O' else (t[0], t[2:]) for t in tags]
+    goes_on = [k == l and p in tuple('BIM') and q in tuple('IMEL') for (p,k),(q,l) in itertools.pairwise(read)]
+    starts = [i for i,(p,_) in enumerate(read) if p and not (i and goes_on[i-1])]
+    ends = [i+1 for i,(p,_) in enumerate(read) if p and not (i < len(read)-1 and goes_on[i])]
+    return [(read[i][1], i, j) for i,j in zip(starts, ends, strict=True)]
+
+def draw_tags(rng, places, n): return [p if p == 'O' else f'{p}-{rng.choice(["PER", "LOC"])}' for p in rng.choices(places, k=n)]
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_entities_of_every_scheme(scheme):
+    rng = random.Random(0)
+    for _ in range(3000):
+        tags = draw_tags(rng, SCHEMES[scheme], rng.randint(1, 9))
+        assert entities(tags) == scheme_entities(tags), tags
+        assert {*entities(tags)} == task_entities([t[0].translate(str.maketrans('LUMW', 'ESIS')) + t[1:] for t in tags])
+
+def write_tags(names, n, letters):
+    "Tags of entities (kind, start, end) by a scheme: letters of the first, a middle, the last and the only token."
+    tags = ['O']*n
+    for kind,a,b in names:
+        places = letters[3] if b - a == 1 else letters[0] + letters[1]*(b-a-2) + letters[2]
+        tags[a:b] = [f'{p}-{kind}' for p in places]
+    return tags
+
+@pytest.mark.parametrize('letters', ['BIIB', 'BIES', 'BILU', 'BMES', 'BMEW', 'IIEE'])
+def test_entities_come_back_as_they_were_tagged(letters):
+    "Names side by side too; B-I-I-B is IOB2, I-I-E-E is IOE2."
+    rng = random.Random(0)
+    for _ in range(300):
+        names,at = [],0
+        while at < 12:
+            n = rng.randint(1, 4)
+            if rng.random() < 0.7: names.append((rng.choice(['PER', 'LOC-X']), at, at+n))
+            at += n
+        assert entities(write_tags(names, at, letters)) == names
+
+def test_f1_is_the_same_in_every_scheme():
+    def tags(letters): return write_tags([('PER', 0, 2), ('PER', 2, 3), ('LOC', 4, 7)], 8, letters)
+    def guess(letters): return write_tags([('PER', 0, 2), ('PER', 2, 3), ('LOC', 4, 6)], 8, letters)
+    for letters in ('BIIB', 'BIES', 'BILU', 'BMEW'):
+        assert entity_f1([guess(letters)], [tags(letters)]) == pytest.approx(dict(precision=2/3, recall=2/3, f1=2/3))
+
+@pytest.mark.parametrize('tag', ['X-PER', 'PER-B', 'PER-I', 'b-PER', 'BEG-PER', 'PRP-S', '-LRB-', 'B_PER', 'B:PER', 'B/PER', 'B.PER', '-'])
+def test_tags_of_no_scheme_are_refused(tag, tmp_path):
+    for go in (lambda: rf.tag_place(tag), lambda: entities(['O', tag]), lambda: entity_f1([['O']], [[tag]])):
+        with pytest.raises(ValueError, match=f'Tag {re.escape(repr(tag))} does not say where.*B-PER'): go()
+    df = make_frame().assign(tags=[['O']*(len(t)-1) + [tag] for t in make_frame().tags])
+    assert [m.name for m in make(loaders(df), tmp_path).metrics] == ['accuracy']
+    with pytest.raises(ValueError, match='does not say where'): make(loaders(df), tmp_path, metrics=[rf.EntityF1()])
+    with pytest.raises(ValueError, match='does not say where'): make(loaders(df), tmp_path, metrics=rf.EntityF1())
+
+@pytest.mark.parametrize('tag', ['O', 'NOUN', 'X', '_', '[CLS]', 'PRP$', '.', ',', '·', '日本'])
+def test_tags_that_name_nothing(tag): assert entities([tag, 'B-PER', tag]) == [('PER', 1, 2)]
+
+@pytest.mark.parametrize('tags,named', [('I-PER O', True), ('U-PER O', True), ('L-PER', True), ('E-X NOUN', True), ('B-PER', True),
+                                        ('M-PER O', True), ('W-PER O', True), ('NOUN VERB', False), ('S O', False), ('B I O', False),
+                                        ('PRP-S NOUN', False), ('S-PER X-PER', False), ('O X', False)])
+def test_f1_is_measured_where_tags_name_entities(tags, named, tmp_path):
+    tags = [*tags.split(), 'O']
+    df = make_frame().assign(tags=[[tags[(i+j) % len(tags)] for j in range(len(t))] for i,t in enumerate(make_frame().tags)])
+    learn = make(loaders(df), tmp_path)
+    assert [m.name for m in learn.metrics] == ['accuracy', *['f1']*named]
+    assert len(learn.validate()) == 2 + named
+
+# ---- What is said of a tag's probability
+
+def test_probabilities_of_a_crf_may_disagree_with_the_answer_and_it_is_said(tmp_path):
+    learn = make(path=tmp_path, crf=True)
+    learn.model.crf.follow.data = -50*torch.eye(len(learn.dls.train_ds.tags))   # no tag follows itself
+    learn.model[1].bias.data[0] = 9.                                        # and one is the likeliest of each token
+    probs,y,best = learn.get_preds(with_decoded=True)
+    real = y != rf.TAG_IGNORE
+    assert (probs.argmax(-1)[real] == 0).all() and (best[real] != 0).any()
+    scores = torch.randn(2, 3, len(learn.dls.train_ds.tags))
+    assert_close(learn.loss_func.activation(scores), scores.softmax(-1))
+    for what in (rf.TaggerLearner.get_preds, CRFLoss.activation):
+        assert 'token alone' in what.__doc__ and 'neighbours' in what.__doc__ and 'how sure' in what.__doc__
 
 # ---- Letters
 

@@ -15,13 +15,14 @@ import pandas as pd
 import pytest
 import spacy
 from fastai.text import core as fc
+from fastai.text.learner import decode_spec_tokens as fastai_decode
 from fastcore.basics import defaults
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rnn_fastai.data import tokenize
 from rnn_fastai.data.pieces import PIECE_RULES, rule_text
-from rnn_fastai.data.tokenize import TextTokenizer, WordTokenizer, as_tokenizer, chunks_of
+from rnn_fastai.data.tokenize import TextTokenizer, WordTokenizer, as_tokenizer, chunks_of, decode_spec_tokens
 
 SHARED = Path(os.environ.get('RNN_FASTAI_DATA', Path(__file__).resolve().parents[2]/'shared'/'data'))
 bounded = partial(settings, deadline=None, derandomize=True, database=None)
@@ -403,6 +404,29 @@ def test_fastais_transform():
     tok = as_tokenizer(tfm)
     assert [list(t) for t in tok(texts)] == theirs(texts, rules=RULES['subset']) and tok.decode(['a', 'b']) == 'a_b'
     assert TextTokenizer(tok).rules == tok.rules and as_tokenizer(tok) is tok
+
+# ---- Tokens back to words
+
+some_words = st.sampled_from(['one', 'Two', 'ß', 'İ', "n't", '3', '12', '!', '', 'xxbos', 'xxunk'])
+repetitions = st.tuples(st.sampled_from([fc.TK_REP, fc.TK_WREP]), st.integers(0, 12).map(str), some_words)
+phrases = st.one_of(st.tuples(some_words), st.tuples(st.sampled_from([fc.TK_MAJ, fc.TK_UP]), some_words), repetitions)
+openings = st.lists(st.one_of(some_words, st.sampled_from([fc.TK_MAJ, fc.TK_UP])), max_size=8)
+endings = st.one_of(st.just(()), repetitions, repetitions.map(lambda r: r[:1]), repetitions.map(lambda r: r[:2]),
+                    repetitions.map(lambda r: (r[0], 'xxunk', *r[1:])))
+
+@bounded(max_examples=300)
+@given(openings, endings)
+@example([], ('xxwrep', '3', 'word'))
+@example(['xxmaj'], ('xxrep', '4', 'a'))
+def test_decode_as_fastai_up_to_the_first_repetition(opening, ending):
+    toks = [*opening, *ending]
+    assert decode_spec_tokens(toks) == fastai_decode(toks)
+
+@bounded(max_examples=300)
+@given(st.lists(phrases, max_size=8))
+def test_decode_each_phrase_alone(parts):
+    "A repetition does not reach into what follows (in fastai it does); each phrase is read as fastai reads it."
+    assert decode_spec_tokens(t for p in parts for t in p) == [w for p in parts for w in fastai_decode(p)]
 
 # ---- At once, and cut short
 

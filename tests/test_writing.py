@@ -70,7 +70,7 @@ class Net(nn.Module):
 @cache
 def loaders(kind):
     if kind == 'chars': return piece_loaders(rf.CharTokenizer())
-    if kind == 'subwords': return piece_loaders(rf.SubwordTokenizer(290))
+    if kind == 'subwords': return piece_loaders(rf.ByteLevelTokenizer(290))
     if kind == 'series': return rf.SeqDataLoaders.from_series('the quick brown fox jumps over a lazy dog. '*4)
     if kind == 'series of words': return rf.SeqDataLoaders.from_series([WORDS*3, WORDS[::-1]*2])
     if kind == 'series of numbers': return rf.SeqDataLoaders.from_series([3, 1, 4, 1, 5, 9, 2, 6, 5, 35]*3)
@@ -242,7 +242,7 @@ def test_texts_come_as_often_as_the_formulas_say(o, seed):
     (dict(temperature=0.5, top_p=0.7), (1, 0, 0, 0))], ids=named)
 def test_worked_numbers(o, p):
     logits = torch.tensor([.5, .25, .15, .1]).log().expand(4000, 4)
-    sampler = rf.Sampler(rf.Sampling(**o), [torch.tensor([3])]*4000, 4, 1, seed=1, samples=list(range(4000)))
+    sampler = rf.TokenSampler(rf.Sampling(**o), [torch.tensor([3])]*4000, 4, 1, seed=1, samples=list(range(4000)))
     got,logps = sampler.pick(logits, list(range(4000)))
     p = np.array(p)/sum(p)
     seen = np.bincount(got.numpy(), minlength=4)/4000
@@ -972,7 +972,7 @@ def test_repetitions_of_any_number_can_be_read():
     for toks in (['xxrep', '9'*30, 'a'], ['xxwrep', '9'*30, 'a'], ['xxrep', '10000000000000', 'a']):
         assert isinstance(' '.join(rf.decode_spec_tokens(['b', *toks, 'c'])), str)
     words = 'xxmaj xxup one xxrep 2 xxmaj two xxwrep x three xxwrep 2 four xxrep 0 a .'.split()
-    assert rf.decode_spec_tokens(words) == ['ONE', 'Two', 'three', 'four four', '', '.']   # `x` is no number
+    assert rf.decode_spec_tokens(words) == ['ONE', 'Two', 'three', 'four', 'four', '', '.']   # `x` is no number
 
 # The command
 
@@ -1014,7 +1014,7 @@ def run(folders, monkeypatch, capsys):
     return go
 
 @cache
-def loaded(folder): return rf.load_model(folder)[0]
+def loaded(folder): return rf.load_bundle(folder)[0]
 
 def test_command_writes_what_the_learner_does(run, folders):
     prompts = ['one two', 'three', 'ten nine eight']

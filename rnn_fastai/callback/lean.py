@@ -9,9 +9,9 @@ __all__ = ['LeanCrossEntropy', 'LeanLoss']
 from typing import Any
 
 from fastai.callback.core import Callback
-from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
+from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.torch_core import get_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from .regularize import RNNCallback
 from ..core import check_count
@@ -26,7 +26,7 @@ class LeanCrossEntropy:
     ):
         func = getattr(loss_func, 'func', None)
         if isinstance(loss_func, LabelSmoothingCrossEntropyFlat): self.options = dict(label_smoothing=func.eps)
-        elif isinstance(loss_func, CrossEntropyLossFlat):
+        elif type(func) is nn.CrossEntropyLoss:
             self.options = dict(ignore_index=func.ignore_index, label_smoothing=func.label_smoothing)
         else: raise TypeError(f"LeanLoss is for cross-entropy, not for {type(loss_func).__name__}; leave it out.")
         if getattr(func, 'weight', None) is not None or func.reduction != 'mean':

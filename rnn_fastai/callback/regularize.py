@@ -6,10 +6,11 @@
 __all__ = ['ar_penalty', 'tar_penalty', 'RNNRegularizer', 'rnn_cbs']
 
 # %% ../../nbs/28_callback.regularize.ipynb #f423f31f
+from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback
 from torch import Tensor
 
-from .state import RNNCallback, StateFeeder
+from .state import ModelResetter, RNNCallback, StateFeeder
 
 # %% ../../nbs/28_callback.regularize.ipynb #5f01fa80
 def _mean(x:Tensor, real:Tensor|None) -> Tensor:
@@ -33,7 +34,7 @@ def tar_penalty(
     return _mean((h[:, 1:] - h[:, :-1]).float().pow(2), None if real is None else real[:, 1:])
 
 # %% ../../nbs/28_callback.regularize.ipynb #751d26e8
-class RNNRegularizer(Callback):
+class RNNRegularizer(fastai_rnn.RNNRegularizer):
     "Adds `alpha` times AR and `beta` times TAR to the loss that is differentiated; the reported loss stays."
     order,run_valid = RNNCallback.order+1,False
     def __init__(self,
@@ -52,4 +53,4 @@ def rnn_cbs(
     beta:float=0., # Weight of TAR
 ) -> list[Callback]:
     "The callbacks that training a recurrent model needs, with regularisation where asked for."
-    return [RNNCallback(), StateFeeder()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])
+    return [ModelResetter(), RNNCallback(), StateFeeder()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])

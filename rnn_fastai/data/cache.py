@@ -27,7 +27,7 @@ from fastai.data.external import fastai_path
 
 from .corpus import Corpus
 from .texts import texts_of
-from .tokenize import BaseTokenizer, TextTokenizer, chunks_of
+from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 
 # %% ../../nbs/18_data.cache.ipynb #d7d2ff25
 def fingerprint(
@@ -45,7 +45,7 @@ def fingerprint(
     if isinstance(o, CodeType): return fingerprint([o.co_code, o.co_names, o.co_varnames, o.co_consts])
     if isinstance(o, (type, ModuleType, MethodDescriptorType)): return _named(o)
     if isinstance(o, BuiltinFunctionType): return [o.__qualname__, fingerprint(o.__self__)]
-    if isinstance(o, BaseTokenizer): return [_named(type(o)), fingerprint(o.settings())]
+    if isinstance(o, CorpusTokenizer): return [_named(type(o)), fingerprint(o.settings())]
     reduce = copyreg.dispatch_table.get(type(o))   # what a copy would be made from
     return [_named(type(o)), *map(fingerprint, (reduce(o) if reduce else o.__reduce_ex__(2))[1:])]
 
@@ -100,7 +100,7 @@ def _sweep(folder:Path):
 def cached_corpus(
     texts:Any, # What `Corpus.from_texts` takes
     text_cols:Any=0, # Columns of the texts, where there are columns
-    tokenizer:BaseTokenizer|None=None, # What cuts them; fastai's rules and spaCy's English words by default
+    tokenizer:CorpusTokenizer|None=None, # What cuts them; fastai's rules and spaCy's English words by default
     cache:bool|str|Path=False, # Keep the corpus on the disk, in fastai's folder of data or in this one
     no_bar:bool=False, # Show no progress bar
     **settings # Other arguments of `Corpus.from_texts`
@@ -108,6 +108,7 @@ def cached_corpus(
     "`Corpus.from_texts`, or what it gave for the same texts and settings before. A full disk is only warned of."
     tokenizer = TextTokenizer() if tokenizer is None else tokenizer
     if hasattr(texts, '__next__'): texts = list(texts)   # read twice: for the key, and to build
+    if not tokenizer.trained: tokenizer.train(texts_of(texts, text_cols))   # what it learns is part of the key
     def build(): return Corpus.from_texts(texts, text_cols, tokenizer, no_bar=no_bar, **settings)
     if not cache: return build()
     how = dict(tokenizer=tokenizer, **settings)

@@ -13,59 +13,98 @@ import re
 import sys
 import zipfile
 import zlib
-from io import BytesIO
+from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
+from itertools import dropwhile
 from pathlib import Path
-from typing import IO, Callable, Iterable, Iterator
+from typing import IO, BinaryIO, Callable, Iterable, Iterator, TextIO
 
 import pandas as pd
 
 from ..core import near
 
 # %% ../../nbs/07_data.conll.ipynb #b735a404
-def _unzip(data:bytes) -> bytes:
-    "The one file in a zip archive."
-    with zipfile.ZipFile(BytesIO(data)) as z:
-        names = [n for n in z.namelist() if not n.endswith('/')]
-        if len(names) != 1: raise ValueError(f"it holds {len(names)} files, and one is expected")
-        return z.read(names[0])
+def _open_zip(path:Path) -> BinaryIO:
+    "Open the one file in a zip archive."
+    z = zipfile.ZipFile(path)
+    names = [n for n in z.namelist() if not n.endswith('/')]
+    if len(names) != 1: raise zipfile.BadZipFile(f"it holds {len(names)} files, and one is expected")
+    try: return z.open(names[0])
+    except RuntimeError as e: raise zipfile.BadZipFile(str(e)) from e   # a password, or a method that is not known
 
-_UNPACK = {'.xz': lzma.decompress, '.gz': gzip.decompress, '.bz2': bz2.decompress, '.zip': _unzip}
-_UNPACK_ERRORS = EOFError, OSError, RuntimeError, ValueError, lzma.LZMAError, zlib.error, zipfile.BadZipFile
+_OPEN = {'.xz': lzma.open, '.gz': gzip.open, '.bz2': bz2.open, '.zip': _open_zip}
+_BROKEN = EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile
 
-def _file_bytes(path:Path) -> bytes:
-    "What is in a file, unpacked as its suffix tells."
-    try: data = path.read_bytes()
-    except FileNotFoundError as e:
+@contextmanager
+def open_file(
+    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zip)
+) -> Iterator[BinaryIO]: # Its bytes, unpacked as its suffix says
+    "Open a file. Raises `FileNotFoundError`, and `ValueError` for a folder or a broken archive."
+    path = Path(path)
+    if path.is_dir(): raise ValueError(f"{path} is a folder; give a file.")
+    if not path.exists():
         lacks = f"its folder {path.parent} has no such file" if path.parent.is_dir() else "its folder is missing too"
-        raise FileNotFoundError(f"There is no file {path}: {lacks}.") from e
-    unpack = _UNPACK.get(path.suffix.lower())
-    try: return unpack(data) if unpack else data
-    except _UNPACK_ERRORS as e:
+        raise FileNotFoundError(f"There is no file {path}: {lacks}.")
+    unpack = _OPEN.get(path.suffix.lower())
+    if unpack is None:
+        with path.open('rb') as f: yield f
+        return
+    try:
+        with unpack(path) as f: yield f
+    except _BROKEN as e:
         raise ValueError(f"{path} cannot be unpacked as {path.suffix}: {e}. Pack it or fetch it again.") from e
+
+# %% ../../nbs/07_data.conll.ipynb #0c5b7a13
+def _not_utf8(name:str, lines:Iterable[bytes]) -> ValueError:
+    "The error for bytes that are not UTF-8, which says where the first of them stand."
+    at,n = 0,1   # bytes and lines before; a line may end at CR alone
+    for line in lines:
+        try: line.decode()
+        except UnicodeDecodeError as e:
+            n += len((line[:e.start] + b'x').splitlines()) - 1
+            marked = at == 0 and line.startswith((b'\xff\xfe', b'\xfe\xff'))
+            hint = " It starts as UTF-16 does." if marked else ""
+            return ValueError(f"{name} is not valid UTF-8: byte {line[e.start]:#04x} at position {at + e.start}, "
+                              f"line {n}.{hint} Convert the file to UTF-8 first.")
+        at,n = at + len(line),n + len(line.splitlines())
+    return ValueError(f"{name} is not in the encoding it was opened with; open it as UTF-8.")
+
+@contextmanager
+def open_text(
+    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zip)
+    newline:str|None='', # As for `open`; by default ends of lines stay as they are
+) -> Iterator[TextIO]: # Its text, without a byte order mark
+    "Open a UTF-8 file. Raises as `open_file` does, and `ValueError` where it comes to other bytes."
+    try:
+        with open_file(path) as f, TextIOWrapper(f, 'utf-8-sig', newline=newline) as text: yield text
+    except UnicodeDecodeError as e:
+        with open_file(path) as f: raise _not_utf8(str(path), f) from e
 
 def _file_name(file:str|Path|IO) -> str:
     "What to call a file or a stream in messages."
     return str(getattr(file, 'name', 'the stream') if hasattr(file, 'read') else file)
 
+# %% ../../nbs/07_data.conll.ipynb #0c5b7a15
 def file_text(
     file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zip), or an open stream
 ) -> str: # Its text, with the ends of lines as they are, without a byte order mark
-    "Text of a UTF-8 file. Raises `FileNotFoundError`, and `ValueError` for a broken archive or invalid UTF-8."
+    "Text of a UTF-8 file. Raises as `open_text` does."
+    if not hasattr(file, 'read'):
+        with open_text(file) as f: return f.read()
     try:
-        data = file.read() if hasattr(file, 'read') else _file_bytes(Path(file))
+        data = file.read()
         return data.removeprefix('\ufeff') if isinstance(data, str) else data.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{_file_name(file)} is not valid UTF-8: byte {e.object[e.start]:#04x} at position {e.start}, "
-                         f"line {e.object.count(10, 0, e.start)+1}. Convert the file to UTF-8 first.") from e
+    except UnicodeDecodeError as e: raise _not_utf8(_file_name(file), BytesIO(e.object)) from e
 
 # %% ../../nbs/07_data.conll.ipynb #75ed02ee
-def _blocks(text:str, marks:tuple=()) -> Iterator[tuple[int, list[str]]]:
-    "Runs of lines between blank lines, or lines that start with one of `marks`; each with its first line's number."
-    lines,start = text.replace('\r\n', '\n').split('\n'),0
-    for i,line in enumerate([*lines, '']):
-        if line and not line.isspace() and not line.startswith(marks): continue
-        if i > start: yield start+1,lines[start:i]
-        start = i+1
+def _blocks(text:str, marks:tuple=()) -> Iterator[list[tuple[int, str]]]:
+    "Runs of lines between blank lines, or lines that start with one of `marks`; each line with its number."
+    block = []
+    for i,line in enumerate([*text.replace('\r\n', '\n').replace('\r', '\n').split('\n'), ''], 1):
+        if line and not line.isspace() and not line.startswith(marks): block.append((i, line))
+        elif block:
+            yield block
+            block = []
 
 def _n_columns(n:int) -> str: return f"{n} column{'' if n == 1 else 's'}"
 
@@ -83,19 +122,19 @@ def _word_fault(row:list[str], n:int) -> str|None:
     if row[0] == str(n) and row[6] != '_' and not row[6].isdecimal():
         return f"found HEAD {row[6]!r}, expected the number of a word, 0 for the root, or _ for none"
 
-def _words(name:str, start:int, block:list[str]) -> list[list[str]]:
+def _words(name:str, block:list[tuple[int, str]]) -> list[list[str]]:
     "Rows of a sentence's words. Raises `ValueError` for the first line that is not as it should be."
     rows = []
-    for i,line in enumerate(block, start):
+    for i,line in block:
         if line[0] == '#': continue
         row = line.split('\t')
         if fault := _word_fault(row, len(rows)+1): raise ValueError(f"{name}, line {i}: {fault}. The line: {line!r}.")
         if row[0].isdecimal(): rows.append(row)
     return rows
 
-def _comments(block:list[str]) -> dict[str, str]:
+def _comments(block:list[tuple[int, str]]) -> dict[str, str]:
     "What the comments of a sentence tell, by name."
-    pairs = [line[1:].partition('=') for line in block if line[0] == '#' and '=' in line]
+    pairs = [line[1:].partition('=') for _,line in block if line[0] == '#' and '=' in line]
     return {k.strip(): v.strip(' ') for k,_,v in pairs}
 
 # %% ../../nbs/07_data.conll.ipynb #93cd3205
@@ -117,8 +156,8 @@ def read_conllu(
     for f in fields:
         if f not in known: raise ValueError(f"fields has {f!r}, which is no column of CoNLL-U. {near(f, known)}")
     name,sents = _file_name(file),[]
-    for start,block in _blocks(file_text(file)):
-        if not (rows := _words(name, start, block)): continue
+    for block in _blocks(file_text(file)):
+        if not (rows := _words(name, block)): continue
         cols,about = dict(zip(_CONLLU, zip(*rows, strict=True), strict=True)),_comments(block)
         sents.append([about.get('sent_id'), about.get('text'), *(_column(f, cols[f]) for f in ('form', *fields))])
     if not sents: raise _no_sentence(name)
@@ -126,11 +165,10 @@ def read_conllu(
 
 # %% ../../nbs/07_data.conll.ipynb #aa7f278a
 def _cutter(first:str, sep:str|None) -> Callable:
-    "What cuts a line into fields: at `sep`, or at what the first line of the file tells."
-    if sep == '': raise ValueError("sep='' parts nothing. Give the text between two columns, or None to find out.")
-    if sep is not None: return lambda line: line.split(sep)
-    if '\t' in first: return lambda line: [f.strip(' ') for f in line.split('\t')]
-    return lambda line: [f for f in line.split(' ') if f]
+    "What cuts a line into fields: at `sep`, or at what the first line of the file has between them."
+    if sep == '': raise ValueError("sep='' divides nothing. Give the text between two columns, or None to find out.")
+    if sep is None and '\t' not in first: return lambda line: [f for f in line.split(' ') if f]
+    return lambda line: [f.strip(' ') for f in line.split('\t' if sep is None else sep)]
 
 def _check_columns(name:str, line:int, n:int, **cols:int):
     "Raise `ValueError` unless there are two columns or more, and those asked for."
@@ -138,27 +176,47 @@ def _check_columns(name:str, line:int, n:int, **cols:int):
     for k,v in cols.items():
         if not -n <= v < n: raise ValueError(f"{k}={v} is not a column: {name}, line {line} has {n}, from 0 to {n-1}.")
 
+# %% ../../nbs/07_data.conll.ipynb #aa7f278b
+_NAMED = re.compile(r'#\s*(new(doc|par)\b.*|[^\s=][^=\t]* = ?.*)')   # `# newdoc`, `# sent_id = 1`
+
+def _drop_comments(blocks:list[list[tuple[int, str]]], comment:str|None, sep:str|None) -> list[list[tuple[int, str]]]:
+    "Blocks without comments: lines that start with `comment`, or those that can be nothing else."
+    if comment: kept = [[row for row in b if not row[1].startswith(comment)] for b in blocks]
+    elif comment == '': return blocks
+    else:
+        kept = [[row for row in b if not _NAMED.fullmatch(row[1])] for b in blocks]
+        lines = [line for b in kept for _,line in b]
+        first = next((line for line in lines if not line.startswith('# ')), next(iter(lines), ''))
+        cut = _cutter(first, sep)
+        n = len(cut(first))
+        def is_row(line): return not line.startswith('# ') or len(cut(line)) == n
+        kept = [list(dropwhile(lambda row: not is_row(row[1]), b)) for b in kept]
+    return [b for b in kept if b]
+
 # %% ../../nbs/07_data.conll.ipynb #ecbecccc
 def read_columns(
     file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zip), or an open stream
-    sep:str|None=None, # What parts two columns; by default tabs, or blanks where the first line has no tab
+    sep:str|None=None, # What stands between columns; by default tabs, or blanks where the first line has no tab
     token_col:int=0, # Number of the column of tokens; negative numbers count from the last
     tag_col:int=-1, # Number of the column of tags
+    comment:str|None=None, # How comments start, '' for none; by default those that can be nothing else are skipped
 ) -> pd.DataFrame: # Columns `tokens` and `tags`: lists, an item a word
     "Sentences of a file of columns. Raises `ValueError` naming the line at fault, `FileNotFoundError` without a file."
     name,sents = _file_name(file),[]
-    blocks = list(_blocks(file_text(file), ('-DOCSTART-',)))
+    blocks = _drop_comments(list(_blocks(file_text(file), ('-DOCSTART-',))), comment, sep)
     if not blocks: raise _no_sentence(name)
-    line1,(first,*_) = blocks[0]
+    line1,first = blocks[0][0]
     cut = _cutter(first, sep)
     n = len(cut(first))
     _check_columns(name, line1, n, token_col=token_col, tag_col=tag_col)
-    for start,block in blocks:
-        rows = list(map(cut, block))
-        for i,row in enumerate(rows, start):
+    for block in blocks:
+        rows = [cut(line) for _,line in block]
+        for row,(i,line) in zip(rows, block, strict=True):
             if len(row) != n:
+                hint = " Is it a comment? Then pass comment='#'." if line[0] == '#' else ""
                 raise ValueError(f"{name}, line {i}: found {_n_columns(len(row))}, expected {n} as in line {line1}. "
-                                 f"The line: {block[i-start]!r}.")
-            if not (row[token_col] and row[tag_col]): raise ValueError(f"{name}, line {i}: an empty token or tag.")
+                                 f"The line: {line!r}.{hint}")
+            if not (row[token_col] and row[tag_col]):
+                raise ValueError(f"{name}, line {i}: an empty token or tag. The line: {line!r}.")
         sents.append([_column(k, [row[c] for row in rows]) for k,c in (('tokens', token_col), ('tags', tag_col))])
     return pd.DataFrame(sents, columns=['tokens', 'tags'])

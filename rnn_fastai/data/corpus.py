@@ -25,7 +25,7 @@ from fastcore.basics import defaults, ifnone
 
 from ..core import check_count
 from .texts import progress, texts_of
-from .tokenize import BaseTokenizer, TextTokenizer, chunks_of
+from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 
 # %% ../../nbs/12_data.corpus.ipynb #51c8dc8a
 FAKE = 'xxfake'
@@ -178,15 +178,18 @@ class Corpus:
     def from_texts(cls,
         texts:Any, # A frame; a CSV or Parquet file; a folder of text files; or an iterable of texts
         text_cols:Any=0, # Columns of the texts, where there are columns
-        tokenizer:BaseTokenizer|None=None, # What cuts them; fastai's rules and spaCy's English words by default
+        tokenizer:CorpusTokenizer|None=None, # What cuts them; fastai's rules and spaCy's English words by default
         vocab:Iterable[str]|None=None, # Vocabulary to use; the tokenizer's own, or made from the texts, by default
         min_freq:int|None=None, # A token that occurs less often is unknown; by default 3 for words, 1 for characters
         max_vocab:int=60000, # Most tokens to keep
         special_toks:list[str]|None=None, # Tokens that come first in the vocabulary
         no_bar:bool=False, # Show no progress bar
     ) -> 'Corpus':
-        "Tokenize, count, make the vocabulary and numericalize, in one pass over parts of bounded size."
+        "Tokenize, count, make the vocabulary and numericalize, in one pass; a tokenizer that must learn does it first."
         tokenizer = ifnone(tokenizer, TextTokenizer())
+        if not tokenizer.trained:
+            if hasattr(texts, '__next__'): texts = list(texts)   # read twice: to train, and to build
+            tokenizer.train(texts_of(texts, text_cols))
         pa.default_memory_pool().release_unused()   # which reading a large frame leaves much of
         total = len(texts) if hasattr(texts, '__len__') and not isinstance(texts, str) else None
         parts = tokenizer.number_all(chunks_of(texts_of(texts, text_cols)))

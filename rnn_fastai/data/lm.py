@@ -25,7 +25,7 @@ from fastcore.meta import delegates
 
 from ..core import check_count, near
 from .corpus import Corpus, Vocab
-from .tokenize import TextTokenizer
+from .tokenize import TextTokenizer, as_tokenizer
 
 # %% ../../nbs/13_data.lm.ipynb #c27f0fad
 class TokenStream:
@@ -145,7 +145,7 @@ class LMDataset:
         "A data set of `docs` with the vocabulary, tokenizer and direction of another."
         tok = getattr(dataset, 'tokenizer', None)
         corpus = Corpus.from_ids(docs, getattr(dataset, 'vocab', ()))
-        return cls(corpus, None, None if tok is None else TextTokenizer(tok), _is_reversed(dataset))
+        return cls(corpus, None, None if tok is None else as_tokenizer(tok), _is_reversed(dataset))
 
     @classmethod
     def from_items(cls,

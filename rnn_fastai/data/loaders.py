@@ -6,6 +6,7 @@
 __all__ = ['lm_loaders', 'doc_loaders', 'TextDataLoaders', 'Tokenizer', 'TextBlock']
 
 # %% ../../nbs/19_data.loaders.ipynb #240de539
+import csv
 import inspect
 import time
 import warnings
@@ -17,21 +18,23 @@ from typing import Any, Callable
 import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, MultiCategoryBlock
-from fastai.data.transforms import ColSplitter, RandomSplitter, TrainTestSplitter, get_text_files
+from fastai.data.core import TfmdDL
+from fastai.data.transforms import get_text_files
 from fastai.text import core as fastai_core
 from fastai.text import data as fastai_data
-from fastai.torch_core import default_device
+from fastai.torch_core import TitledStr, default_device
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 
 from ..core import check_count, near
 from .cache import cached_corpus
-from .classify import DocDataLoader, DocDataset, Labels, frame_labels, label_keys
+from .classify import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels, label_keys
 from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
-from .texts import check_column, frame_texts, texts_of
-from .tokenize import BaseTokenizer, TextTokenizer, WordTokenizer, as_tokenizer
+from .splits import column_splitter, random_splitter
+from .texts import check_column, frame_texts, read_csv, texts_of
+from .tokenize import CorpusTokenizer, WordTokenizer, as_tokenizer
 
 # %% ../../nbs/19_data.loaders.ipynb #96024c1f
 def _check_names(given:dict, f:Callable):
@@ -40,10 +43,9 @@ def _check_names(given:dict, f:Callable):
     odd = [k for k in given if k not in known]
     if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {near(odd[0], known)}")
 
-def _corpus(texts:Any, tokenizer:BaseTokenizer, no_bar:bool, verbose:bool, **how) -> Corpus:
+def _corpus(texts:Any, tokenizer:CorpusTokenizer, no_bar:bool, verbose:bool, **how) -> Corpus:
     "The corpus of `texts`, with a report of it where it took long."
     start = time.monotonic()
-    if not getattr(tokenizer, 'trained', True): tokenizer.train(texts)
     corpus = cached_corpus(texts, tokenizer=tokenizer, no_bar=no_bar, **how)
     if verbose or (not no_bar and time.monotonic() - start > 1): print(corpus.report)
     return corpus
@@ -115,7 +117,7 @@ def doc_loaders(
     val_bs:int|None=None, # Rows of a validation batch; `bs` by default
     shuffle:bool=True, # Other mates for each training document every epoch
     val_shuffle:bool=False, # Shuffle the validation documents too
-    drop_last:bool|None=None, # Leave out a training batch that is not full; by default where `shuffle`, and one is full
+    drop_last:bool|None=None, # Leave out a training batch that is not full; by default if shuffled, and one is
     path:str|Path='.', # Where models are saved
     device:Any=None, # Where batches go; fastai's default device by default
     cache:bool|str|Path=False, # Keep the corpus on the disk, in fastai's folder of data or in this one
@@ -129,7 +131,7 @@ def doc_loaders(
     items,tokenizer,device = ifnone(items, texts),as_tokenizer(tok_tfm),ifnone(device, default_device())
     parts = _parts(splits, items)
     named = [(items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist() for rows,_ in parts]
-    labels = Labels(read_labels(parts[0][1]()), block, label_col, named[0])   # before the texts: its errors come at once
+    labels = Labels(read_labels(parts[0][1]()), block, label_col, named[0])   # before the texts: errors come at once
     targets = labels.y,labels.of(read_labels(parts[1][1]()), named[1])
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
                      max_vocab=max_vocab)
@@ -159,26 +161,6 @@ def _folder_splitter(path:str|Path, *names:str) -> Callable:
         return found
     return lambda files: tuple(below(files, n) for n in names)
 
-def _random_splitter(valid_pct:float, seed:int|None, labels:list|None) -> Callable:
-    "Hold rows out at random, as fastai does; with `labels`, as many of each label in both parts."
-    if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct!r} must be at least 0 and below 1.")
-    if labels is None: return RandomSplitter(valid_pct, seed=seed)
-    def split(rows):
-        try: return TrainTestSplitter(valid_pct, seed, stratify=list(map(str, labels)))(rows)
-        except ValueError as e: raise ValueError(f"stratify=True cannot hold out {valid_pct} of each label: {e}") from e
-    return split
-
-def _column_splitter(df:pd.DataFrame, col:Any) -> Callable:
-    "Hold out the rows where a column is true. Raises `ValueError` for a column of other values."
-    name = check_column(df, col, 'valid_col')
-    odd = [v for v in df[name].unique().tolist() if pd.isna(v) or v not in (0, 1)]
-    if odd: raise ValueError(f"valid_col={name!r} must be true or false in every row; it holds {odd[0]!r}.")
-    return ColSplitter(name)
-
-def _folder_labels(files:list) -> list[str]:
-    "The folder that each file lies in."
-    return [Path(f).parent.name for f in files]
-
 def _block(y_block:Any, label_col:Any, label_delim:str|None) -> Any:
     "fastai's block for the labels: the one given, or by how many labels a row has."
     if y_block is not None:
@@ -204,6 +186,7 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         is_lm:bool=False, # Loaders for a language model
         valid_col:Any=None, # Column that is true for the rows to be held out; a random split by default
         tok_tfm:Any=None, # A tokenizer, or what `TextTokenizer` takes; fastai's rules and spaCy's words by default
+        tok_text_col:str='text', # For fastai's sake: no column of tokens is made
         seq_len:int=72, # Columns of a batch, for a language model
         backwards:bool=False, # Read every text from its end
         stratify:bool=False, # Hold out as many rows of each label
@@ -215,8 +198,8 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         if stratify and valid_col is not None:
             raise ValueError("stratify=True splits at random; valid_col says how to split.")
         labels = label_keys(read(df), label_col, df.index.tolist()) if stratify else None
-        if valid_col is not None: splitter = _column_splitter(df, valid_col)
-        else: splitter = _random_splitter(valid_pct, seed, labels)
+        if valid_col is not None: splitter = column_splitter(df, valid_col)
+        else: splitter = random_splitter(valid_pct, seed, labels)
         how = dict(items=df, text_col=text_col, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splitter(df), seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:
@@ -224,6 +207,26 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
             dls = doc_loaders(texts, splitter(df), read, block, label_col=label_col, **how,
                               **_without(kwargs, _NO_MEANING))
         return cls(*dls, path=path, device=dls[0].device)
+
+    @classmethod
+    @delegates(from_df, but=['df'])
+    def from_csv(cls,
+        path:str|Path, # Folder of the file; where models are saved
+        csv_fname:str='labels.csv', # Name of the file
+        header:str|int|None='infer', # Number of the row of names, from 0; None where there is none
+        delimiter:str|None=None, # What stands between two fields; looked up in the header by default
+        quoting:int=csv.QUOTE_MINIMAL, # `csv.QUOTE_NONE` where quotes are characters like others
+        text_col:Any=0, # Column of the texts, by name or number, or a list of columns
+        label_col:Any=1, # Column of the labels, by name or number, or a list of columns
+        valid_col:Any=None, # Column that is true for the rows to be held out; a random split by default
+        is_lm:bool=False, # Loaders for a language model
+        **kwargs
+    ) -> 'TextDataLoaders':
+        "Loaders from the rows of a CSV file. Raises `ValueError` that names the line at fault."
+        needed = dict(label_col=None if is_lm else label_col, valid_col=valid_col)
+        df = read_csv(Path(path)/csv_fname, dict(text_col=text_col), needed, header, delimiter, quoting)
+        return cls.from_df(df, path=path, text_col=text_col, label_col=label_col, valid_col=valid_col, is_lm=is_lm,
+                           **kwargs)
 
     @classmethod
     @delegates(fastai_data.TextDataLoaders.from_folder)
@@ -249,18 +252,19 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         if stratify and valid_pct is None:
             raise ValueError("stratify=True splits at random; say how much by valid_pct.")
         if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
-        elif splitter is None: splitter = _random_splitter(valid_pct, seed, _folder_labels(files) if stratify else None)
+        elif splitter is None: splitter = random_splitter(valid_pct, seed, folder_labels(files) if stratify else None)
         texts,splits = list(texts_of(list(files))),splitter(files)
         if not len(splits[1]) and valid_pct is None:
-            warnings.warn(f"The validation set is empty: there is no .txt file below {Path(path)/valid}. Name its folder "
-                          "by valid=, or hold files out at random by valid_pct=.", stacklevel=2)
+            warnings.warn(f"The validation set is empty: there is no .txt file below {Path(path)/valid}. Name "
+                          "its folder by valid=, or hold files out at random by valid_pct=.", stacklevel=2)
         how = dict(items=files, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splits, seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:
-            dls = doc_loaders(texts, splits, _folder_labels, CategoryBlock(vocab=vocab), label_col='folder', **how,
+            dls = doc_loaders(texts, splits, folder_labels, CategoryBlock(vocab=vocab), label_col='folder', **how,
                               **_without(kwargs, _NO_MEANING))
         return cls(*dls, path=path, device=dls[0].device)
 
+    @delegates(TfmdDL.__init__)
     def test_dl(self,
         test_items:Any, # Texts, text files, a frame, or its rows
         rm_type_tfms:Any=None, # For fastai's own loaders
@@ -274,23 +278,36 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         # fastai's `Interpretation` names itself by `process`, and does not put results back in the order of its rows
         return dl.new(get_idxs=partial(list, range(dl.n))) if 'process' in kwargs else dl
 
-_from_csv = fastai_data.TextDataLoaders.from_csv.__func__
-TextDataLoaders.from_csv = classmethod(delegates(to=TextDataLoaders.from_df)(_from_csv))
 
 class Tokenizer(fastai_core.Tokenizer):
     "fastai's transform from texts to tokens; the texts of a frame are tokenized all at once."
+    def __init__(self,
+        tok:Any, # A word tokenizer or a `CorpusTokenizer`; a class is instantiated
+        rules:list|None=None, # Text to text, in order; fastai's by default, none for a `CorpusTokenizer`
+        counter:Counter|None=None, # How often each token occurs
+        lengths:Any=None, # Number of tokens of each text
+        mode:str|None=None, # 'df' or 'folder': what it was made from
+        sep:str=' ', # What stands between tokens in a text
+    ):
+        tok = tok() if isinstance(tok, type) else tok
+        if rules is None and isinstance(tok, CorpusTokenizer): rules = []   # its own rules are enough
+        super().__init__(tok, rules, counter, lengths, mode, sep)
+
     def setups(self, dsets):
         "Tokenize the frame of `dsets`, as fastai's `tokenize_df` does."
         if self.mode != 'df' or not isinstance(dsets.items, pd.DataFrame): return
         df,col = dsets.items,self.tok_text_col
         texts = frame_texts(df, self.text_cols, self.kwargs.get('mark_fields'))
         used = [check_column(df, c) for c in L(self.text_cols)]
-        toks = pd.Series(list(map(L, TextTokenizer(self)(texts))), df.index, dtype=object)
+        if hasattr(self.tok, 'setup'): self.tok.setup(list(texts), self.rules)
+        toks = pd.Series(list(map(L, as_tokenizer(self)(texts))), df.index, dtype=object)
         lens = toks.map(len)
         dsets.items = df.drop(columns=used).assign(**{col: toks, f'{col}_length': lens})
         self.counter = ifnone(self.counter, Counter(t for ts in toks for t in ts))
         self.lengths = ifnone(self.lengths, lens.values)
         return dsets
+
+    def decodes(self, o): return TitledStr(as_tokenizer(self).decode(o))
 
 class TextBlock(fastai_data.TextBlock):
     "fastai's `TextBlock`, with our tokenizer for frames and our loader for language models."

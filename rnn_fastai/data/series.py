@@ -21,6 +21,7 @@ from fastcore.basics import ifnone
 from torch import Tensor
 
 from ..core import check_count, near
+from .splits import check_valid_pct
 
 # %% ../../nbs/16_data.series.ipynb #b5061cec
 IGNORE = -100   # id of a target that does not count; the one that torch's cross-entropy leaves out
@@ -259,7 +260,7 @@ class SeqDataLoaders(DataLoaders):
         if kind not in seq_kinds[1:]: raise ValueError(f"kind={kind!r} is unknown. {near(kind, seq_kinds[1:])}")
         xs,ys = (o.tolist() if hasattr(o, 'tolist') else list(o) for o in (xs, ys))   # arrays, tensors and columns too
         xs,ys = cls._check_pairs(xs, ys, kind)
-        if not 0 <= valid_pct < 1: raise ValueError(f"valid_pct={valid_pct} must be at least 0 and below 1.")
+        check_valid_pct(valid_pct)
         ragged = len({len(x) for x in xs}) > 1
         vocab = _vocab(vocab, xs, *([PAD] if ragged else []))
         decoder = kind in ('one-to-many', 'encoder-decoder')

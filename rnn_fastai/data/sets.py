@@ -29,6 +29,7 @@ from fastprogress.fastprogress import progress_bar
 
 from ..core import check_count, near
 from .conll import file_text, read_conllu
+from .texts import read_csv
 
 # %% ../../nbs/10_data.sets.ipynb #d49f29d1
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -262,13 +263,12 @@ def _read_splits(name:str, splits:str|Iterable[str], read:Callable) -> pd.DataFr
 # %% ../../nbs/10_data.sets.ipynb #7b51e370
 def _read_csv(path:Path, types:dict[str, type]) -> pd.DataFrame:
     "The columns in `types` of a csv file. Raises `ValueError` that names the file."
-    try: df = pd.read_csv(path, keep_default_na=False, dtype=types, usecols=types.__contains__, encoding='utf-8-sig')
-    except Exception as e:
-        file_text(path)   # tells of a broken archive or of other bytes than UTF-8
-        raise ValueError(f"{path} cannot be read: {e}") from e
-    if lacking := [c for c in types if c not in df.columns]:
-        raise ValueError(f"{path} lacks the columns {lacking}; it has {list(df.columns)}.")
-    return df[list(types)]
+    texts,others = ({c: c for c,t in types.items() if (t is str) == text} for text in (True, False))
+    df = read_csv(path, texts, others)[list(types)]
+    for c in others:
+        if df[c].dtype != types[c]:
+            raise ValueError(f"{path}: column {c!r} holds other values than {types[c].__name__}.")
+    return df
 
 def _read_reviews(path:Path, split:str) -> pd.DataFrame:
     "Reviews of a split from a csv file, or from a folder of the tree aclImdb."

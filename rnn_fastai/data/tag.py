@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import ColSplitter, RandomSplitter
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text.core import BOS, PAD, UNK
 from fastai.torch_core import TensorCategory, TitledStr, default_device, display_df, to_device
@@ -29,8 +28,9 @@ from .classify import DocDataLoader, DocDataset, pad_rows, stack_text
 from .conll import read_columns, read_conllu
 from .corpus import Corpus
 from .lm import LMDataset
+from .splits import column_splitter, random_splitter
 from .texts import check_column
-from .tokenize import BaseTokenizer, WordTokenizer
+from .tokenize import CorpusTokenizer, WordTokenizer
 
 # %% ../../nbs/15_data.tag.ipynb #0ad94b64
 TAG_IGNORE = -100   # target that no loss counts; the one that torch's cross-entropy leaves out
@@ -63,7 +63,7 @@ def word_parts(
     "What the net reads of each word."
     if tok is None: return {w: (w,) for w in words}
     if not callable(tok): raise TypeError(f"tok={tok!r} is no tokenizer and no function.")
-    if not isinstance(tok, (BaseTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
+    if not isinstance(tok, (CorpusTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
     if isinstance(tok, WordTokenizer): cut = (tuple(tok.tokenize(w)) for w in words)
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
     return {w: parts or (UNK,) for w,parts in zip(words, cut, strict=True)}
@@ -262,12 +262,11 @@ class TagDataLoaders(DataLoaders):
         if len(df) == 0: raise ValueError("The frame has no rows, so there is nothing to tag.")
         bs,val_bs = check_count('bs', bs),check_count('val_bs', ifnone(val_bs, bs))
         cols = check_column(df, token_col, 'token_col'),check_column(df, tag_col, 'tag_col')
-        if valid_col is None: splitter = RandomSplitter(valid_pct, seed=seed)
-        else: splitter = ColSplitter(check_column(df, valid_col, 'valid_col'))
+        splitter = random_splitter(valid_pct, seed) if valid_col is None else column_splitter(df, valid_col)
         train,valid = (df.iloc[list(rows)] for rows in splitter(df))
         if not len(train): raise ValueError("The training texts are none: the split left no rows for them.")
-        if isinstance(tok, type) and issubclass(tok, (BaseTokenizer, WordTokenizer)): tok = tok()
-        if letters and isinstance(tok, (BaseTokenizer, WordTokenizer)):
+        if isinstance(tok, type) and issubclass(tok, (CorpusTokenizer, WordTokenizer)): tok = tok()
+        if letters and isinstance(tok, (CorpusTokenizer, WordTokenizer)):
             raise ValueError(f"letters=True reads whole words, and tok={tok!r} cuts them; leave one out.")
         if not getattr(tok, 'trained', True): tok.train(w for s in _token_lists(train, cols[0]) for w in s)
         names = sorted(set(chain.from_iterable(_token_lists(train, cols[1]))))

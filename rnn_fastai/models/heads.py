@@ -14,23 +14,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_count, check_prob, near
+from .cells import check_like
 from .packed import thin_linear
 from .dropout import RNNDropout
 
-# %% ../../nbs/23_models.heads.ipynb #d967d99f
+# %% ../../nbs/23_models.heads.ipynb #faf74215
+def _cross_entropy_grads(x:Tensor, weight:Tensor, bias:Tensor|None, y:Tensor, ignore_index:int,
+                         label_smoothing:float) -> tuple[Tensor, Tensor, Tensor]:
+    "Gradients of the sum of the losses by x, weight and bias, of operations that have gradients themselves."
+    real = (y != ignore_index)[:, None]
+    p = F.linear(x, weight, bias).softmax(1)
+    right = torch.zeros_like(p).scatter_(1, y[:, None].masked_fill(~real, 0), 1 - label_smoothing)
+    p = (p - right - label_smoothing/p.size(1)).masked_fill(~real, 0.)
+    return p @ weight,p.t() @ x,p.sum(0)
+
 class _LinearCrossEntropy(torch.autograd.Function):
     "Sum of the losses over chunks of rows; gradients are made on the way, and scaled when they are asked for."
     @staticmethod
-    def forward(ctx, x, weight, bias, y, ignore_index, label_smoothing, chunk):
-        dtype = torch.float32 if x.dtype in (torch.half, torch.bfloat16) else x.dtype
-        total,wants = torch.zeros((), dtype=dtype, device=x.device),ctx.needs_input_grad[:3]
+    def forward(ctx, x, weight, bias, y, ignore_index, label_smoothing, chunk, dtype):
+        full = torch.float32 if dtype in (torch.half, torch.bfloat16) else dtype
+        wants = ctx.needs_input_grad[:3]
+        total = torch.zeros((), dtype=full, device=x.device)
+        w,b = weight.to(dtype),None if bias is None else bias.to(dtype)
         grads = zip((x, weight, bias), wants, strict=True)
-        gx,gw,gb = (torch.zeros_like(t, dtype=dtype) if w else None for t,w in grads)
+        gx,gw,gb = (torch.zeros_like(t, dtype=full) if want else None for t,want in grads)
         for i in range(0, len(x), chunk):
-            rows,right = x[i:i+chunk],y[i:i+chunk, None]
+            rows,right = x[i:i+chunk].to(dtype),y[i:i+chunk, None]
             real = right != ignore_index
             right = right.masked_fill(~real, 0)
-            logits = F.linear(rows, weight, bias).to(dtype)
+            logits = F.linear(rows, w, b).to(full)
             logits -= logits.logsumexp(1, keepdim=True)                       # now logarithms of probabilities
             loss = (label_smoothing-1)*logits.gather(1, right)
             if label_smoothing: loss -= label_smoothing*logits.mean(1, keepdim=True)
@@ -40,22 +52,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if label_smoothing: p -= label_smoothing/p.size(1)
             p.scatter_add_(1, right, p.new_full(right.shape, label_smoothing-1)).masked_fill_(~real, 0.)
             if gb is not None: gb += p.sum(0)
-            p = p.to(weight.dtype)
-            if gx is not None: gx[i:i+chunk] = p @ weight
+            p = p.to(dtype)
+            if gx is not None: gx[i:i+chunk] = p @ w
             if gw is not None:
-                if p.dtype == dtype: gw.addmm_(p.t(), rows)
+                if dtype == full: gw.addmm_(p.t(), rows)
                 else: gw += p.t() @ rows
-        ctx.save_for_backward(*(g for g in (gx, gw, gb) if g is not None))
-        ctx.types = x.dtype,weight.dtype,None if bias is None else bias.dtype
+        ctx.save_for_backward(x, weight, bias, y, gx, gw, gb)
+        ctx.rest = ignore_index,label_smoothing,full
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        made,wants = iter(ctx.saved_tensors),ctx.needs_input_grad[:3]
-        grads = [(next(made)*grad).to(t) if w else None for w,t in zip(wants, ctx.types, strict=True)]
-        return *grads,None,None,None,None
+        x,weight,bias,y,*grads = ctx.saved_tensors
+        *args,full = ctx.rest
+        if torch.is_grad_enabled():   # `create_graph`: those made on the way do not say what they depend on
+            with torch.autocast(x.device.type, enabled=False):
+                grads = _cross_entropy_grads(*(t if t is None else t.to(full) for t in (x, weight, bias)), y, *args)
+        wants = zip(grads, (x, weight, bias), ctx.needs_input_grad, strict=False)
+        return *((g*grad).to(t.dtype) if want else None for g,t,want in wants),None,None,None,None,None
 
+# %% ../../nbs/23_models.heads.ipynb #d967d99f
 def linear_cross_entropy(
     x:Tensor, # States: ...,hid
     weight:Tensor, # Of the linear layer: vocab,hid
@@ -65,17 +81,16 @@ def linear_cross_entropy(
     label_smoothing:float=0., # Part of each target that is spread over all words
     chunk:int=512, # Rows whose logits are there at a time
 ) -> Tensor: # A number
-    "Mean cross-entropy of a linear layer's outputs, with the same gradients, never all logits at once."
+    "Mean cross-entropy of a linear layer's outputs, with the same gradients; only second derivatives need all logits."
     check_count('chunk', chunk); check_prob('label_smoothing', label_smoothing)
     x,y = x.as_subclass(Tensor).reshape(-1, x.size(-1)),y.as_subclass(Tensor).reshape(-1)
     if len(x) != len(y): raise ValueError(f"There are {len(x)} states and {len(y)} targets; they must go together.")
+    check_like(x, weight)
     if not torch.is_grad_enabled(): x,weight,bias = x.detach(),weight.detach(),None if bias is None else bias.detach()
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        x,weight,bias = x.to(dtype),weight.to(dtype),None if bias is None else bias.to(dtype)
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     with torch.autocast(kind, enabled=False):
-        total = _LinearCrossEntropy.apply(x, weight, bias, y, ignore_index, label_smoothing, chunk)
+        total = _LinearCrossEntropy.apply(x, weight, bias, y, ignore_index, label_smoothing, chunk, dtype)
     return total/(y != ignore_index).sum()
 
 class LazyLogits:
@@ -130,7 +145,7 @@ class LMDecoder(nn.Module):
         self.lean = False   # give `LazyLogits`
 
     def forward(self, x:Tensor) -> tuple[Any, Tensor]:   # bs,sl,hid -> logits: bs,sl,vocab; dropped x: bs,sl,hid
-        dropped = self.output_dp(x)
+        dropped = self.output_dp(check_like(x, self.decoder.weight))
         if self.lean: return LazyLogits(dropped, self.decoder.weight, self.decoder.bias),dropped
         if x.size(1) == 1 and not torch.is_grad_enabled():   # a step of generation
             return thin_linear(dropped[:, 0], self.decoder.weight, self.decoder.bias)[:, None],dropped
@@ -216,6 +231,7 @@ class PoolingClassifier(nn.Module):
         lengths:Tensor|None=None, # Length of each sequence: bs; all fill the batch by default
     ) -> Tensor: # bs,n_out
         "Outputs of sequences."
+        check_like(out, self.layers[0][0].weight)
         return self.layers(pool_states(out, last, lengths, self.pool))
 
 # %% ../../nbs/23_models.heads.ipynb #e18c8b9a
@@ -235,6 +251,7 @@ class Attention(nn.Module):
         lengths:Tensor|None=None, # Length of each source: bs; all fill the batch by default
     ) -> tuple[Tensor, Tensor]: # The outputs, joined: bs,sl,hid; weights: bs,sl,ss
         "Look at real steps of the source only."
+        check_like(out, self.score.weight); check_like(src, self.score.weight)
         scores = out @ self.score(src).transpose(1, 2)                              # bs,sl,ss
         if lengths is not None:
             pad = torch.arange(src.size(1), device=src.device) >= lengths[:, None]  # bs,ss

@@ -37,7 +37,7 @@ def thin_linear(
     b:Tensor|None=None, # n_out
 ) -> Tensor: # ...,n_out
     "`F.linear`, on all CPU threads where `x` has few rows, `w` is large and no gradient is wanted."
-    if type(w) is PackedWeight: return w.product(x, b)   # a weight with a layout of its own
+    if type(w) is PackedWeight: return w.linear(x, b)   # a weight with a layout of its own
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_cuda: return F.linear(x, w, b)
     thin = 0 < x.numel() <= _FEW*x.size(-1) and w.numel() >= _LARGE and len(w) % 2 == 0
     return _in_blocks(x, _blocks(w), b) if thin else F.linear(x, w, b)
@@ -45,6 +45,7 @@ def thin_linear(
 # %% ../../nbs/06_models.packed.ipynb #10c68dc2
 class PackedWeight(Tensor):
     "A weight that answers `F.linear` with a product of its own, and is the plain weight in all else."
+    dtype,device = torch.float32,torch.device('cpu')   # always; to ask the tensor takes microseconds of every step
     @staticmethod
     def __new__(cls,
         w:Tensor, # The weight: n_out,n_in
@@ -54,12 +55,21 @@ class PackedWeight(Tensor):
         self.product = product
         return self
 
+    def linear(self,
+        x:Tensor, # ...,n_in
+        bias:Tensor|None=None, # n_out
+    ) -> Tensor: # ...,n_out
+        "The product of its own; where `x` wants a gradient, which that does not have, the plain one."
+        if x.requires_grad and torch.is_grad_enabled():
+            with torch._C.DisableTorchFunctionSubclass(): return F.linear(x, self, bias)
+        return self.product(x.float() if torch.is_autocast_enabled('cpu') else x, bias)   # its layouts are of float32
+
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is F.linear and type(args[1]) is cls:
             x,w,bias = args if len(args) == 3 else (*args, kwargs.get('bias'))
-            return w.product(x, bias)
+            return w.linear(x, bias)
         with torch._C.DisableTorchFunctionSubclass(): return func(*args, **kwargs)
 
 # %% ../../nbs/06_models.packed.ipynb #cc626ab7
