@@ -195,8 +195,8 @@ class SequentialRNN(fastai_core.SequentialRNN):
     def __init__(self, *parts):
         super().__init__(*(StatefulEncoder(p) if isinstance(p, AWD_LSTM) else p for p in parts))
 
-    def forward(self, x:Any) -> Any:
-        raw = part = None
+    def forward(self, input:Any) -> Any:
+        x,raw,part = input,None,None
         for part in self: raw,x = x,part(x)
         return (x[0], raw, x[1]) if isinstance(part, LMDecoder) else x   # ours gives logits and dropped states
 

@@ -90,7 +90,7 @@ STREAM = dict(lm=random.seed, clas=np.random.seed, tags=np.random.seed, pairs=to
 def test_the_stream_is_that_of_fastai(kind, seed):
     "Seeding one of the three streams is enough for the loaders of its kind, ours and fastai's, and for no others."
     for make in [KINDS[kind], *([partial(KINDS[kind], ft)] if kind in ('lm', 'clas') else [])]:
-        def one(n):
+        def one(n, make=make):
             dls = make()   # a new one: fastai shuffles the last order of a stream
             ft.set_seed(n)
             seed(7)
