@@ -153,7 +153,8 @@ class TextLearner(fastai_learner.TextLearner):
         emb = wgts.get('encoder.weight')
         if not (vocab is None or emb is None or emb.shape[:1] == (len(vocab),)):   # the two are written as a pair
             raise ValueError(f"{file} has {', '.join(map(str, emb.shape[:1])) or 'no'} words, and its vocabulary "
-                             f"beside it has {len(vocab):,}: they do not belong together. Write both with `save_encoder`.")
+                             f"beside it has {len(vocab):,}: they do not belong together. Write both with "
+                             "`save_encoder`.")
         wgts = {f'0.{k}': w for k,w in wgts.items()}
         return self._transfer(file, wgts, vocab, self._encoder())
 
