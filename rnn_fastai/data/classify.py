@@ -140,10 +140,6 @@ class Labels:
         return self._pipe.decode(y.as_subclass(self.kind))
 
     @property
-    def tfms(self) -> list:
-        "fastai's transforms that read and show the labels."
-        return list(self._pipe.tfms.fs)
-    @property
     def vocab(self) -> Any:
         "Names of the labels by id; none for numbers."
         return getattr(self._pipe, 'vocab', [])
