@@ -647,6 +647,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'rnn_fastai/data/series.py'),
                                         'rnn_fastai.data.series.SeqDataLoader.__len__': ( 'data.series.html#seqdataloader.__len__',
                                                                                           'rnn_fastai/data/series.py'),
+                                        'rnn_fastai.data.series.SeqDataLoader._batches': ( 'data.series.html#seqdataloader._batches',
+                                                                                           'rnn_fastai/data/series.py'),
                                         'rnn_fastai.data.series.SeqDataLoader._rows': ( 'data.series.html#seqdataloader._rows',
                                                                                         'rnn_fastai/data/series.py'),
                                         'rnn_fastai.data.series.SeqDataLoader._trim': ( 'data.series.html#seqdataloader._trim',

@@ -195,8 +195,8 @@ class SequentialRNN(fastai_core.SequentialRNN):
     def __init__(self, *parts):
         super().__init__(*(StatefulEncoder(p) if isinstance(p, AWD_LSTM) else p for p in parts))
 
-    def forward(self, x:Any) -> Any:
-        raw = part = None
+    def forward(self, input:Any) -> Any:
+        x,raw,part = input,None,None
         for part in self: raw,x = x,part(x)
         return (x[0], raw, x[1]) if isinstance(part, LMDecoder) else x   # ours gives logits and dropped states
 
@@ -481,9 +481,9 @@ class LMLearner(WritingLearner, fastai_learner.LMLearner):
 
     @delegates(Learner.get_preds)
     def get_preds(self, concat_dim=1, reorder=True, **kwargs):
-        """Predictions, targets: rows of the stream as the loader cuts it, batches joined along the time axis. There is
-        no other order to go back to, so `reorder` changes nothing."""
-        return super().get_preds(concat_dim=concat_dim, reorder=False, **kwargs)
+        "Predictions, targets: rows of the stream as the loader cuts it, batches joined along the time axis."
+        reorder = reorder and concat_dim == 0   # joined along time, rows are in their order already
+        return super().get_preds(concat_dim=concat_dim, reorder=reorder, **kwargs)
 
 def pretrained_files(
     facts:dict, # What the registry knows of an architecture

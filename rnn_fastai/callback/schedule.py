@@ -147,7 +147,7 @@ class VariableLength(Callback):
     def before_epoch(self):
         "Draw this epoch's lengths."
         dl = self.dls.train
-        rng = np.random.default_rng(dl.rng.getrandbits(64))
+        rng = np.random.default_rng(dl.draw_seed())
         dl.cut(stream_widths(dl.bl, dl.seq_len, rng, self.p_half, self.std))
 
     def before_step(self):

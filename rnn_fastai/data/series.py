@@ -128,8 +128,14 @@ class SeqDataLoader(DataLoader):
         return t[:, :int((t != empty).any(0).nonzero().max()) + 1]
 
     def __iter__(self):
+        self.before_iter()
+        yield from map(self.after_batch, self._batches())
+        self.after_iter()
+
+    def _batches(self):
         if self.task.kind == 'next': batches = [tuple(t[:, w] for t in self.tensors) for w in self._windows()]
         else:
+            # Drawn as the epoch starts, from torch's stream, which `set_seed` sets.
             order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
             batches = (self._rows(idx) for idx in order.split(self.bs))
         for b in batches: yield tuple(t.to(self.device) for t in b)
