@@ -129,7 +129,7 @@ def label_facts(
     read:Any, # The data set's function that reads the labels of new items
 ) -> dict: # What `make_labels` reads
     "Describe labels for JSON. Raises `ValueError` for those that cannot be kept."
-    tfm,names = next(iter(labels.tfms.values())),list(labels.vocab)
+    tfm,names = next(iter(labels.named_tfms.values())),list(labels.vocab)
     if type(tfm) not in _BLOCKS:
         raise ValueError(f"y_block makes labels with {type(tfm).__name__}, which cannot be kept. Use fastai's "
                          "CategoryBlock, MultiCategoryBlock or RegressionBlock.")
