@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow bench readme sync nbtest wheel clean
+.PHONY: install demo test test-anywhere test-slow bench readme sync nbtest wheel clean
 
 install: $(INSTALLED)
 
@@ -13,11 +13,15 @@ $(INSTALLED): settings.ini setup.py pyproject.toml
 demo: install                  ## the main job: train on human numbers, continue two prompts
 	PYTHONWARNINGS=ignore::FutureWarning .venv/bin/rnn_fastai demo   # fastai's import uses a deprecated part of torch
 
+test: export OMP_NUM_THREADS ?= 1   # small nets run faster side by side than on two threads each
 test: install sync             ## everything that CI runs
 	.venv/bin/ruff check .
-	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 1 --do-print --timing
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 2 --do-print --timing
 	$(PY) tools/check_wheel.py
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadfile
+
+test-anywhere: install         ## all notebooks and tests as on other processors, on one thread and two, and under load
+	$(PY) tools/test_anywhere.py
 
 test-slow: install             ## the long checks: several seeds, big sets
 	$(PY) -m pytest -q -s -m slow

@@ -397,8 +397,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'rnn_fastai/data/classify.py'),
                                           'rnn_fastai.data.classify.Labels.of': ( 'data.classify.html#labels.of',
                                                                                   'rnn_fastai/data/classify.py'),
-                                          'rnn_fastai.data.classify.Labels.tfms': ( 'data.classify.html#labels.tfms',
-                                                                                    'rnn_fastai/data/classify.py'),
                                           'rnn_fastai.data.classify.Labels.vocab': ( 'data.classify.html#labels.vocab',
                                                                                      'rnn_fastai/data/classify.py'),
                                           'rnn_fastai.data.classify.PaddedText': ( 'data.classify.html#paddedtext',

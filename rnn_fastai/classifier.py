@@ -32,12 +32,12 @@ from .models.zoo import AWD_LSTM, StatefulEncoder, right_padded
 class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):
     "fastai's, which also takes what a `TextClassifier` hands to its head."
     def forward(self,
-        out:Any, # States at all steps: bs,sl,hid; or a pair of these and where padding is, as fastai's encoder gives it
+        input:Any, # States at all steps: bs,sl,hid; or a pair of these and where padding is, as in fastai
         last:Tensor|None=None, # State that each sequence ends with: bs,hid
         lengths:Tensor|None=None, # Length of each sequence: bs
     ) -> Any: # bs,n_out; or three parts, as in fastai, for a pair
         "Outputs of sequences."
-        return super().forward(out) if last is None else self.layers(pool_states(out, last, lengths))
+        return super().forward(input) if last is None else self.layers(pool_states(input, last, lengths))
 
 class FastaiClassifier(SequentialRNN):
     "A classifier of fastai's parts (a `SentenceEncoder` and a head), for rows in any order with padding on any side."

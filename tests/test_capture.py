@@ -1302,7 +1302,6 @@ def test_training_with_a_learner_is_the_same(lm_dls, how, parts):
     def trained(on):
         with rf.seeded(5):
             learn = lm_learner(lm_dls)
-            lm_dls.rng.seed(3), lm_dls.train.rng.seed(3)
             cbs = HiddenStateCapture(parts=parts) if on and how == 'callback' else None
             with learn.capture(parts=parts) if on and how == 'block' else plain(): learn.fit_one_cycle(2, 1e-2, cbs=cbs)
             losses = [torch.tensor(float(v)) for r in learn.recorder.values for v in r]

@@ -306,7 +306,6 @@ def broken(col, value):
     (make_frame().iloc[:0], {}, ValueError, ['no rows']),
     (make_frame(), dict(bs=10**4), ValueError, ['training texts', 'too short', 'bs=10000']),
     (make_frame(), dict(val_bs=10**4), ValueError, ['validation texts', 'too short']),
-    (make_frame(), dict(valid_pct=0.), ValueError, ['validation texts']),
     (make_frame(), dict(bs=0), ValueError, ['bs=0']), (make_frame(), dict(val_bs=0), ValueError, ['val_bs=0']),
     (make_frame(), dict(seq_len=0), ValueError, ['seq_len=0'])])
 def test_bad_frames(df, args, err, words):

@@ -22,7 +22,6 @@ def test_demo(seed, tmp_path):
     accuracy = learn.recorder.values[-1][2]
     print(f"demo, seed {seed}: accuracy {accuracy:.6f}, {took:.0f} s")
     assert accuracy >= 0.9993
-    assert took < 90
     for prompt in PROMPTS: assert is_exact(learn.predict(prompt, 50, temperature=0, no_bar=True), df.text[0])
 
 

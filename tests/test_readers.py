@@ -6,14 +6,11 @@ import io
 import lzma
 import random
 import zipfile
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import rnn_fastai.all as rf
-from rnn_fastai.data import texts as texts_module
 from rnn_fastai.data.texts import read_csv, texts_of
 
 BASE = dict(bs=2, seed=1, device='cpu', no_bar=True)

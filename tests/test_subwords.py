@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from fastcore.basics import defaults
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from conftest import calls_of
 from rnn_fastai.data.corpus import Corpus
 from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
 
@@ -238,12 +238,9 @@ def test_threads_get_the_same_numbers():
     assert len(set(tok.toks)) == len(tok.toks)
     for ids,part in zip(got, parts, strict=True): assert [tok.toks[i] for i in ids if i] == part
 
-def test_five_million_characters_take_less_than_a_second():
+def test_calls_do_not_grow_with_the_characters():
+    "A text ten times as long, or texts ten times as many, take the same calls per text."
     text = ' '.join(random.Random(0).choices([*WORDS, 'naïve', '漢字'], k=200))
-    many = [text]*(5_000_000//len(text) + 1)
-    best = 9.
-    for _ in range(3):
-        start = time.perf_counter()
-        ids,_ends = CharTokenizer().number(many)
-        best = min(best, time.perf_counter() - start)
-    assert len(ids) > 5_000_000 and best < len(ids)/5e6
+    def calls(texts): return calls_of(CharTokenizer().number, texts)[1]
+    few,long,many = calls([text]*10),calls([text*10]*10),calls([text]*100)
+    assert long <= few + 10 and many <= 10*few and len(CharTokenizer().number([text])[0]) > len(text)

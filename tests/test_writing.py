@@ -22,6 +22,7 @@ from scipy.stats import chisquare
 from torch import nn
 from torch.testing import assert_close
 
+from conftest import bytes_of, calls_of
 from rnn_fastai import all as rf
 from rnn_fastai.cli import main
 
@@ -824,14 +825,15 @@ def test_memory_does_not_grow_with_the_text(how):
 
 @pytest.mark.parametrize('how', [dict(), dict(no_repeat_ngram=3), dict(stop='two two two two'),
     dict(required='xxpad')], ids=named)
-def test_time_of_a_token_does_not_grow_with_the_text(how):
-    "Measured within one call each: sixty tokens after a prompt of forty thousand tokens, and after one of forty."
+def test_work_for_a_token_does_not_grow_with_the_text(how):
+    "Calls and memory of one token, within one stream each: after forty thousand tokens, and after forty."
     learn = awd(loaders('words'), emb_sz=8, n_hid=8)
     def run(n):
-        times = [time.perf_counter() for _ in learn.stream(' '.join(WORDS*n), 60, seed=1, **how)]
-        return np.median(np.diff(times[5:]))
+        stream = learn.stream(' '.join(WORDS*n), 60, seed=1, **how)
+        for _ in range(5): next(stream)
+        return [np.median([f(next, stream)[1] for _ in range(15)]) for f in (calls_of, bytes_of)]
     run(4)
-    assert run(4000) < 3*run(4)
+    assert all(late < 1.5*early for early,late in zip(run(4), run(4000), strict=True))
 
 def test_a_prompt_of_a_million_tokens():
     learn = big_vocabulary()

@@ -140,10 +140,6 @@ class Labels:
         return self._pipe.decode(y.as_subclass(self.kind))
 
     @property
-    def tfms(self) -> list:
-        "fastai's transforms that read and show the labels."
-        return list(self._pipe.tfms.fs)
-    @property
     def vocab(self) -> Any:
         "Names of the labels by id; none for numbers."
         return getattr(self._pipe, 'vocab', [])
@@ -298,7 +294,8 @@ class DocDataLoader(ArrayDataLoader):
         bs = ifnone(kwargs.pop('batch_size', None), bs)
         super().__init__(dataset, bs=check_count('bs', bs), num_workers=num_workers, **kwargs)
 
-    def _draw(self) -> int: return int(np.random.randint(2**63 - 1, dtype=np.int64))   # fastai's `SortedDL` uses numpy too
+    # fastai's `SortedDL` shuffles with numpy's stream too.
+    def _draw(self) -> int: return int(np.random.randint(2**63 - 1, dtype=np.int64))
 
     def get_idxs(self):
         "Order of the documents, a batch after the other: by `shuffle_fn`, or from the longest to the shortest."

@@ -117,7 +117,7 @@ def doc_loaders(
     val_bs:int|None=None, # Rows of a validation batch; `bs` by default
     shuffle:bool=True, # Other mates for each training document every epoch
     val_shuffle:bool=False, # Shuffle the validation documents too
-    drop_last:bool|None=None, # Leave out a training batch that is not full; by default where `shuffle`, and one is full
+    drop_last:bool|None=None, # Leave out a training batch that is not full; by default if shuffled, and one is
     path:str|Path='.', # Where models are saved
     device:Any=None, # Where batches go; fastai's default device by default
     cache:bool|str|Path=False, # Keep the corpus on the disk, in fastai's folder of data or in this one
@@ -131,7 +131,8 @@ def doc_loaders(
     items,tokenizer,device = ifnone(items, texts),as_tokenizer(tok_tfm),ifnone(device, default_device())
     parts = _parts(splits, items)
     named = [(items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist() for rows,_ in parts]
-    labels = Labels(read_labels(parts[0][1]()), block, label_col, named[0])   # before the texts: its errors come at once
+    # labels before the texts: their errors come at once
+    labels = Labels(read_labels(parts[0][1]()), block, label_col, named[0])
     targets = labels.y,labels.of(read_labels(parts[1][1]()), named[1])
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
                      max_vocab=max_vocab)
@@ -255,8 +256,8 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         elif splitter is None: splitter = random_splitter(valid_pct, seed, folder_labels(files) if stratify else None)
         texts,splits = list(texts_of(list(files))),splitter(files)
         if not len(splits[1]) and valid_pct is None:
-            warnings.warn(f"The validation set is empty: there is no .txt file below {Path(path)/valid}. Name its folder "
-                          "by valid=, or hold files out at random by valid_pct=.", stacklevel=2)
+            warnings.warn(f"The validation set is empty: there is no .txt file below {Path(path)/valid}. Name its "
+                          "folder by valid=, or hold files out at random by valid_pct=.", stacklevel=2)
         how = dict(items=files, text_vocab=text_vocab, tok_tfm=tok_tfm, backwards=backwards, path=path)
         if is_lm: dls = lm_loaders(texts, splits, seq_len=seq_len, **how, **_without(kwargs, _NOT_LM))
         else:

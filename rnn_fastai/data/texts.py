@@ -72,7 +72,8 @@ def frame_texts(
     if not cols: raise ValueError(f"text_col={text_cols!r} names no column. {near(text_cols, df.columns)}")
     mark_fields = len(cols) > 1 if mark_fields is None else mark_fields
     fields = [check_texts(df[c]) for c in cols]
-    return fields[0] if len(fields) == 1 and not mark_fields else [_join(row, mark_fields) for row in zip(*fields)]
+    if len(fields) == 1 and not mark_fields: return fields[0]
+    return [_join(row, mark_fields) for row in zip(*fields, strict=True)]
 
 # %% ../../nbs/08_data.texts.ipynb #5a1e0c02
 def _delimiter(line:str) -> str:
@@ -190,7 +191,8 @@ def _csv_texts(file:Path, text_cols:Any) -> Iterator[str]:
     names,places = _csv_places(file, rows, dict(text_col=text_cols))
     places,n = places['text_col'],0
     if not places: raise ValueError(f"text_col={text_cols!r} names no column. {near(text_cols, names)}")
-    for n,row in enumerate(_csv_fields(file, rows, names, places), 1):
+    for row in _csv_fields(file, rows, names, places):
+        n += 1
         yield row[places[0]] if len(places) == 1 else _join([row[i] for i in places], mark=True)
     if n == 0: raise ValueError(f"{file} has no rows, so there is no text to read.")
 
