@@ -13,18 +13,15 @@ $(INSTALLED): settings.ini setup.py pyproject.toml
 demo: install                  ## the main job: train on human numbers, continue two prompts
 	PYTHONWARNINGS=ignore::FutureWarning .venv/bin/rnn_fastai demo   # fastai's import uses a deprecated part of torch
 
+test: export OMP_NUM_THREADS ?= 1   # small nets run faster side by side than on two threads each
 test: install sync             ## everything that CI runs
 	.venv/bin/ruff check .
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 2 --do-print --timing --cell-timeout 0
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 2 --do-print --timing --cell-timeout 0
 	$(PY) tools/check_wheel.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
-# Notebooks and tests as other processors run them, an emulation after the other, each in a copy of the tree:
-# native (two threads), old (no AVX, one thread), middle and middle-1 (AVX2; two threads, one), busy (all cores at work).
-# `make test-anywhere EMULATIONS="old busy"` runs some. What they print is kept under build/anywhere/.
-EMULATIONS :=
-test-anywhere: install
-	$(PY) tools/test_anywhere.py $(EMULATIONS)
+test-anywhere: install         ## all notebooks and tests as on other processors, on one thread and two, and under load
+	$(PY) tools/test_anywhere.py
 
 test-slow: install             ## the long checks: several seeds, big sets
 	$(PY) -m pytest -q -s -m slow

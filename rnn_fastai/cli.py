@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HONEST', 'STAGES', 'commands', 'SETS', 'is_exact',
            'train_demo', 'save_picture', 'honest_docs', 'honest_loaders', 'train_honest', 'stream_scores', 'demo',
-           'read_data', 'task_loaders', 'scores_of', 'train', 'evaluate', 'predict', 'typed_lines', 'generate', 'main']
+           'read_data', 'task_loaders', 'scores_of', 'train', 'evaluate', 'input_lines', 'predict', 'typed_lines',
+           'generate', 'main']
 
 # %% ../nbs/71_cli.ipynb #a089b10c
 import json
@@ -14,29 +15,33 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback, noop
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from fastcore.basics import defaults
 from fastcore.script import call_parse, parse_cli, store_true
 from torch.nn import functional as F
 
 from .beam import Beam
 from .callback.history import LossHistory
 from .core import Registry, check_count, near
-from .data.conll import read_columns, read_conllu
+from .data.conll import open_text, read_columns, read_conllu
 from .data.corpus import Corpus
 from .data.loaders import TextDataLoaders
 from .data.sets import human_numbers, human_numbers_100, imdb, imdb_sample, number_runs, ud_ewt, wikitext2
 from .data.tag import TagDataLoaders
-from .data.texts import check_column
+from .data.texts import can_draw, check_column, check_texts, open_parquet, read_csv
 from .data.tokenize import TextTokenizer
 from .learner import LMLearner, TextLearner, language_model_learner, text_vocab
 from .plots import plot_losses
@@ -144,6 +149,32 @@ def stream_scores(
     loss = F.nll_loss(probs.flatten(0, 1).clamp_min(1e-12).log(), y.flatten()).item()
     return dict(accuracy=(probs.argmax(-1) == y).float().mean().item(), perplexity=math.exp(loss), tokens=y.numel())
 
+# %% ../nbs/71_cli.ipynb #4f1c0a02
+class EpochLines(Callback):
+    "Print the figures of each epoch with their names, on a line of their own."
+    order = ProgressCallback.order   # whose place it takes
+
+    def before_fit(self):
+        "Take the place of a logger, unless it is silent."
+        self.old_logger = self.learn.logger
+        if self.old_logger is not noop: self.learn.logger = self._line
+
+    def _line(self, values:list):
+        named = zip(self.recorder.metric_names, values, strict=False)
+        print(', '.join(f"{k} {v:.6f}" if isinstance(v, float) else f"{k} {v}" for k,v in named), flush=True)
+
+    def after_fit(self):
+        "Put the logger back."
+        self.learn.logger = self.old_logger
+
+@contextmanager
+def plain_output():
+    "Learners that are made in this block print lines instead of bars, where output is no terminal."
+    was = defaults.callbacks
+    if not can_draw(): defaults.callbacks = [EpochLines if c is ProgressCallback else c for c in was]
+    try: yield
+    finally: defaults.callbacks = was
+
 # %% ../nbs/71_cli.ipynb #d8df9382
 commands = Registry('command')
 
@@ -193,6 +224,30 @@ def _treebank() -> pd.DataFrame:
     df = ud_ewt().rename(columns={'upos': 'tags'})
     return df[df.split != 'test'].assign(held_out=df.split == 'dev')
 
+def _frame(file:Path, texts:dict, needed:dict) -> pd.DataFrame:
+    "A CSV or Parquet file; `.tsv` has tabs between its columns."
+    if '.parquet' in file.suffixes: return open_parquet(file).read().to_pandas()
+    return read_csv(file, texts, needed, delimiter='\t' if '.tsv' in file.suffixes else None)
+
+def _words(texts:pd.Series) -> pd.Series:
+    "Lists of words: texts are cut at blanks."
+    lists = texts.map(lambda t: list(t) if isinstance(t, (list, np.ndarray)) else t)
+    return lists if lists.map(lambda t: isinstance(t, list)).all() else check_texts(texts).str.split()
+
+def _read_file(task:str, file:Path, text:str, label:str, valid:str|None) -> pd.DataFrame:
+    "Data for a task from a file, see `read_data`."
+    if '.conllu' in file.suffixes:
+        if task != 'tagger': raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
+        return read_conllu(file, ('upos',)).rename(columns={'upos': 'tags'})
+    if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file)
+    texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else dict(text=text)
+    needed = {k: v for k,v in dict(label=label if task == 'classifier' else None, valid=valid).items() if v}
+    df = _frame(file, texts, needed)
+    if len(df) == 0: raise ValueError(f"{file} has no rows.")
+    cols = {k: df[check_column(df, v, k)] for k,v in {**texts, **needed}.items()}
+    for k in texts: cols[k] = _words(cols[k]) if task == 'tagger' else check_texts(cols[k])
+    return pd.DataFrame(cols).rename(columns={'valid': 'held_out'})
+
 def read_data(
     task:str, # 'lm', 'classifier' or 'tagger'
     data:str, # A named set, or a file
@@ -200,21 +255,16 @@ def read_data(
     label:str='label', # Column of labels
     valid:str|None=None, # Column that is true for rows held out
 ) -> pd.DataFrame: # Columns `text`, or `tokens` and `tags`; `label`; `held_out` where that is known
-    "Data for a task. Raises `ValueError` for an unknown set, a missing file or a missing column."
+    "Data for a task. Raises `ValueError` for an unknown set, a missing file, a missing column, or a faulty row."
     sets = SETS[check_task(task)]
     if data in sets: return sets[data]()
     file = Path(data)
     if not file.exists(): raise ValueError(f"There is no file {data}, and no set of this name. {near(data, sets)}")
-    if '.conllu' in file.suffixes: return read_conllu(file, ('upos',)).rename(columns={'upos': 'tags'})
-    if file.suffix == '.tsv': return read_columns(file)
-    df = pd.read_csv(file)
-    wanted = {'tokens': 'tokens', 'tags': 'tags'} if task == 'tagger' else {text: 'text'}
-    if task == 'classifier': wanted[label] = 'label'
-    if valid: wanted[valid] = 'held_out'
-    df = pd.DataFrame({new: df[check_column(df, old, new)] for old,new in wanted.items()})
-    for c in {'tokens', 'tags'} & {*df.columns}: df[c] = df[c].str.split()
-    return df
+    if file.is_dir(): raise ValueError(f"{data} is a folder; give a file, or a set. {near(data, sets)}")
+    try: return _read_file(task, file, text, label, valid)
+    except (ValueError, TypeError) as e: raise ValueError(str(e) if str(file) in str(e) else f"{file}: {e}") from e
 
+# %% ../nbs/71_cli.ipynb #730c3bbf
 def task_loaders(
     task:str, # 'lm', 'classifier' or 'tagger'
     df:pd.DataFrame, # As `read_data` gives it
@@ -226,6 +276,9 @@ def task_loaders(
     "Loaders for a task; a tenth of the rows is held out where the data do not say which."
     how = dict(bs=bs, path=path, text_vocab=vocab, seed=seed)
     how.update(dict(valid_col='held_out') if 'held_out' in df.columns else dict(valid_pct=0.1))
+    if 'held_out' not in df.columns and len(df) < 10:
+        raise ValueError(f"The data have {len(df)} rows, and a tenth is held out: give 10 or more, or a column "
+                         "that says which rows are held out.")
     if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, letters=True, min_freq=2, **how)
     return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **how)
 
@@ -242,6 +295,7 @@ def scores_of(
 
 def _told(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores.items())
 
+# %% ../nbs/71_cli.ipynb #730c3bc1
 @commands.register()
 @call_parse
 def train(
@@ -263,6 +317,7 @@ def train(
     seed:int=42, # Seed of the split, the weights and the batches
 ):
     "Train a language model, a classifier or a tagger, and keep it in a folder."
+    check_count('epochs', epochs)
     arch = arch or ('LSTM' if check_task(task) == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
@@ -270,6 +325,7 @@ def train(
     if encoder is not None:
         if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
         lm,facts = load_bundle(encoder)
+        if facts['task'] != 'lm': raise ValueError(f"--encoder: {encoder} is a {facts['task']}, not a language model.")
         arch,sizes,vocab = facts['arch'],{**facts['args']['config'], **sizes},text_vocab(lm.dls)
         encoder = lm.save_encoder('encoder')
     dls = task_loaders(task, read_data(task, data, text, label, valid), bs, seed, vocab, out)
@@ -285,6 +341,7 @@ def train(
     folder = save_bundle(learn, out, task, arch, args, **scores)
     print(f"\nOn held-out rows: {_told(scores)}. Trained in {took:.0f} s. The model lies in {folder}.")
 
+# %% ../nbs/71_cli.ipynb #730c3bc3
 @commands.register('eval')
 @call_parse
 def evaluate(
@@ -301,6 +358,28 @@ def evaluate(
     else: dl = learn.dls.test_dl(df, with_labels=True)
     print(f"{len(df):,} rows: {_told(scores_of(learn, dl))}.")
 
+# %% ../nbs/71_cli.ipynb #730c3bc6
+def input_lines(
+    file:str|None=None, # A file; the standard input by default
+) -> Iterator[str]: # Lines without their ends, and without a byte order mark
+    "Lines that are read."
+    if file is not None:
+        with open_text(file, newline=None) as f: yield from (line.rstrip('\n') for line in f)
+        return
+    for i,line in enumerate(sys.stdin.buffer, 1):   # of bytes, as the encoding of the terminal's text is another matter
+        try: text = line.decode('utf-8-sig' if i == 1 else 'utf-8')
+        except UnicodeDecodeError as e: raise ValueError(f"The standard input is not UTF-8 in line {i}: {e}.") from e
+        yield text.rstrip('\r\n')
+
+def _one_line(e:Exception) -> str: return ' '.join(str(e).splitlines())
+
+def _answer(learn:TextLearner, task:str, text:str, **how) -> str:
+    "What `predict` prints for a text."
+    if task == 'lm': return learn.predict(text, no_bar=True, **how)
+    if task == 'tagger': return ' '.join(f"{w}/{t}" for w,t in learn.predict(text)) if text.strip() else ''
+    with learn.no_bar(): name,i,probs = learn.predict(text)
+    return f"{name}\t{probs[i]:.4f}\t{text}"
+
 @commands.register()
 @call_parse
 def predict(
@@ -312,13 +391,16 @@ def predict(
 ):
     "Continue, classify or tag texts."
     learn,facts = load_bundle(model)
-    if seed is not None: set_seed(seed)
-    for line in texts or (t.rstrip('\n') for t in sys.stdin):
-        if facts['task'] == 'lm': print(learn.predict(line, n_words, temperature=temperature, no_bar=True))
-        elif facts['task'] == 'tagger': print(' '.join(f"{w}/{t}" for w,t in learn.predict(line)))
-        else:
-            with learn.no_bar(): name,i,probs = learn.predict(line)
-            print(f"{name}\t{probs[i]:.4f}\t{line}")
+    how = dict(n_words=check_count('n_words', n_words), temperature=temperature) if facts['task'] == 'lm' else {}
+    if how: learn.writing(**how)   # options that cannot be meant are refused before anything is read
+    if seed is not None: set_seed(check_seed(seed))
+    failed = 0
+    for i,text in enumerate(texts or input_lines(), 1):
+        try: print(_answer(learn, facts['task'], text, **how), flush=True)
+        except ValueError as e:
+            failed += 1
+            print(f"text {i}: {_one_line(e)}", file=sys.stderr)
+    if failed: raise ValueError(f"{failed} of the texts could not be answered.")
 
 # %% ../nbs/71_cli.ipynb #830de812
 def typed_lines(
@@ -416,8 +498,7 @@ def generate(
     else: write = partial(learn.generate, seed=seed, **words, **how, **many)
     if not prompts and not file and sys.stdin.isatty() and not (beam is not None or as_json or n > 1):
         return _stream_typed(partial(learn.stream, seed=seed, int8=int8, **words, **how))
-    with open(file, encoding='utf8') if file else nullcontext(prompts or sys.stdin) as lines:
-        failed = _write_lines(write, (t.rstrip('\n') for t in lines), bs, as_json)
+    failed = _write_lines(write, prompts or input_lines(file), bs, as_json)
     if failed: raise ValueError(f"{failed} of the prompts could not be continued.")
 
 def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> int:
@@ -428,10 +509,11 @@ def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> i
             if isinstance(t, Generated): print(_as_json(t) if as_json else t.text, flush=True)
             else:
                 failed += 1
-                print(json.dumps(dict(prompt=t[0], error=str(t[1])), ensure_ascii=False) if as_json else t[1],
-                      file=sys.stdout if as_json else sys.stderr)
+                if as_json: print(json.dumps(dict(prompt=t[0], error=str(t[1])), ensure_ascii=False))
+                else: print(_one_line(t[1]), file=sys.stderr)
     return failed
 
+# %% ../nbs/71_cli.ipynb #0f6099fe
 def main():
     "Run the command that the first argument names."
     name,*rest = sys.argv[1:] or ['--help']
@@ -443,7 +525,9 @@ def main():
     except ValueError as e: sys.exit(f"rnn_fastai: {e}")
     sys.argv = [f'rnn_fastai {name}', *rest]
     args,kwargs,_ = parse_cli(command.__wrapped__)
-    try: command(*args, **kwargs)
-    except (ValueError, FileNotFoundError) as e: sys.exit(f"rnn_fastai {name}: {e}")
+    try:
+        with plain_output(): command(*args, **kwargs)
     except BrokenPipeError:   # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, TypeError, OSError, RuntimeError) as e:   # what bad input, a disk or a download may raise
+        sys.exit(f"rnn_fastai {name}: {_one_line(e)}")

@@ -150,10 +150,11 @@ class TextLearner(fastai_learner.TextLearner):
         if both or any(k.startswith('1.') for k in check_named(wgts, file)):
             raise ValueError(f"{file} holds a whole model, not an encoder. Write one with `save_encoder`.")
         vocab = read_vocab(vocab_file(file)) if vocab_file(file).exists() else None   # fastai writes none
-        rows = len(wgts.get('encoder.weight', vocab or ()))
-        if vocab is not None and rows != len(vocab):   # pretrained weights may have more; these are written as a pair
-            raise ValueError(f"{file} has {rows:,} words, and its vocabulary beside it has {len(vocab):,}: they do not "
-                             "belong together. Write both with `save_encoder`.")
+        emb = wgts.get('encoder.weight')
+        if not (vocab is None or emb is None or emb.shape[:1] == (len(vocab),)):   # the two are written as a pair
+            raise ValueError(f"{file} has {', '.join(map(str, emb.shape[:1])) or 'no'} words, and its vocabulary "
+                             f"beside it has {len(vocab):,}: they do not belong together. Write both with "
+                             "`save_encoder`.")
         wgts = {f'0.{k}': w for k,w in wgts.items()}
         return self._transfer(file, wgts, vocab, self._encoder())
 

@@ -34,7 +34,7 @@ from .data.classify import DocDataLoader, DocDataset, Labels, folder_labels, fra
 from .data.corpus import Corpus
 from .data.lm import LMDataLoader, LMDataset
 from .data.loaders import TextDataLoaders
-from .data.subwords import CharTokenizer, ByteLevelTokenizer
+from .data.subwords import ByteLevelTokenizer, CharTokenizer
 from .data.tag import TagDataLoader, TagDataLoaders, TagDataset, WordLetters
 from .data.tokenize import TextTokenizer, WordTokenizer
 from .generate import evaluating
@@ -129,7 +129,7 @@ def label_facts(
     read:Any, # The data set's function that reads the labels of new items
 ) -> dict: # What `make_labels` reads
     "Describe labels for JSON. Raises `ValueError` for those that cannot be kept."
-    tfm,names = next(iter(labels.tfms.values())),list(labels.vocab)
+    tfm,names = next(iter(labels.named_tfms.values())),list(labels.vocab)
     if type(tfm) not in _BLOCKS:
         raise ValueError(f"y_block makes labels with {type(tfm).__name__}, which cannot be kept. Use fastai's "
                          "CategoryBlock, MultiCategoryBlock or RegressionBlock.")

@@ -1,10 +1,13 @@
 "The command `rnn_fastai`, run as a user runs it, and its front door in this process (a call mostly imports fastai)."
+import io
 import os
 import subprocess
 import sys
+import warnings
 from functools import cache, partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import rnn_fastai
@@ -32,7 +35,7 @@ def result(name):
 def run(monkeypatch, capsys):
     "Calls the command in this process; gives its exit status, output and complaints."
     def go(*args):
-        monkeypatch.setattr(sys, 'argv', ['rnn_fastai', *args])
+        monkeypatch.setattr(sys, 'argv', ['rnn_fastai', *map(str, args)])
         try: code = main()
         except SystemExit as e: code = e.code
         return code,*capsys.readouterr()
@@ -64,3 +67,170 @@ def test_bad_argument_of_demo(run, args, words):
     code,out,err = run('demo', *args)
     assert code == 2 and out == ''
     assert 'usage: rnn_fastai demo' in err and words in err
+
+# ---- Every command with data of all kinds, in this process
+
+TEXTS = pd.DataFrame({'text': ['good one, fine day', 'bad two, awful day']*10, 'label': ['pos', 'neg']*10})
+TAGS = 'The\tDET\ndog\tNOUN\n\nGo\tVERB\n\n'*6
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    "A folder of small models, one for each task, and the data that they were trained on."
+    root,was = tmp_path_factory.mktemp('models'),sys.argv
+    TEXTS.to_csv(root/'a.csv', index=False)
+    (root/'t.tsv').write_text(TAGS)
+    sizes = '--emb-sz', '6', '--n-hid', '6', '--epochs', '1', '--bs', '4'
+    try:
+        for task,file in (('lm', 'a.csv'), ('classifier', 'a.csv'), ('tagger', 't.tsv')):
+            layers = () if task == 'tagger' else ('--n-layers', '2')
+            sys.argv = ['rnn_fastai', 'train', task, str(root/file), '--out', str(root/task), *sizes, *layers]
+            main()
+    finally: sys.argv = was
+    return root
+
+@pytest.fixture()
+def typed(monkeypatch):
+    "Puts text on the standard input, with its ends of lines as they are."
+    def go(text): monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(text.encode()), 'utf8', newline='\n'))
+    return go
+
+ENDS = ['\n', '\r\n']
+
+@pytest.mark.parametrize('end', ENDS)
+def test_a_tagger_answers_all_lines(models, run, typed, end):
+    "A blank line is a blank line in the answer, and lines after it are answered too."
+    typed(end.join(['\ufeffThe dog', '', 'Go', '  ', 'Go dog']))
+    code,out,err = run('predict', models/'tagger')
+    words = [[w.rpartition('/')[0] for w in line.split()] for line in out.splitlines()]
+    assert (code, words, err) == (None, [['The', 'dog'], [], ['Go'], [], ['Go', 'dog']], '')
+
+@pytest.mark.parametrize('end', ENDS)
+@pytest.mark.parametrize('task', ['classifier', 'lm'])
+def test_ends_of_lines_are_no_words(models, run, typed, end, task):
+    lines = ['good one', 'null', 'bad two', '1984']
+    args = () if task == 'classifier' else ('--n-words', '2', '--temperature', '0')
+    typed(end.join(lines) + end)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # of unknown words
+        piped,given = run('predict', models/task, *args),run('predict', models/task, *lines, *args)
+    assert piped == given and piped[0] is None and len(piped[1].splitlines()) == 4 and '\r' not in piped[1]
+
+def test_a_text_that_cannot_be_answered_is_reported_and_the_others_are_answered(models, run, monkeypatch):
+    from rnn_fastai.learner import LMLearner
+    def predict(self, text, **kwargs):
+        if text == 'odd': raise ValueError('this one\ncannot be')
+        return text.upper()
+    monkeypatch.setattr(LMLearner, 'predict', predict)
+    code,out,err = run('predict', models/'lm', 'good', 'odd', 'bad')
+    assert (out, err) == ('GOOD\nBAD\n', 'text 2: this one cannot be\n')
+    assert '1 of the texts could not be answered' in code
+
+def test_unknown_words_in_a_prompt(models, run, typed):
+    "`predict` goes on, `generate` says which prompt it is and goes on with the others; neither stops."
+    typed('good\nzebra\nbad\n')
+    with pytest.warns(UserWarning, match='zebra'): code,out,err = run('predict', models/'lm', '--n-words', '2')
+    assert code is None and len(out.splitlines()) == 3
+    typed('good\r\nzebra\r\nbad\r\n')
+    code,out,err = run('generate', models/'lm', '--n-words', '2')
+    assert '1 of the prompts' in code and len(out.splitlines()) == 2 and 'zebra' in err
+
+def test_prompts_of_a_file(models, run, tmp_path):
+    (tmp_path/'p.txt').write_bytes(b'\xef\xbb\xbfgood\r\nbad two\r\n')
+    want = run('generate', models/'lm', 'good', 'bad two', '--n-words', '3', '--seed', '1')
+    assert run('generate', models/'lm', '--file', tmp_path/'p.txt', '--n-words', '3', '--seed', '1') == want
+
+ALL = ['lm', 'classifier', 'tagger']
+FOUR = 'text,label,tokens,tags\n'
+FILES = {   # name, content, tasks that read it
+    'numbers.csv': (FOUR + '1984,1,1 2,X Y\n7,2,3,Y\n'*10, ALL),
+    'words.csv': (FOUR + 'null,NA,null,NA\nNone,x,nan None,x y\n'*10, ALL),
+    'semicolons.csv': ('text;label;tokens;tags\n' + 'a b;x;a b;X Y\nb;y;b;Y\n'*10, ALL),
+    'table.tsv': ('text\tlabel\n' + 'a, b\tx\nb\ty\n'*10, ['lm', 'classifier']),
+    'words.tsv': (TAGS.replace('dog', 'null').replace('The', '1984'), ['tagger']),
+    'comma.csv': (FOUR + 'a,x,a,X,\n'*10, []), 'empty.csv': ('', []),
+    'header.csv': (FOUR, []), 'short.csv': (FOUR + 'a,x,a,X\nb\n'*10, ['lm']),
+    'others.csv': ('a,b\n1,2\n', []), 'latin.csv': ('text,label,tokens,tags\nna\xefve,x,a,X\n'.encode('latin-1'), []),
+    'wide.csv': ('text,label,tokens,tags\na,x,a,X\n'.encode('utf-16'), []), 'fake.parquet': ('text,label\na,x\n', []),
+    'bytes.csv': (bytes(range(256)), []),
+    'broken.csv.gz': ('no archive', []), 'lengths.csv': ('tokens,tags\na b,X\n', []),
+    'labels.csv': ('text,label\n' + 'a,\nb,x\n'*10, ['lm']),
+    'one.csv': (FOUR + 'a b c d,x,a,X\n'*10, ['lm']),
+    'empty.conllu': ('', []), 'table.conllu': ('text,label\na,b\n', []), 'table.parquet': (TEXTS, ['lm', 'classifier']),
+    'numbers.parquet': (TEXTS.assign(text=1, tokens=1, tags=2), []), 'missing.parquet': (TEXTS.assign(text=None), []),
+    'lists.parquet': (pd.DataFrame(dict(tokens=[['a', 'b'], ['c']]*9, tags=[['X', 'Y'], ['Y']]*9)), ['tagger'])}
+
+def put(folder, name):
+    data = FILES[name][0]
+    if isinstance(data, pd.DataFrame): data.to_parquet(folder/name)
+    else: (folder/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder/name
+
+@pytest.mark.parametrize('task', ['lm', 'classifier', 'tagger'])
+@pytest.mark.parametrize('name', FILES)
+def test_training_takes_a_file_or_says_why_not(run, tmp_path, task, name):
+    "A model, or one line that names the file: never a traceback."
+    sizes = '--emb-sz', '4', '--n-hid', '4', '--epochs', '1', '--bs', '2'
+    code,out,err = run('train', task, put(tmp_path, name), '--out', tmp_path/'m', *sizes)
+    if task in FILES[name][1]: assert code is None and 'The model lies in' in out, code
+    else:
+        assert isinstance(code, str) and code.startswith('rnn_fastai train: ') and '\n' not in code, (code, out)
+        assert not (tmp_path/'m').exists() and out == ''
+
+@pytest.mark.parametrize('task', ['lm', 'classifier', 'tagger'])
+@pytest.mark.parametrize('name', FILES)
+def test_scoring_takes_a_file_or_says_why_not(models, run, tmp_path, task, name):
+    code,out,err = run('eval', models/task, put(tmp_path, name))
+    if code is None: assert task in FILES[name][1] and 'rows: loss' in out
+    else: assert isinstance(code, str) and code.startswith('rnn_fastai eval: ') and '\n' not in code, code
+
+BAD = [('train', 'lm', 'FOLDER'), ('train', 'lm', 'FOLDER/none.csv'), ('train', 'odd', 'imdb'),
+       ('eval', 'FOLDER', 'imdb'),
+       ('eval', 'LM', 'FOLDER'), ('predict', 'FOLDER', 'a'), ('predict', 'LM/facts.json', 'a'),
+       ('predict', 'LM', 'a', '--n-words', '0'),
+       ('predict', 'LM', 'a', '--temperature', '-1'), ('predict', 'LM', 'a', '--seed', '-1'),
+       ('generate', 'LM', '--file', 'FOLDER'), ('generate', 'LM', '--file', 'FOLDER/none'), ('generate', 'TAGGER', 'a'),
+       ('generate', 'LM', '--file', 'LM/weights.pth'),
+       ('train', 'lm', 'DATA', '--epochs', '0'), ('train', 'lm', 'DATA', '--bs', '0'),
+       ('train', 'lm', 'DATA', '--drop', '9'),
+       ('train', 'lm', 'DATA', '--arch', 'GRU'), ('train', 'tagger', 'DATA'),
+       ('train', 'lm', 'DATA', '--valid', 'label'),
+       ('train', 'classifier', 'DATA', '--encoder', 'TAGGER'), ('train', 'classifier', 'DATA', '--encoder', 'FOLDER'),
+       ('train', 'lm', 'DATA', '--emb-sz', '0'), ('train', 'lm', 'DATA', '--seed', '-1'),
+       ('train', 'lm', 'DATA', '--out', 'DATA')]
+
+@pytest.mark.parametrize('args', BAD, ids=' '.join)
+def test_bad_arguments_are_one_line(models, run, tmp_path, args):
+    places = {'FOLDER': tmp_path, 'LM': models/'lm', 'TAGGER': models/'tagger', 'DATA': models/'a.csv'}
+    def place(a):
+        head,_,rest = a.partition('/')
+        return a if head not in places else str(places[head]/rest if rest else places[head])
+    if args[-1] == 'LM/weights.pth': args = (*args[:-1], str(next((models/'lm').glob('*.pth'))))
+    code,out,err = run(*map(place, args))
+    assert isinstance(code, str) and code.startswith(f'rnn_fastai {args[0]}: ') and '\n' not in code, (code, err)
+
+# ---- Output that is no terminal
+
+SMALL = '--emb-sz', '4', '--n-hid', '4', '--bs', '4'
+
+def test_a_line_an_epoch(models, run, tmp_path):
+    code,out,err = run('train', 'lm', models/'a.csv', '--out', tmp_path/'m', '--epochs', '3', *SMALL)
+    lines = out.splitlines()
+    assert code is None and '\r' not in out + err and '█' not in out
+    assert [l.split(',')[0] for l in lines[:3]] == ['epoch 0', 'epoch 1', 'epoch 2'] and 'valid_loss' in lines[0]
+    assert len(lines) == 5 and lines[3] == '' and lines[4].startswith('On held-out rows')
+
+def test_real_pipes(models):
+    "The command as a user's shell runs it: a pipe in, a file out."
+    if not COMMAND.exists(): pytest.skip(f'{COMMAND} is not there; install the package into this environment')
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(rnn_fastai.__file__).parents[1])}
+    pipes = dict.fromkeys(['stdin', 'stdout', 'stderr'], subprocess.PIPE)
+    def call(data, *args): return subprocess.Popen([COMMAND, *map(str, args)], env=env, **pipes),data
+    calls = [call(b'The dog\r\n\r\nGo\r\n', 'predict', models/'tagger'),
+             call(b'na\xefve\n', 'predict', models/'tagger'),
+             call(b'', 'train', 'lm', models/'a.csv', '--out', models/'again', *SMALL, '--epochs', '2')]
+    (out,err),(out2,err2),(out3,err3) = [p.communicate(data, timeout=240) for p,data in calls]
+    codes = [p.returncode for p,_ in calls]
+    assert codes == [0, 1, 0] and not any(b'Traceback' in e for e in (err, err2, err3))
+    assert [[w.rpartition(b'/')[0] for w in l.split()] for l in out.splitlines()] == [[b'The', b'dog'], [], [b'Go']]
+    assert out2 == b'' and b'The standard input is not UTF-8 in line 1' in err2
+    assert b'\r' not in out3 + err3 and [l[:7] for l in out3.splitlines()[:2]] == [b'epoch 0', b'epoch 1']

@@ -779,10 +779,14 @@ def test_slow_work_shows_a_bar_and_a_report_unless_told_not_to(capsys, monkeypat
     for m in (texts_module, loaders_module):
         monkeypatch.setattr(m, 'time', SimpleNamespace(time=lambda: next(clock), monotonic=lambda: next(clock)))
     monkeypatch.setattr(texts_module, 'progress_bar', lambda *a, **k: made.append(a) or FakeBar())
+    monkeypatch.setattr(texts_module, 'can_draw', lambda: True)
     loaders(no_bar=True)
     assert (capsys.readouterr().out, made) == ('', [])
     dls = loaders()
     assert dls.train_ds.corpus.report in capsys.readouterr().out and len(made) == 1
+    monkeypatch.setattr(texts_module, 'can_draw', lambda: False)   # as in a pipe
+    loaders()
+    assert len(made) == 1
 
 class FakeBar:
     def update(self, n): assert 0 <= n <= 40

@@ -144,7 +144,7 @@ class Labels:
         "Names of the labels by id; none for numbers."
         return getattr(self._pipe, 'vocab', [])
     @property
-    def tfms(self) -> dict:
+    def named_tfms(self) -> dict:
         "fastai's transforms of the labels by their names, such as `categorize`."
         return {camel2snake(type(f).__name__): f for f in self._pipe.tfms.fs}
     @property
@@ -221,7 +221,7 @@ class DocDataset(LMDataset):
         return self.corpus.lens[self.docs]
 
     def __getattr__(self, name):
-        tfms = {} if self.__dict__.get('labels') is None else self.labels.tfms   # `categorize` and the like
+        tfms = {} if self.__dict__.get('labels') is None else self.labels.named_tfms   # `categorize` and the like
         if name in tfms: return tfms[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

@@ -117,7 +117,7 @@ def doc_loaders(
     val_bs:int|None=None, # Rows of a validation batch; `bs` by default
     shuffle:bool=True, # Other mates for each training document every epoch
     val_shuffle:bool=False, # Shuffle the validation documents too
-    drop_last:bool|None=None, # Leave out a training batch that is not full; by default where `shuffle`, and one is full
+    drop_last:bool|None=None, # Leave out a training batch that is not full; by default if shuffled, and one is
     path:str|Path='.', # Where models are saved
     device:Any=None, # Where batches go; fastai's default device by default
     cache:bool|str|Path=False, # Keep the corpus on the disk, in fastai's folder of data or in this one

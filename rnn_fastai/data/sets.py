@@ -29,7 +29,7 @@ from fastprogress.fastprogress import progress_bar
 
 from ..core import check_count, near
 from .conll import file_text, read_conllu
-from .texts import read_csv
+from .texts import can_draw, read_csv
 
 # %% ../../nbs/10_data.sets.ipynb #d49f29d1
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -113,7 +113,7 @@ def _download(url:str, path:Path, show_progress:bool):
     "Write what `url` gives to `path`."
     with urlopen(url, timeout=30) as r, open(path, 'wb') as f:
         size,n = int(r.headers.get('Content-Length', 0)),0
-        update = progress_bar([], total=size or 'noinfer').update if show_progress else noop
+        update = progress_bar([], total=size or 'noinfer').update if show_progress and can_draw() else noop
         update(0)
         while data := r.read(2**16):
             n += f.write(data)
@@ -125,7 +125,7 @@ def fetch_file(
     url:str, # Address of the file
     dest:str|Path, # Where to keep it; folders are made as needed
     digest:str, # Its checksum, the kind first: `md5:...` or `sha256:...`
-    show_progress:bool=True, # Show a bar
+    show_progress:bool=True, # Show a bar, where it can be drawn
 ) -> Path: # `dest`
     "Download a file unless it is there. Raises `RuntimeError` where that fails or what comes has another checksum."
     algo,_,expected = digest.lower().partition(':')
