@@ -267,7 +267,8 @@ class WritingLearner(TextLearner):
         else: own = self.twin.of(model, int8, reproducible)
         if own is None and int8: raise ValueError("int8=True needs a model on the CPU that keeps no state inside, "
                                                   "without hooks or capture; leave it out.")
-        return known if own is None else self._with_state(own)
+        if own is None: return known
+        return WholePrefix(own, known.rows) if isinstance(known, WholePrefix) else own
 
     def _steppers(self, prompts:list, codec:Codec, dynamic:DynamicEvaluation|None, *how) -> Iterator[tuple]:
         "Models for stepping, each with the prompts that it continues: one for all, or one adapted to each prompt."

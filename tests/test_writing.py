@@ -1000,8 +1000,8 @@ def run(folders, monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', ['rnn_fastai', 'generate', str(folders/model), *map(str, args)])
         source = iter(typed if typed is not None else lines or [])
         class Input:
+            buffer = (f'{t}\n'.encode() for t in source)
             def isatty(self): return typed is not None
-            def __iter__(self): return (f'{t}\n' for t in source)
         def ask(prompt=''):
             line = next(source, EOFError)
             if isinstance(line, type): raise line
