@@ -46,7 +46,8 @@ def run(name: str, what: str, cmd: list, env: dict) -> str:
 
 def notebooks(name: str, workers: int, env: dict) -> str:
     "Run all notebooks; 'all pass', or how many fail."
-    text = run(name, "notebooks", [BIN/"nbdev-test", "--n-workers", str(workers), "--do-print", "--cell-timeout", "0"], env)
+    cmd = [BIN/"nbdev-test", "--n-workers", str(workers), "--do-print", "--cell-timeout", "0"]
+    text = run(name, "notebooks", cmd, env)
     return "all pass" if text.endswith("exit status 0\n") else f"{len(set(re.findall(r'Error in (.*)', text)))} fail"
 
 
