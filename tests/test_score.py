@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from decimal import Decimal
+from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -353,18 +354,20 @@ def test_copies_keep_ties_and_adapt_what_is_frozen():
 # Gains
 
 def test_repeated_strings_are_learnt():
-    with seeded(0): doc = torch.randint(VOCAB, (60,)).repeat(4)
-    config = dict(emb_sz=60, n_hid=60, n_layers=1, tie_weights=False)
-    with seeded(0): model = get_language_model(AWD_LSTM, VOCAB, config)
-    for p in model[0].parameters(): p.data.mul_(10)
-    def late(**kw): return score_ids(model.eval(), [doc], **kw)[0][-60:].mean().neg().exp().item()
-    cache, dynamic = NeuralCache(theta=1., weight=0.5), DynamicEvaluation(lr=1.)
-    assert late() > 0.8*VOCAB and late(cache=cache) < 3 and late(dynamic=dynamic) < 4
-    assert late(cache=cache, dynamic=dynamic) < min(late(cache=cache), late(dynamic=dynamic))
+    "Medians over nine random models and texts."
+    config,pairs = dict(emb_sz=60, n_hid=60, n_layers=1, tie_weights=False),[]
+    for seed in range(9):
+        with seeded(seed): pairs.append((get_language_model(AWD_LSTM, VOCAB, config).eval(), torch.randint(VOCAB, (60,)).repeat(4)))
+        for p in pairs[-1][0][0].parameters(): p.data.mul_(10)
+    @cache
+    def late(**kw): return torch.stack([score_ids(m, [doc], **kw)[0][-60:].mean().neg().exp() for m,doc in pairs]).median().item()
+    memory, dynamic = NeuralCache(theta=1., weight=0.5), DynamicEvaluation(lr=1.)
+    assert late() > 0.8*VOCAB and late(cache=memory) < late()/5 and late(dynamic=dynamic) < late()/5
+    assert late(cache=memory, dynamic=dynamic) < min(late(cache=memory), late(dynamic=dynamic))
     # Each argument matters, and points the right way: a short memory has forgotten, small steps learn less.
-    assert late(cache=NeuralCache(size=30, theta=1., weight=0.5)) > 4*late(cache=cache)
-    assert late(cache=NeuralCache(theta=0., weight=0.5)) > 4*late(cache=cache)
-    assert late(cache=NeuralCache(theta=1., weight=0.05)) > 2*late(cache=cache)
+    assert late(cache=NeuralCache(size=30, theta=1., weight=0.5)) > 4*late(cache=memory)
+    assert late(cache=NeuralCache(theta=0., weight=0.5)) > 4*late(cache=memory)
+    assert late(cache=NeuralCache(theta=1., weight=0.05)) > 2*late(cache=memory)
     assert late(dynamic=DynamicEvaluation(lr=0.1)) > 2*late(dynamic=dynamic)
     assert late(dynamic=DynamicEvaluation(lr=1., decay=0.5)) > 2*late(dynamic=dynamic)
     assert late(dynamic=DynamicEvaluation(lr=1., every=40)) > 2*late(dynamic=dynamic)
