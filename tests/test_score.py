@@ -362,7 +362,7 @@ def test_repeated_strings_are_learnt():
     @cache
     def late(**kw): return torch.stack([score_ids(m, [doc], **kw)[0][-60:].mean().neg().exp() for m,doc in pairs]).median().item()
     memory, dynamic = NeuralCache(theta=1., weight=0.5), DynamicEvaluation(lr=1.)
-    assert late() > 0.8*VOCAB and late(cache=memory) < late()/5 and late(dynamic=dynamic) < late()/5
+    assert late() > 0.8*VOCAB and late(cache=memory) < 3 and late(dynamic=dynamic) < 4
     assert late(cache=memory, dynamic=dynamic) < min(late(cache=memory), late(dynamic=dynamic))
     # Each argument matters, and points the right way: a short memory has forgotten, small steps learn less.
     assert late(cache=NeuralCache(size=30, theta=1., weight=0.5)) > 4*late(cache=memory)
