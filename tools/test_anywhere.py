@@ -14,14 +14,18 @@ ROOT = Path(__file__).parent.parent
 LOGS = ROOT/"build"/"anywhere"
 BIN = Path(sys.executable).parent
 
-# Instruction sets of torch's own kernels and of oneDNN's, and threads; `BUSY` processes work beside the tests.
+# Instruction sets of torch's own kernels, of oneDNN's and of MKL's.
+AVX2 = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2")
+OLD = dict(ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", MKL_ENABLE_INSTRUCTIONS="SSE4_2")
+# Threads of each process; `BUSY` processes work beside the tests. Threads that wait sleep, because a process runs on
+# each core: threads that spin would take the other's time.
 EMULATIONS = {
     "native": dict(OMP_NUM_THREADS=2),
     "native-1": dict(OMP_NUM_THREADS=1),
-    "avx2": dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", OMP_NUM_THREADS=2),
-    "avx2-1": dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", OMP_NUM_THREADS=1),
-    "old": dict(ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", OMP_NUM_THREADS=1),
-    "old-2": dict(ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", OMP_NUM_THREADS=2),
+    "avx2": dict(AVX2, OMP_NUM_THREADS=2),
+    "avx2-1": dict(AVX2, OMP_NUM_THREADS=1),
+    "old": dict(OLD, OMP_NUM_THREADS=1),
+    "old-2": dict(OLD, OMP_NUM_THREADS=2),
     "busy": dict(OMP_NUM_THREADS=2, BUSY=os.cpu_count()),
 }
 
@@ -68,8 +72,8 @@ def main(names: list) -> int:
     print("| emulation | notebooks | tests | minutes |\n|---|---|---|---|", flush=True)
     failed = False
     for name in names or EMULATIONS:
-        env = {k: str(v) for k, v in EMULATIONS[name].items()}
-        workers = max((os.cpu_count() or 1)//int(env["OMP_NUM_THREADS"]), 1)
+        env = {"OMP_WAIT_POLICY": "PASSIVE", **{k: str(v) for k, v in EMULATIONS[name].items()}}
+        workers = os.cpu_count() or 1
         start = time.monotonic()
         with busy(int(env.pop("BUSY", 0))): results = [f(name, workers, env) for f in (notebooks, tests)]
         failed = failed or results[0] != "all pass" or "FAILED" in results[1] or "no test" in results[1]
