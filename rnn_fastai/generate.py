@@ -221,7 +221,7 @@ _FEW_STEPS = 8   # a kernel lays out its weights anew at each call, in the time 
 
 def _set_reading(rnn:Recurrent, reproducible:bool):
     "Say how several steps are taken. Of torch's kernels on the CPU, that of the LSTM alone adds up a row as if alone."
-    rnn.few_steps = 0 if reproducible else _FEW_STEPS
+    rnn.few_steps,rnn.min_rows = (0, 2) if reproducible else (_FEW_STEPS, 1)
     if reproducible and rnn.cells[0].kernel not in (None, 'lstm') and rnn.backend == 'auto': rnn.backend = 'loop'
 
 def stepping(

@@ -436,7 +436,10 @@ def test_autocast(name, args):
     rnn = build('LSTM', cls=nn.LSTM) if name == 'torch' else build(name)
     x = torch.randn(7, 4, 3)
     with torch.autocast('cpu', torch.bfloat16):
-        want,_ = rnn(x)
+        try: want,_ = rnn(x)
+        except RuntimeError:
+            if name != 'torch': raise
+            pytest.skip("torch has no LSTM of this type for this processor")
         with capture(rnn, parts=PARTS) as rec: out,_ = rnn(x)
     assert out.dtype == want.dtype and torch.equal(out, want)
     h = rec[0, 'h'].reshape(4, 7, -1).transpose(1, 0, 2)

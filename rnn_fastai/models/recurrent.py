@@ -242,6 +242,7 @@ class Recurrent(nn.Module):
     watch = None   # for those who look inside: (i, Seen, output, last state) of cell i -> output and last state
     edit = None    # for those who change it: (i, step in the order of reading, state) of cell i -> state
     few_steps = 1  # so many steps the plain loop takes, where the backend is not said
+    min_rows = 1   # rows that a kernel gets at least; for one row alone some processors add in another order
     def __init__(self,
         cell:Any, # A registered name, or a subclass of `Cell`
         input_size:int, # Features of the input
@@ -417,7 +418,11 @@ class Recurrent(nn.Module):
             x,w_ih = _hold(kind, x, ws[0], lengths)
             ws = [w_ih, *ws[1:]]
         if x.is_cuda and (any(drops) or ws[0] is not plain[0]): ws = _compact(ws)
-        out,last = run_kernel(kind, x, state, ws, self.bias, len(cells)//n_dir, self.dropout, self.training, n_dir == 2)
+        n_rows = x.size(1)
+        if n_rows < self.min_rows: x,*state = (torch.cat([t]*self.min_rows, 1) for t in (x, *state))
+        out,last = run_kernel(kind, x, tuple(state), ws, self.bias, len(cells)//n_dir, self.dropout, self.training,
+                              n_dir == 2)
+        if n_rows < self.min_rows: out,last = out[:, :n_rows],tuple(s[:, :n_rows] for s in last)
         return out,last if lengths is None else (last_steps(out, lengths), *(s[0] for s in last[1:]))
 
     def _direction(self, i:int, drops:dict, x:Tensor, state:tuple, lengths:Tensor|None,
