@@ -14,13 +14,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .callback.history import LossHistory
 from .core import check_count
 from .many import ManyNets
 
 # %% ../nbs/60_plots.ipynb #3a83ea16
 def plot_losses(
-    hist:LossHistory, # Losses of one fit or several
+    hist:Any, # A `LossHistory`: losses of one fit or several
     ax:Axes|None=None, # Where to draw; a new figure by default
 ) -> Axes:
     "Training loss a batch and validation loss an epoch, on a logarithmic scale; dotted lines end the epochs."

@@ -121,7 +121,7 @@ def _save_array(file:Path, a:np.ndarray):
 def write_folder(
     path:Path, # The folder to be; it may hold what was written by the same means, and nothing else
     write:Callable, # Called with a folder, fills it
-    files:set[str]=_FILES, # Names of files that may be there now
+    files:set[str], # Names of files that may be there now
 ):
     "Fill a folder out of sight and put it in place whole. Raises `OSError`, and then leaves what was there before."
     if path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= files):
@@ -250,7 +250,7 @@ class Corpus:
             for k in ('ids', 'offsets'): _save_array(folder/f'{k}.npy', getattr(self, k))
             meta = dict(format=_FORMAT, vocab=vocab, digest=_digests(folder, vocab))
             (folder/'corpus.json').write_text(json.dumps(meta), encoding='utf8')
-        write_folder(path, write)
+        write_folder(path, write, _FILES)
         return path
 
     @classmethod
