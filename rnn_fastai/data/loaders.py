@@ -131,8 +131,10 @@ def doc_loaders(
     for name,n in (('bs', bs), ('val_bs', ifnone(val_bs, bs))): check_count(name, n)
     items,tokenizer,device = ifnone(items, texts),as_tokenizer(tok_tfm),ifnone(device, default_device())
     parts = _parts(splits, items)
-    named = [(items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist() for rows,_ in parts]
+    def names(rows): return (items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist()
+    named,used = [names(rows) for rows,_ in parts],np.unique(np.concatenate([rows for rows,_ in parts]))
     # labels before the texts: their errors come at once
+    label_keys(read_labels(_rows(items, used)), label_col, names(used))
     labels = Labels(read_labels(parts[0][1]()), block, label_col, named[0])
     targets = labels.y,labels.of(read_labels(parts[1][1]()), named[1])
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
