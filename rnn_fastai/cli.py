@@ -300,7 +300,7 @@ def _told(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores
 @call_parse
 def train(
     task:str, # 'lm', 'classifier' or 'tagger'
-    data:str, # A named set (human_numbers, imdb_sample, imdb, wikitext2, ud_ewt), or a file
+    data:str, # A set (human_numbers, imdb_sample, imdb, wikitext2, ud_ewt), or a .csv, .tsv, .parquet or .conllu file
     out:str='out/model', # Folder for the model
     arch:str=None, # AWD_LSTM, or another registered architecture; LSTM, or another cell, for a tagger
     encoder:str=None, # Folder of a trained language model to start from
@@ -483,7 +483,8 @@ def generate(
     learn,facts = load_bundle(model)
     if facts['task'] != 'lm': raise ValueError(f"{model} holds a {facts['task']}, which does not write; call predict.")
     if prompts and file: raise ValueError(f"Prompts and file={file!r} exclude each other; leave one out.")
-    if file and not Path(file).is_file(): raise FileNotFoundError(f"There is no file {file}.")
+    if file and not Path(file).exists(): raise FileNotFoundError(f"There is no file {file}.")
+    if file and Path(file).is_dir(): raise ValueError(f"{file} is a folder; give a file of prompts.")
     check_count('bs', bs); check_count('n', n); check_seed(seed)
     words = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split())
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, stop=stop or (),

@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from functools import cache, partial
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_prompts_of_a_file(models, run, tmp_path):
     (tmp_path/'p.txt').write_bytes(b'\xef\xbb\xbfgood\r\nbad two\r\n')
     want = run('generate', models/'lm', 'good', 'bad two', '--n-words', '3', '--seed', '1')
     assert run('generate', models/'lm', '--file', tmp_path/'p.txt', '--n-words', '3', '--seed', '1') == want
+
+def test_prompts_of_a_pipe(models, run, tmp_path):
+    "As a shell hands over the output of another command: `--file <(command)`."
+    want,pipe = run('generate', models/'lm', 'good', '--n-words', '3', '--seed', '1'),tmp_path/'pipe'
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("good\n",), daemon=True)
+    writer.start()
+    assert run('generate', models/'lm', '--file', pipe, '--n-words', '3', '--seed', '1') == want
+    writer.join()
+    assert 'is a folder; give a file of prompts' in run('generate', models/'lm', '--file', tmp_path)[0]
+
+def test_white_space_is_no_word(models, run):
+    "Blanks, tabs and returns in a text to be tagged."
+    plain = run('predict', models/'tagger', 'a b c')
+    for text in ('a  b c', ' a b\tc ', 'a\rb\n c\r'): assert run('predict', models/'tagger', text) == plain
 
 ALL = ['lm', 'classifier', 'tagger']
 FOUR = 'text,label,tokens,tags\n'

@@ -14,6 +14,7 @@ REPLACED = sorted(k for k in THEIRS if OURS.get(k) is not THEIRS[k])
 # What differs on purpose: a name, `class.method`, or either with an argument in brackets.
 INTENDED = {
     'WordTokenizer(buf_sz)': 'pieces that the cache keeps; in fastai, texts that spaCy takes at once',
+    **{f'TextBlock.{m}(min_freq)': 'the tokenizer says: 3 for words, 1 for characters' for m in ('from_df', 'from_folder')},
     'AWD_LSTM.forward': 'state in, state out: `forward(x, state, from_embeds)`',
     'TextLearner.save(pickle_protocol)': 'nothing is pickled', 'LMLearner.save(pickle_protocol)': 'nothing is pickled',
     **{f'{f}({a})': why for f in ('language_model_learner', 'text_classifier_learner') for a,why in dict(

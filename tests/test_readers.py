@@ -275,3 +275,29 @@ def test_conllu_with_ends_of_lines_of_all_kinds():
         assert (df.tokens.tolist(), df.sent_id.tolist()) == ([['#'], ['a']], ['1', '2'])
         with pytest.raises(ValueError, match='line 8: found 2 columns'):
             rf.read_conllu(io.StringIO(text.replace('\n', end), newline=''))
+
+# ---- Fields between what a pattern matches
+
+@pytest.mark.parametrize('pattern,between', [('::', '::'), (r'\^', '^'), (r'\s*;\s*', ' ;  '), (r'\t+', '\t\t')])
+def test_fields_between_patterns_equal_those_of_pandas(pattern, between, tmp_path):
+    rows = [['text', 'label', 'n'], ['a "b" c', 'NA', '1'], ['007', 'x', '2'], ['null', 'y', '2.5']]
+    file = tmp_path/'a.csv'
+    file.write_text('\ufeff' + '\r\n'.join([between.join(r) for r in rows] + ['', '']), encoding='utf8')
+    want = pd.read_csv(file, sep=pattern, engine='python', keep_default_na=False, dtype={'text': str}, encoding='utf-8-sig')
+    got = rf.read_csv(file, dict(text_col='text'), delimiter=pattern)
+    assert got.to_dict('list') == want.to_dict('list')
+    numbered = rf.read_csv(file, dict(text_col=0), header=None, delimiter=pattern)
+    assert numbered[0].tolist() == [r[0] for r in rows]
+
+@pytest.mark.parametrize('text,match', [('text::label\na::x\nb::y::\n', r'a\.csv, line 3: found 3 fields, expected 2'),
+                                        ('text::label\na::x::\nb::y::\n', r'a\.csv, line 2: found 3 fields'),
+                                        ('text::label\n\na\n', r"a\.csv, line 3: found 1 fields, and none for .*'label'"),
+                                        ('', r'a\.csv is empty'), ('text::label\n', r'a\.csv has no rows')])
+def test_faults_between_patterns_are_named(text, match, tmp_path):
+    (tmp_path/'a.csv').write_text(text)
+    with pytest.raises(ValueError, match=match):
+        rf.TextDataLoaders.from_csv(tmp_path, 'a.csv', text_col='text', label_col='label', delimiter='::')
+
+def test_a_pattern_that_is_none(tmp_path):
+    (tmp_path/'a.csv').write_text('text,label\n')
+    with pytest.raises(ValueError, match=r"delimiter='\(,' is no pattern"): rf.read_csv(tmp_path/'a.csv', delimiter='(,')

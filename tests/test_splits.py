@@ -59,3 +59,14 @@ def test_the_command_says_so(task, tmp_path):
     df.to_csv(tmp_path/'d.csv', index=False)
     with pytest.raises(ValueError, match='must be true or false in every row'):
         train.__wrapped__(task, str(tmp_path/'d.csv'), str(tmp_path/'m'), valid='held')
+
+@pytest.mark.parametrize('kind', [float, np.float32, np.float64], ids=lambda k: k.__name__)
+def test_a_part_of_any_type_of_number(kind):
+    dls = classifier(frame([False]*N), valid_pct=kind(0.5), stratify=True, seed=0)
+    assert sorted(dls.valid_ds.items.label) == ['x']*(N//4) + ['y']*(N//4)
+
+@pytest.mark.parametrize('how', [dict(valid_pct=0.5, seed=0), dict(valid_col='held')], ids=['random', 'column'])
+def test_missing_labels_are_counted_in_all_rows(how):
+    df = frame([True]*5 + [False]*(N-5)).assign(label=['x', None, 'y', 'x']*(N//4))
+    with pytest.raises(ValueError, match=f"Column 'label' has {N//4} missing labels, the first in row 1"):
+        classifier(df, **how)

@@ -286,6 +286,14 @@ def tag_share(learn):
     real = y != rf.TAG_IGNORE
     return (best[real] == y[real]).double().mean().item()
 
+def test_white_space_of_a_text_is_no_word(tmp_path):
+    df = pd.DataFrame({'tokens': [['a', 'b'], ['b', 'c']]*4, 'tags': [['X', 'Y'], ['Y', 'Z']]*4})
+    learn = rf.tagger_learner(rf.TagDataLoaders.from_df(df, bs=2, path=tmp_path, seed=0), n_hid=4, emb_sz=4)
+    plain = learn.predict('a b c')
+    for text in ('a  b c', '\n a b\tc ', 'a\rb\u00a0c\r\n'): assert learn.predict(text) == plain == learn.tag([text])[0]
+    assert len(learn.predict(['a', ' ', 'b'])) == 3   # words that are given stay
+    with pytest.raises(ValueError, match='has no token'): learn.predict(' \n')
+
 def test_words_never_seen(tmp_path):
     learn = make(path=tmp_path)
     assert [w for w,_ in learn.predict('Zyx qqq ß')] == ['Zyx', 'qqq', 'ß']

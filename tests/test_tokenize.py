@@ -5,6 +5,7 @@ import random
 import re
 import sys
 import threading
+import tracemalloc
 from functools import cache, partial
 from itertools import islice, product
 from pathlib import Path
@@ -564,3 +565,19 @@ def test_all_of_wikitext(part):
     for texts in (lines, ['\n'.join(lines[i:i+50]) for i in range(0, len(lines), 50)]):
         ours,want = list(TextTokenizer()(texts)),theirs(texts)
         assert [i for i,(a,b) in enumerate(zip(ours, want, strict=True)) if a != b] == []
+
+def test_a_new_word_costs_little_in_a_large_table():
+    "The table has room for the next words: it is not copied for each of them."
+    tok,size = TextTokenizer(WordTokenizer(special_toks=['xxbos'])),20_000
+    tok.number([' '.join(f'w{i}q' for i in range(size))])
+    costs = []
+    tracemalloc.start()
+    try:
+        for i in range(9):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            tok.number([f'new{i}q'])
+            costs.append(tracemalloc.get_traced_memory()[1] - before)
+    finally: tracemalloc.stop()
+    assert np.median(costs) < 2*size   # bytes; a copy of all facts has more than 30 for each piece
+    assert list(tok(['w7q new3q w12345q'])) == [['xxbos', 'w7q', 'new3q', 'w12345q']]

@@ -203,3 +203,94 @@ def test_subwords_as_in_fastais_book(tmp_path):
         sp.setup(texts)
         return ' '.join(m.first(sp([texts[0]]))[:40])
     assert subword(rf, 200) == subword(ft, 200) and '▁' in subword(rf, 200)
+
+# ---- Any tokenizer through every door
+
+ODD = ["The cat  isn't here.", 'señor ≠ 7!\tx\nY', 'A dog, a CAT']   # words, signs and blanks, some of them once
+
+@pytest.fixture
+def odd_folder(tmp_path):
+    for i,text in enumerate(ODD*4):
+        file = tmp_path/'odd'/('valid' if i%4 == 0 else 'train')/'ab'[i%2]/f'{i}.txt'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(('\ufeff' if i%3 == 0 else '') + text, encoding='utf8')
+    return tmp_path/'odd'
+
+TOKENIZERS = dict(none=lambda: None, words=rf.WordTokenizer, class_=lambda: rf.WordTokenizer, spacy=rf.SpacyTokenizer,
+                  blanks=lambda: rf.BaseTokenizer, learned=Frequent, function=lambda: lambda texts: map(str.split, texts),
+                  characters=rf.CharTokenizer, class_of_characters=lambda: rf.CharTokenizer,
+                  parts=lambda: rf.ByteLevelTokenizer(300), ours=rf.TextTokenizer,
+                  ours_own=lambda: rf.TextTokenizer(rf.BaseTokenizer(), [str.lower], []),
+                  capitals=lambda: rf.TextTokenizer(rf.CharTokenizer(), [str.upper]),
+                  transform=lambda: rf.Tokenizer(rf.SpacyTokenizer()), fastais=lambda: ft.Tokenizer(ft.SpacyTokenizer()),
+                  transform_of_characters=lambda: rf.Tokenizer(rf.CharTokenizer(), rules=[str.lower]))
+
+@pytest.mark.parametrize('name', TOKENIZERS)
+def test_every_door_gives_the_same_tokens(name, odd_folder):
+    make,files = TOKENIZERS[name],sorted(rf.get_text_files(odd_folder))
+    texts = [f.read_text(encoding='utf-8-sig') for f in files]
+    tok = rf.TextTokenizer(make()) if not isinstance(make(), rf.CorpusTokenizer) else make()
+    want = list(tok.train(texts)(texts))
+    tfm = rf.Tokenizer.from_folder(odd_folder, tok=make(), n_workers=0)
+    assert [list(tfm(f)) for f in files] == want and tfm.counter == Counter(t for ts in want for t in ts)
+    assert tfm.get_lengths(files) == list(map(len, want))
+    df = pd.DataFrame({'text': texts})
+    assert [*map(list, rf.TfmdLists(df, rf.Tokenizer.from_df('text', tok=make())).items.text)] == want
+    for toks in want: assert tfm.decode(toks) == tok.decode(toks)
+    direct = rf.TextDataLoaders.from_folder(odd_folder, tok_tfm=make(), bs=2, min_freq=1)
+    block = rf.DataBlock((rf.TextBlock.from_folder(odd_folder, tok=make(), n_workers=0, min_freq=1), rf.CategoryBlock),
+                         get_items=rf.get_text_files, get_y=rf.parent_label,
+                         splitter=rf.GrandparentSplitter()).dataloaders(odd_folder, bs=2)
+    def spelt(dls): return sorted([dls.vocab[0][i] for i in row] for row in rows(dls))
+    assert spelt(block) == spelt(direct)
+
+def test_tokens_of_a_folder_are_not_taken_from_another_tokenizer(odd_folder):
+    "Nor are those of files that came later missing."
+    def tokens(tok): return list(rf.Tokenizer.from_folder(odd_folder, tok=tok, n_workers=0)(file))
+    file = odd_folder/'valid'/'a'/'0.txt'
+    words = ['xxbos', 'xxmaj', 'the', 'cat', 'is', "n't", 'here', '.']
+    assert tokens(None) == words and tokens(rf.BaseTokenizer()) == ['xxbos', 'xxmaj', 'the', 'cat', "isn't", 'here.']
+    made = odd_folder.parent/'odd_tok'/'valid'/'a'/'0.txt'
+    assert tokens(None) == words
+    made.write_text('kept')
+    assert tokens(rf.WordTokenizer()) == ['kept'] and tokens(rf.WordTokenizer('de'))[1:3] == ['xxmaj', 'the']
+    (odd_folder/'new.txt').write_text('later')
+    assert list(rf.Tokenizer.from_folder(odd_folder, tok=rf.WordTokenizer('de'))(odd_folder/'new.txt')) == ['xxbos', 'later']
+
+def test_a_tokenizer_that_learns_knows_new_texts_the_second_time_too(odd_folder, tmp_path):
+    pytest.importorskip('sentencepiece')
+    def make(): return rf.Tokenizer.from_folder(odd_folder, n_workers=0, tok=rf.SubwordTokenizer(
+        vocab_sz=60, cache_dir=tmp_path))
+    assert list(make()('a cat')) == list(make()('a cat'))
+
+def test_files_that_are_no_utf8(odd_folder):
+    "fastai names no file. With `encoding` they are read, and so are their tokens."
+    (odd_folder/'train'/'a'/'old.txt').write_bytes('é à'.encode('latin-1'))
+    for tok in (None, rf.CharTokenizer()):
+        with pytest.raises(ValueError, match=r'old\.txt is not valid UTF-8'):
+            rf.Tokenizer.from_folder(odd_folder, tok=tok, n_workers=0)
+    for file in rf.get_text_files(odd_folder): file.write_bytes('é à'.encode('latin-1'))
+    tfm = rf.Tokenizer.from_folder(odd_folder, encoding='latin-1', n_workers=0, skip_if_exists=False)
+    assert list(tfm(file)) == ['xxbos', 'é', 'à']
+    with pytest.raises(TypeError, match="output_dir"):
+        rf.Tokenizer.from_folder(odd_folder, tok=rf.CharTokenizer(), output_dir=odd_folder/'out')
+
+def test_rare_characters_are_known_in_a_block():
+    df = pd.DataFrame({'text': ['a cat']*10 + ['señor'], 'label': list('ab'*5) + ['a']})
+    def vocab(tok, **kw): return rf.DataBlock((rf.TextBlock.from_df('text', tok=tok, **kw), rf.CategoryBlock),
+        get_x=rf.ColReader('text'), get_y=rf.ColReader('label')).dataloaders(df, bs=2).vocab[0]
+    assert 'ñ' in vocab(rf.CharTokenizer()) and 'ñ' not in vocab(rf.CharTokenizer(), min_freq=3)
+    assert 'señor' not in vocab(None) and 'señor' in vocab(None, min_freq=1)
+
+@pytest.mark.parametrize('text', ODD)
+@pytest.mark.parametrize('make', [rf.CharTokenizer, lambda: rf.ByteLevelTokenizer(300).train(ODD)])
+def test_rules_of_ones_own_before_characters(make, text):
+    "No blanks between characters, no `xxbos` in letters, no sign for a blank; also after a copy."
+    tok,plain = rf.TextTokenizer(make(), [str.upper]),make()
+    for t in (tok, pickle.loads(pickle.dumps(tok)), rf.TextTokenizer(rf.Tokenizer(make(), [str.upper]))):
+        assert t(text) == plain(text.upper()) and t.decode(t(text)) == text.upper()
+        assert (t.min_freq, t.vocab, t.trained) == (1, plain.vocab, True)
+    assert rf.TextTokenizer(make())(text) == plain(text)
+    assert not rf.TextTokenizer(rf.ByteLevelTokenizer(300)).trained
+    own = rf.TextTokenizer(make(), post_rules=[str.upper])   # its tokens are not those of the vocabulary any more
+    assert own.vocab is None and own(text) == [t.upper() for t in plain(text)]

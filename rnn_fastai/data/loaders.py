@@ -19,16 +19,17 @@ import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, MultiCategoryBlock
 from fastai.data.core import TfmdDL
-from fastai.data.transforms import get_text_files
+from fastai.data.transforms import get_files, get_text_files
 from fastai.text import core as fastai_core
 from fastai.text import data as fastai_data
 from fastai.torch_core import TitledStr, default_device
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
+from fastcore.xtras import load_pickle
 
 from ..core import check_count, near
-from .cache import cached_corpus
+from .cache import cached_corpus, corpus_key
 from .classify import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels, label_keys
 from .corpus import Corpus
 from .lm import LMDataLoader, LMDataset
@@ -130,8 +131,10 @@ def doc_loaders(
     for name,n in (('bs', bs), ('val_bs', ifnone(val_bs, bs))): check_count(name, n)
     items,tokenizer,device = ifnone(items, texts),as_tokenizer(tok_tfm),ifnone(device, default_device())
     parts = _parts(splits, items)
-    named = [(items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist() for rows,_ in parts]
+    def names(rows): return (items.index[rows] if isinstance(items, pd.DataFrame) else rows).tolist()
+    named,used = [names(rows) for rows,_ in parts],np.unique(np.concatenate([rows for rows,_ in parts]))
     # labels before the texts: their errors come at once
+    label_keys(read_labels(_rows(items, used)), label_col, names(used))
     labels = Labels(read_labels(parts[0][1]()), block, label_col, named[0])
     targets = labels.y,labels.of(read_labels(parts[1][1]()), named[1])
     corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
@@ -279,11 +282,22 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         # fastai's `Interpretation` names itself by `process`, and does not put results back in the order of its rows
         return dl.new(get_idxs=partial(list, range(dl.n))) if 'process' in kwargs else dl
 
+# %% ../../nbs/19_data.loaders.ipynb #99f21739
+_COUNTS = fastai_core.fn_counter_pkl,fastai_core.fn_lengths_pkl   # files of counts beside those of tokens
+
+def _without_mark(text:str) -> str: return text.removeprefix('\ufeff')   # a byte order mark
+
+def _tokenizer_key(tfm:fastai_core.Tokenizer) -> str|None:
+    "Name of a transform's settings; none for a tokenizer that has to learn, or that cannot be told from others."
+    if hasattr(tfm.tok, 'setup'): return None
+    try: return corpus_key([], tok=tfm.tok, rules=list(tfm.rules))
+    except TypeError: return None
 
 class Tokenizer(fastai_core.Tokenizer):
     "fastai's transform from texts to tokens; the texts of a frame are tokenized all at once."
+    encoding = 'utf8'   # of the files of tokens that `from_folder` writes
     def __init__(self,
-        tok:Any, # A word tokenizer or a `CorpusTokenizer`; a class is instantiated
+        tok:Any, # A word tokenizer, a `CorpusTokenizer`, or another transform; a class is instantiated
         rules:list|None=None, # Text to text, in order; fastai's by default, none for a `CorpusTokenizer`
         counter:Counter|None=None, # How often each token occurs
         lengths:Any=None, # Number of tokens of each text
@@ -291,8 +305,55 @@ class Tokenizer(fastai_core.Tokenizer):
         sep:str=' ', # What stands between tokens in a text
     ):
         tok = tok() if isinstance(tok, type) else tok
+        if isinstance(tok, fastai_core.Tokenizer): tok,rules = tok.tok,ifnone(rules, tok.rules)
         if rules is None and isinstance(tok, CorpusTokenizer): rules = []   # its own rules are enough
         super().__init__(tok, rules, counter, lengths, mode, sep)
+
+    @classmethod
+    @delegates(fastai_core.Tokenizer.from_folder, keep=True)
+    def from_folder(cls,
+        path:str|Path, # A folder of text files
+        tok:Any=None, # As for `Tokenizer`; `WordTokenizer` by default
+        rules:list|None=None, # Text to text, in order; fastai's by default, none for a `CorpusTokenizer`
+        **kwargs
+    ) -> 'Tokenizer':
+        "For the files of a folder. Tokens are written beside it as by fastai; those of a `CorpusTokenizer` are not."
+        res = cls(ifnone(tok, WordTokenizer()), rules, mode='folder')
+        res.path = Path(path)
+        (res._count_files if isinstance(res.tok, CorpusTokenizer) else res._write_tokens)(**kwargs)
+        return res
+
+    def _files(self, extensions:list|None=None, folders:list|None=None) -> L:
+        return get_files(self.path, ifnone(extensions, ['.txt']), folders=folders)
+
+    def _count_files(self, extensions=None, folders=None, n_workers=0, skip_if_exists=True):
+        "Count the tokens of all files, which are made when asked for: blanks and newlines may be among them."
+        files = self._files(extensions, folders)
+        self.tok.setup(texts_of(files), self.rules)
+        self.counter,self.lengths = Counter(),{}
+        for file,toks in zip(files, as_tokenizer(self)(texts_of(files)), strict=True):
+            self.counter.update(toks)
+            self.lengths[str(file.relative_to(self.path))] = len(toks)
+
+    def _write_tokens(self, **kwargs):
+        "Write the tokens of all files by fastai's `tokenize_folder`, unless they are there from the same tokenizer."
+        self.encoding = kwargs.get('encoding', self.encoding)
+        out = Path(ifnone(kwargs.get('output_dir'), self.path.parent/f'{self.path.name}_tok'))
+        key,note = _tokenizer_key(self),out/'tokenizer.txt'
+        if key is None or note.exists() and note.read_text() != key: kwargs['skip_if_exists'] = False
+        try: fastai_core.tokenize_folder(self.path, tok=self.tok, rules=[_without_mark, *self.rules], **kwargs)
+        except UnicodeDecodeError:
+            for _ in texts_of(self._files(kwargs.get('extensions'), kwargs.get('folders'))): pass   # names the file
+            raise
+        if key is not None: note.write_text(key)
+        self.output_dir = out
+        self.counter,self.lengths = (load_pickle(out/f) for f in _COUNTS)
+
+    def encodes(self, o:Path):
+        if self.mode == 'folder' and o.is_relative_to(self.path) and hasattr(self, 'output_dir'):
+            file = self.output_dir/o.relative_to(self.path)
+            if file.exists(): return L(file.read_text(encoding=self.encoding).split(' '))
+        return self._tokenize1(next(iter(texts_of([o]))))
 
     def setups(self, dsets):
         "Tokenize the frame of `dsets`, as fastai's `tokenize_df` does."
@@ -310,6 +371,7 @@ class Tokenizer(fastai_core.Tokenizer):
 
     def decodes(self, o): return TitledStr(as_tokenizer(self).decode(o))
 
+# %% ../../nbs/19_data.loaders.ipynb #bfaf1da7
 class TextBlock(fastai_data.TextBlock):
     "fastai's `TextBlock`, with our tokenizer for frames and our loader for language models."
     @delegates(fastai_data.TextBlock.__init__)
@@ -332,12 +394,30 @@ class TextBlock(fastai_data.TextBlock):
         is_lm:bool=False, # Loaders for a language model
         seq_len:int=72, # Columns of a batch
         backwards:bool=False, # Read every text from its end
-        min_freq:int=3, # A token that occurs less often is unknown
+        min_freq:int|None=None, # A token that occurs less often is unknown; by default 3 for words, 1 for characters
         max_vocab:int=60000, # Most tokens to keep
-        tok:Any=None, # A word tokenizer; `WordTokenizer` by default
+        tok:Any=None, # As for `Tokenizer`; `WordTokenizer` by default
         **kwargs
     ) -> 'TextBlock':
         "A block for the columns of a frame."
         tfm = Tokenizer.from_df(text_cols, tok=ifnone(tok, WordTokenizer()), **kwargs)
-        return cls(tfm, vocab=vocab, is_lm=is_lm, seq_len=seq_len, backwards=backwards, min_freq=min_freq,
-                   max_vocab=max_vocab)
+        return cls(tfm, vocab=vocab, is_lm=is_lm, seq_len=seq_len, backwards=backwards,
+                   min_freq=ifnone(min_freq, as_tokenizer(tfm).min_freq), max_vocab=max_vocab)
+
+    @classmethod
+    @delegates(fastai_core.Tokenizer.from_folder, keep=True)
+    def from_folder(cls,
+        path:str|Path, # A folder of text files
+        vocab:list|None=None, # Vocabulary; made from the texts by default
+        is_lm:bool=False, # Loaders for a language model
+        seq_len:int=72, # Columns of a batch
+        backwards:bool=False, # Read every text from its end
+        min_freq:int|None=None, # A token that occurs less often is unknown; by default 3 for words, 1 for characters
+        max_vocab:int=60000, # Most tokens to keep
+        tok:Any=None, # As for `Tokenizer`; `WordTokenizer` by default
+        **kwargs
+    ) -> 'TextBlock':
+        "A block for the text files of a folder."
+        tfm = Tokenizer.from_folder(path, tok=tok, **kwargs)
+        return cls(tfm, vocab=vocab, is_lm=is_lm, seq_len=seq_len, backwards=backwards,
+                   min_freq=ifnone(min_freq, as_tokenizer(tfm).min_freq), max_vocab=max_vocab)

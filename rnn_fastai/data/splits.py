@@ -28,7 +28,7 @@ def random_splitter(
     labels:list|None=None, # A label a row, to hold out as many of each
 ) -> Callable: # From rows to training rows and validation rows
     "Hold rows out at random, as fastai does. Raises `ValueError` for a part that is none."
-    check_valid_pct(valid_pct)
+    valid_pct = float(check_valid_pct(valid_pct))   # scikit-learn takes no other type
     if labels is None: return RandomSplitter(valid_pct, seed=seed)
     def split(rows):
         try: return TrainTestSplitter(valid_pct, seed, stratify=list(map(str, labels)))(rows)

@@ -195,7 +195,9 @@ class TagDataset(DocDataset):
         return TagDataset(corpus, None, y, self.tags, self.tok, self.cols, texts, letters).part(1)
 
     @staticmethod
-    def _split(text:Any) -> Any: return WordTokenizer().tokenize(text) if isinstance(text, str) else text
+    def _split(text:Any) -> Any:
+        "Words of a text; white space, which spaCy keeps as tokens, is no word."
+        return [w for w in WordTokenizer().tokenize(text) if not w.isspace()] if isinstance(text, str) else text
 
 def tag_corpus(
     sents:list[list[str]], # Tokens of each sentence

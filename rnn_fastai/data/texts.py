@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from io import StringIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
@@ -81,6 +81,13 @@ def _delimiter(line:str) -> str:
     bare = re.sub('"[^"]*"', '', line)
     return next((d for d in ',\t;|' if d in bare), ',')
 
+def _pattern_rows(lines:Iterable[str], pattern:str) -> Iterator[tuple[int, list[str]]]:
+    "Numbered rows whose fields stand between what a pattern matches; quotes are characters like others, as in pandas."
+    try: cut = re.compile(pattern).split
+    except re.error as e: raise ValueError(f"delimiter={pattern!r} is no pattern: {e}.") from e
+    for i,line in enumerate(lines, 1):
+        if line.strip(): yield i,cut(line.strip())
+
 def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int) -> Iterator[tuple[int, list[str]]]:
     "Rows that are not blank, each with the number of its first line; `n_above` rows stand above the header."
     csv.field_size_limit(2**31 - 1)   # of the process; it is there to stop at a quote that is not closed, as we do
@@ -95,6 +102,9 @@ def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int) -> Itera
         while n <= n_above and (text := f.readline()):
             head.append(text)
             n += bool(text.strip())
+        if len(delimiter or ',') > 1:
+            yield from _pattern_rows(chain(head, f), delimiter)
+            return
         rows = csv.reader(lines(head, f), delimiter=delimiter or _delimiter(''.join(head[-1:])), quoting=quoting)
         for row in rows:
             if ended: raise ValueError(f"{file}, line {line}: a quote opens in this row and is not closed.")
@@ -104,7 +114,7 @@ def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int) -> Itera
 def _csv_rows(
     file:Path, # A CSV file
     header:str|int|None='infer', # Number of the row of names, from 0; None where there is none, and numbers are names
-    delimiter:str|None=None, # A character; by default `,`, or else tab, `;` or `|` in the header
+    delimiter:str|None=None, # A character or a pattern; by default `,`, or else tab, `;` or `|` in the header
     quoting:int=csv.QUOTE_MINIMAL, # `csv.QUOTE_NONE` where quotes are characters like others
 ) -> Iterator[tuple[int, list]]: # Line and fields: first the names, then rows of as many fields, or less
     "Rows of a file, with their names. Raises `ValueError` that names the line at fault."
@@ -156,14 +166,6 @@ def _typed(rows:Iterable[list[str]], names:list, texts:Iterable[int]) -> pd.Data
     for i,column in kept.items(): df.isetitem(i, pd.Series(column, df.index, dtype=str))
     return df
 
-def _csv_by_pattern(file:Path, delimiter:str, **kwargs) -> pd.DataFrame:
-    "Read a file whose fields stand between what a pattern matches; too many of them name the rows in pandas."
-    with open_text(file) as f:
-        df = pd.read_csv(f, delimiter=delimiter, engine='python', keep_default_na=False, na_values=[''], **kwargs)
-    if not isinstance(df.index, pd.RangeIndex):
-        raise ValueError(f"{file}: rows have more fields than the {len(df.columns)} of the header.")
-    return df
-
 def read_csv(
     file:str|Path, # A CSV file, plain or packed (.xz, .gz, .bz2, .zip)
     texts:dict[str, Any]|None=None, # Columns of texts, by name or number, by the argument that names them for messages
@@ -174,7 +176,6 @@ def read_csv(
 ) -> pd.DataFrame: # Texts as they stand; other columns as pandas types them, missing where a field is empty
     "Read a CSV file. Raises `ValueError` that names the line at fault, `FileNotFoundError` without a file."
     file,texts = Path(file),texts or {}
-    if len(delimiter or ',') > 1: return _csv_by_pattern(file, delimiter, header=header, quoting=quoting)
     rows = _csv_rows(file, header, delimiter, quoting)
     names,places = _csv_places(file, rows, {**texts, **(needed or {})})
     fields = _csv_fields(file, rows, names, sum(places.values(), []))

@@ -245,26 +245,32 @@ def _piece_table(lang:str, special_toks:tuple, buf_sz:int, post_rules:tuple) -> 
     return PieceTable(words.cut, words.tokenize, words.pairs, compose(*post_rules), buf_sz)
 
 class TextTokenizer(CorpusTokenizer):
-    "Rules before, a word tokenizer, rules after: what turns a text into tokens, and tokens into a text."
+    """Rules before, a word tokenizer, rules after: what turns a text into tokens, and tokens into a text.
+
+    Around a `CorpusTokenizer`, such as one of characters, there are no rules by default, and texts are put together
+    as it does."""
     def __init__(self,
         tok:Any=None, # Called with texts, gives tokens of each; a class is instantiated; `WordTokenizer()` by default
         rules:Iterable[Callable]|None=None, # Text to text, in order; fastai's `defaults.text_proc_rules` by default
         post_rules:Iterable[Callable]|None=None, # Token to token; fastai's `defaults.text_postproc_rules` by default
-        sep:str=' ', # What stands between tokens in a text
+        sep:str=' ', # What stands between tokens in a text; a `CorpusTokenizer` knows that itself
     ):
         tok,trained = WordTokenizer() if tok is None else tok() if isinstance(tok, type) else tok,False
         if isinstance(tok, TextTokenizer):
             tok,rules,post_rules,sep,trained = tok.tok,tok.rules,tok.post_rules,tok.sep,tok.trained
         elif isinstance(tok, Tokenizer):   # fastai's transform; where it has counted, it has learnt
             tok,rules,sep,trained = tok.tok,tok.rules,tok.sep,tok.counter is not None
-        self.tok,self.sep,self.trained = tok,sep,trained or not hasattr(tok, 'setup')
-        self.rules = list(defaults.text_proc_rules if rules is None else rules)
-        self.post_rules = list(defaults.text_postproc_rules if post_rules is None else post_rules)
+        plain = isinstance(tok, CorpusTokenizer)   # fastai's rules are for words
+        trained = trained or (tok.trained if plain else not hasattr(tok, 'setup'))
+        self.tok,self.sep,self.trained = tok,sep,trained
+        self.rules = list(ifnone(rules, [] if plain else defaults.text_proc_rules))
+        self.post_rules = list(ifnone(post_rules, [] if plain else defaults.text_postproc_rules))
         self._start()
 
     def _start(self):
         "Take the shared table where texts can go by pieces, or start a list of tokens."
         words = self.tok
+        if isinstance(words, CorpusTokenizer): self.min_freq = words.min_freq
         by_pieces = type(words) is WordTokenizer and words.by_pieces and self.rules == PIECE_RULES
         settings = (words.lang, tuple(words.special_toks), words.buf_sz, tuple(self.post_rules)) if by_pieces else None
         self._table = _piece_table(*settings) if by_pieces else None
@@ -279,6 +285,11 @@ class TextTokenizer(CorpusTokenizer):
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._start()
+
+    @property
+    def vocab(self) -> list|None:
+        "Vocabulary of the `CorpusTokenizer` inside, where there is one and no rule changes its tokens."
+        return self.tok.vocab if isinstance(self.tok, CorpusTokenizer) and not self.post_rules else None
 
     def train(self,
         texts:Iterable[str], # Texts, read once
@@ -313,8 +324,8 @@ class TextTokenizer(CorpusTokenizer):
     def decode(self,
         toks:Iterable[str], # Tokens
     ) -> str: # A text
-        "Tokens joined with `sep`."
-        return self.sep.join(toks)
+        "Tokens joined with `sep`, or as the `CorpusTokenizer` inside joins them."
+        return self.tok.decode(toks) if isinstance(self.tok, CorpusTokenizer) else self.sep.join(toks)
 
 def as_tokenizer(
     tok:Any=None, # A `CorpusTokenizer`, or what `TextTokenizer` takes: a word tokenizer, its class, fastai's transform
