@@ -113,7 +113,9 @@ class LazyLogits:
         "Answer fastai's mixed precision, which asks whether this is a floating type, and then for `float`."
         return args[0].x.is_floating_point() if func is torch.is_floating_point else NotImplemented
 
-    def float(self): return self   # the loss is worked out in full precision anyway
+    def float(self):
+        "The same: the loss is worked out in full precision anyway."
+        return self
     @property
     def dtype(self) -> torch.dtype: return self.x.dtype
     def whole(self) -> Tensor: # bs,sl,vocab
