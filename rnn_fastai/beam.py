@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import store_attr
 from torch import Tensor
 
-from .core import check_count
+from .core import check_count, full_precision
 from .generate import read_prompts
 from .models.recurrent import take_rows
 from .sampling import blocked_by_ngrams, forbid
@@ -118,7 +118,7 @@ class _Search:
     def _allowed(self, logits:Tensor) -> Tensor:
         "Log-probabilities; minus infinity for tokens that must not come."
         how = self.how
-        logp = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)   # rows,vocab
+        logp = full_precision(logits).log_softmax(-1)   # rows,vocab
         out = how.forbidden if self.logps.size(-1) >= how.min_words else (*how.forbidden, *how.stops)
         if out: logp = forbid(logp, torch.tensor(out, device=logp.device))
         return self._unrepeated(logp) if how.no_repeat_ngram else logp

@@ -17,7 +17,7 @@ from fastprogress import progress_bar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import check_count
+from .core import check_count, full_precision
 from .generate import evaluating
 from .models.inside import pick_layers
 from .models.recurrent import Recurrent
@@ -129,7 +129,7 @@ def next_token_loss(
     "How well a model predicts each token of `ids` but the first, in evaluation mode."
     with evaluating(model): out = model(ids[:, :-1])
     logits = getattr(out, 'logits', out)
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).item()
+    return F.cross_entropy(full_precision(logits.flatten(0, 1)), ids[:, 1:].flatten()).item()
 
 def unit_effects(
     model:nn.Module, # Any module with recurrent layers
@@ -153,7 +153,7 @@ def _answer(model:nn.Module, ids:Tensor) -> Tensor:
     "Logits of the last step, or of the whole text: bs,n."
     out = model(ids)
     logits = getattr(out, 'logits', out[0] if isinstance(out, (tuple, list)) else out)
-    return (logits[:, -1] if logits.dim() == 3 else logits).float()
+    return full_precision(logits[:, -1] if logits.dim() == 3 else logits)
 
 @torch.no_grad()
 def memory_length(

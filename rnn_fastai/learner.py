@@ -13,12 +13,13 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from fastai.callback.schedule import Learner   # with `fine_tune`, `fit_one_cycle` and `lr_find`
+from fastai.learner import AvgSmoothLoss
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text import learner as fastai_learner
 from fastai.text.core import BOS, PAD, UNK
 from fastai.text.models import awdlstm as fastai_awd
 from fastai.text.models import core as fastai_core
-from fastai.torch_core import get_model, rank_distrib
+from fastai.torch_core import get_model, rank_distrib, to_detach
 from fastcore.basics import defaults, ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
@@ -45,6 +46,13 @@ from .transfer import (TransferReport, check_named, fetch_pretrained, fit_opt_st
 from .writer import (Codec, Ending, Generated, check_stop_strings, search_texts, stream_text,
                                write_texts)
 
+# %% ../nbs/34_learner.ipynb #f495edc9
+class _SmoothLoss(AvgSmoothLoss):
+    "fastai's running mean of the training loss, for losses of every floating type."
+    def accumulate(self, learn):
+        self.count += 1
+        self.val = torch.lerp(to_detach(learn.loss.mean()).float(), self.val, self.beta)
+
 # %% ../nbs/34_learner.ipynb #3efc090f
 def text_vocab(
     dls:Any, # `DataLoaders` of texts
@@ -68,6 +76,10 @@ class TextLearner(fastai_learner.TextLearner):
     ):
         # `Learner`, not `super()`: fastai's callbacks for text are for its own models
         Learner.__init__(self, dls, model, moms=moms, opt_func=opt_func, **kwargs)
+        self._add_callbacks(alpha, beta)
+
+    def _add_callbacks(self, alpha:float, beta:float):
+        if hasattr(self, 'recorder'): self.recorder.smooth_loss = _SmoothLoss()
         self.add_cbs(rnn_cbs(alpha, beta))
 
     @property

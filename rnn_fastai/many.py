@@ -13,7 +13,7 @@ from fastprogress import progress_bar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import check_count, flush_denormals, seeded
+from .core import check_count, flush_denormals, seeded, transforms_active
 from .models.cells import check_input, get_cell
 from .models.recurrent import run_kernel
 
@@ -35,6 +35,14 @@ class _Fading(torch.autograd.Function):
         gg = _Fading.apply(grad.flip(0), s.flip(0), w.mT).flip(0)   # the same, from the first step to the last
         before = torch.cat([torch.zeros_like(gg[:1]), gg[:-1]])
         return gg,(grad + before @ w.mT)*(g + later @ w),torch.einsum('snbi,snbj->nij', later, gg)
+
+def _plain_steps(gx:Tensor, w:Tensor, relu:bool) -> Tensor:
+    "`_PlainNets` of functions that torch can transform."
+    hs,h = [],torch.zeros_like(gx[0])
+    for g in gx.unbind(0):
+        h = torch.baddbmm(g, h, w.mT)
+        hs.append(h := h.relu() if relu else h.tanh())
+    return torch.stack(hs)
 
 class _PlainNets(torch.autograd.Function):
     "h' = f(g + U h) over time for nets side by side: g and h are sl,nets,bs,hid, U is nets,hid,hid."
@@ -101,7 +109,8 @@ class ManyNets(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             gx = torch.einsum('sbi,nhi->snbh', x.to(w.dtype), w)
             if self.bias: gx = gx + (self.rnn['bias_ih'] + self.rnn['bias_hh'])[:, None]
-            return _PlainNets.apply(gx, self.rnn['weight_hh'], self.kernel == 'rnn_relu').movedim(1, 0)
+            run = _plain_steps if transforms_active() else _PlainNets.apply
+            return run(gx, self.rnn['weight_hh'], self.kernel == 'rnn_relu').movedim(1, 0)
 
     def forward(self,
         x:Tensor, # One input for all nets: sl,n_in, or sl,bs,n_in

@@ -19,7 +19,6 @@ from fastcore.basics import ifnone
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from .callback.regularize import rnn_cbs
 from .core import check_count
 from .data.lm import LMDataLoader
 from .data.series import IGNORE, SeqDataLoader, SeqTask
@@ -70,7 +69,7 @@ class RNNLearner(WritingLearner):
         # `Learner`, not `super()`: fastai's callbacks for text are for its own models
         Learner.__init__(self, dls, model, opt_func=opt_func, **kwargs)
         self.task = loaders_task(dls)
-        self.add_cbs(rnn_cbs(alpha, beta))
+        self._add_callbacks(alpha, beta)
 
     def predict(self,
         item:Any, # A sequence: a string (characters; or words, parted by blanks, where tokens are longer), or a list

@@ -9,6 +9,7 @@ __all__ = ['TASKS', 'check_task', 'build_learner', 'tokenizer_facts', 'make_toke
 # %% ../nbs/70_saved.ipynb #9e7f8bdd
 import json
 import os
+import re
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -276,6 +277,7 @@ def check_same(
 
 # %% ../nbs/70_saved.ipynb #09acac47
 _FORMAT = 1   # of the folder
+_WEIGHTS = r'weights-[0-9a-f]{12}\.pth(\..*)?'   # names of files of weights, whole or in the making
 
 def _plain(o:Any) -> Any:
     "What JSON has no word for: numpy's numbers, fastcore's lists."
@@ -301,8 +303,8 @@ def _write(folder:Path, name:str, facts:str, wgts:dict):
     except BaseException:
         for f in (part, folder/name): f.unlink(missing_ok=True)
         raise
-    for old in folder.glob('weights-*'):   # the model before, and what a process that was killed left
-        if old.name != name: old.unlink()
+    for old in folder.iterdir():   # the model before, and what a process that was killed left; other files stay
+        if re.fullmatch(_WEIGHTS, old.name) and old.name != name: old.unlink()
 
 def save_bundle(
     learn:TextLearner, # A trained learner, as `build_learner` makes it
@@ -345,7 +347,8 @@ def load_bundle(
                              "again.")
         weights = folder/Path(facts['weights']).name
         learn = _rebuild(facts, read_weights(weights), folder, str(weights))
-    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as e:
+    except (KeyError, TypeError, AttributeError, IndexError, AssertionError, OverflowError, RecursionError,
+            json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}); save the model again.") from e
     learn.model_dir = '.'
     return learn,{k: v for k,v in facts.items() if k != 'data'}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .core import check_count, running_total
+from .core import check_count, full_precision, running_total
 from .models.adapt import Adapted, CacheMemory, DynamicEvaluation, NeuralCache, adapting, detached
 from .models.recurrent import take_rows
 
@@ -79,7 +79,7 @@ def _steps_that_fit(rows:int, vocab_sz:int, cache:NeuralCache|None, budget:int) 
 def _segment(model:nn.Module, ids:Tensor, state:Any, memory:CacheMemory|None) -> tuple[Tensor, Tensor, Any]:
     "Log-probabilities of all ids but the first, as the model and as the mixture have them: rows,sl; the state."
     y,out = ids[:, 1:],model(ids[:, :-1], state)
-    logits = out.logits if out.logits.dtype == torch.float64 else out.logits.float()
+    logits = full_precision(out.logits)
     own = logits.gather(-1, y[..., None])[..., 0] - logits.logsumexp(-1)
     return own,own if memory is None else memory.score(own, out.raw, y),detached(out.state)
 

@@ -39,7 +39,9 @@ _PLACES = dict(B='first', I='inside', M='inside', E='last', L='last', S='only', 
 def tag_place(
     tag:str, # Such as B-PER
 ) -> tuple[str|None, str]: # 'first', 'inside', 'last', 'only', or none where the tag names nothing; the kind
-    "Where a token stands in its entity. Raises `ValueError` for a place that is unknown."
+    "Where a token stands in its entity. Raises `ValueError` for a place that is unknown, `TypeError` for no text."
+    if not isinstance(tag, str):
+        raise TypeError(f"Tag {tag!r} is of the type {type(tag).__name__}; tags are texts such as 'B-PER' or 'O'.")
     letter,_,kind = tag.partition('-')
     if letter in _PLACES: return _PLACES[letter],kind
     if '-' in tag or re.match(r'[A-Z][_:/|.]\w', tag):
@@ -57,7 +59,8 @@ class Entity(NamedTuple):
 def entities(
     tags:list[str], # Tags of one sentence, such as B-PER, I-PER, O
 ) -> list[Entity]: # In order
-    "Entities of a sentence, see `tag_place`. Raises `ValueError` for a tag whose place is unknown."
+    "Entities of a sentence, see `tag_place`. Raises `ValueError` for an unknown place, `TypeError` for a text."
+    if isinstance(tags, str): raise TypeError(f"The tags {tags!r} are one text; give a list, such as ['B-PER', 'O'].")
     found,start,kind,ended = [],None,None,False
     for i,tag in enumerate([*tags, 'O']):
         place,name = tag_place(tag)
@@ -82,9 +85,12 @@ def entity_f1(
     guessed:list[list[str]], # Tags of each sentence
     right:list[list[str]], # The right ones
 ) -> dict[str, float]: # `precision`, `recall`, `f1`; zero where there is nothing to divide by
-    """Scores over the entities of all sentences. Raises `ValueError` for sentences of unequal length, and for tags
-    whose place is unknown."""
-    hits = n_guessed = n_right = 0
+    """Scores over the entities of all sentences. Raises `ValueError` for unequal numbers of sentences or tags, and for
+    tags whose place is unknown; `TypeError` for a text instead of a list of tags."""
+    guessed,right,hits,n_guessed,n_right = list(guessed),list(right),0,0,0
+    if len(guessed) != len(right):
+        raise ValueError(f"There are {len(guessed)} guessed sentences and {len(right)} right ones; give as many of "
+                             "both.")
     for i,(g,r) in enumerate(zip(guessed, right, strict=True)):
         if len(g) != len(r): raise ValueError(f"Sentence {i} has {len(g)} guessed tags and {len(r)} right ones.")
         g,r = set(entities(g)),set(entities(r))

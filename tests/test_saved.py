@@ -408,6 +408,22 @@ def test_a_full_disk_leaves_the_old_model(step, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space'): rf.save_bundle(learn, tmp_path/'m', *LM)
     assert {f.name: f.read_bytes() for f in (tmp_path/'m').iterdir()} == before
 
+def test_other_files_in_the_folder_stay(tmp_path):
+    "Even such as are called like weights; those of the model before, and what a killed process left, go."
+    folder,learn = tmp_path/'m',make('lm', lm_dls())
+    rf.save_bundle(learn, folder, *LM)
+    old,parts = weights_of(folder),['weights-0123456789ab.pth.part', 'weights-0123456789ab.pth.json.part']
+    own = ['notes.txt', 'weights-2024.csv', 'weights-best.pth', 'weights-0123456789ab.pth~', 'facts.json.bak']
+    for name in own + parts: (folder/name).write_text('mine')
+    (folder/'weights-old').mkdir()
+    rf.save_bundle(learn, folder, *LM)
+    assert sorted(f.name for f in folder.iterdir()) == sorted([*own, 'weights-old', 'facts.json', weights_of(folder).name])
+    assert not old.exists()
+    loaded,_ = rf.load_bundle(folder)
+    file = loaded.save('weights-mine')   # what a loaded learner saves lies in its folder
+    rf.save_bundle(loaded, folder, *LM)
+    assert file.exists() and file.parent == folder
+
 # ---- Damaged folders
 
 @pytest.fixture(scope='module')
@@ -456,7 +472,9 @@ def test_cut_or_missing_files(kept, tmp_path):
     with pytest.raises(FileNotFoundError, match='weights-'): rf.load_bundle(folder)
     for text in ('{"format": 1, ', '[]', '', '\udcff'):
         (folder/'facts.json').write_text(text, errors='surrogateescape')
-        with pytest.raises(ValueError, match='facts.json|utf-8'): rf.load_bundle(folder)
+        with pytest.raises(ValueError, match='facts.json is damaged'): rf.load_bundle(folder)
+    (folder/'facts.json').write_text('{"format": 1}', encoding='utf-16')
+    with pytest.raises(ValueError, match='facts.json is damaged .*utf-8'): rf.load_bundle(folder)
     with pytest.raises(FileNotFoundError, match='There is no model'): rf.load_bundle(tmp_path/'none')
 
 # ---- Names

@@ -1,8 +1,10 @@
 "Gradients of gradients, against finite differences: all cells, backends, heads and losses; or an error, never a wrong number."
+import copy
+
 import pytest
 import torch
-from torch import nn
-from torch.autograd import grad, gradcheck, gradgradcheck
+from torch import func, nn
+from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -11,6 +13,7 @@ from rnn_fastai.many import ManyNets
 from rnn_fastai.models.cells import cells, linear_scan
 from rnn_fastai.models.classifier import get_text_classifier
 from rnn_fastai.models.heads import Attention, LMDecoder, OneHotMSE, PoolingClassifier, linear_cross_entropy, pool_states
+from rnn_fastai.models.packed import pack
 from rnn_fastai.models.recurrent import Recurrent, reverse_padded
 from rnn_fastai.models.tagger import CRF, LetterEncoder, Tagger, WordEncoder
 from rnn_fastai.models.zoo import Seq2Seq, SequenceModel, get_language_model
@@ -115,6 +118,119 @@ def test_gradient_penalty(name, lengths):
         if a is not None: assert_close(a, b, rtol=1e-3, atol=1e-5)
     assert any(g is not None and g.abs().max() > 0 for g in found[0][1])
     assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
+
+# ---- torch's transforms, and gradients forward
+
+def cubes(rnn, lengths): return lambda x: rnn(x, None, lengths)[0].pow(3)
+TRANSFORMS = {
+    'hessian': lambda f, x: func.hessian(lambda x: f(x).sum())(x),
+    'reverse twice': lambda f, x: func.jacrev(func.jacrev(lambda x: f(x).sum()))(x),
+    'forward twice': lambda f, x: func.jacfwd(func.jacfwd(lambda x: f(x).sum()))(x),
+    'jacrev': lambda f, x: func.jacrev(f)(x),
+    'jvp': lambda f, x: func.jvp(f, (x,), (x.cos(),))[1]}
+
+@pytest.mark.parametrize('lengths', [None, [4, 3]], ids=['full', 'padded'])
+@pytest.mark.parametrize('how', TRANSFORMS)
+@pytest.mark.parametrize('name', ['LSTM', 'SRU', 'minGRU', 'minLSTM', 'QRNN'])
+def test_transforms(name, how, lengths):
+    "As the loop has them, in both directions."
+    rnn,x = build(lambda: Recurrent(name, 2, 2, bidirectional=True)),rand(4, 2, 2).detach()
+    got = TRANSFORMS[how](cubes(rnn, lengths), x)
+    rnn.backend = 'loop'
+    want = TRANSFORMS[how](cubes(rnn, lengths), x)
+    assert want.abs().max() > 1e-3
+    assert_close(got, want)
+
+@pytest.mark.parametrize('grads', [True, False])
+@pytest.mark.parametrize('name', ['minGRU', 'minLSTM', 'QRNN'])
+def test_mapped_over_sequences(name, grads):
+    "Outputs, and the gradient of the weights by each sequence alone."
+    rnn,x = build(lambda: Recurrent(name, 2, 3)),rand(4, 5, 2).detach()
+    with torch.set_grad_enabled(grads): assert_close(func.vmap(lambda x: rnn(x)[0], 1, 1)(x), rnn(x)[0])
+    ws = {n: w.detach() for n,w in rnn.named_parameters()}
+    def loss(ws, x): return functional_call(rnn, ws, (x,))[0].pow(2).sum()
+    each = func.vmap(func.grad(loss), (None, 1))(ws, x)
+    for n,g in each.items(): assert_close(g[3], func.grad(loss)(ws, x[:, 3])[n])
+
+@pytest.mark.parametrize('which', range(3))
+@pytest.mark.parametrize('sl,bs,hid', [(1, 2, 3), (7, 2, 3), (3, 64, 65)])
+def test_scan_transformed(sl, bs, hid, which):
+    "By each of its arguments, mapped or not."
+    torch.manual_seed(0)
+    ts = [rand(sl, bs, hid).detach(),rand(sl, bs, hid).detach(),rand(bs, hid).detach()]
+    def loop(a, b, s):
+        out = []
+        for x,y in zip(a, b, strict=True): out.append(s := x*s + y)
+        return torch.stack(out)
+    def one(f): return lambda t: f(*ts[:which], t, *ts[which+1:])
+    t = ts[which]
+    many = torch.stack([t, 2*t, -t])
+    assert_close(func.vmap(one(linear_scan))(many), torch.stack([one(loop)(t) for t in many]))
+    assert_close(*(func.jvp(one(f), (t,), (t.sin(),))[1] for f in (linear_scan, loop)))
+    for grads in (True, False):
+        with torch.set_grad_enabled(grads), forward_ad.dual_level():
+            got,want = (forward_ad.unpack_dual(one(f)(forward_ad.make_dual(t, t.sin()))).tangent for f in (linear_scan, loop))
+            assert_close(got, want)
+
+@pytest.mark.parametrize('how', TRANSFORMS)
+@pytest.mark.parametrize('smooth', [0., 0.2])
+def test_linear_cross_entropy_transformed(smooth, how):
+    torch.manual_seed(0)
+    x,w,b = (t.detach() for t in (rand(5, 3), rand(4, 3), rand(4)))
+    def ours(w): return linear_cross_entropy(x, w, b, Y, label_smoothing=smooth, chunk=2)
+    def theirs(w): return F.cross_entropy(F.linear(x, w, b), Y, label_smoothing=smooth)
+    assert_close(*(TRANSFORMS[how](f, w) for f in (ours, theirs)))
+
+@pytest.mark.parametrize('how', TRANSFORMS)
+@pytest.mark.parametrize('args', [{}, dict(nonlinearity='relu')], ids=label)
+def test_many_nets_transformed(args, how):
+    "As one net after the other."
+    nets,x = build(lambda: ManyNets('RNN', 2, 3, 2, n_nets=2, **args)),rand(3, 2, 2).detach()
+    one = Recurrent('RNN', 2, 3, backend='loop', **args).double()
+    each = [{f'{n}_l0': w[i] for n,w in nets.rnn.items()} for i in range(2)]
+    def by_loop(x): return torch.stack([functional_call(one, ws, (x,))[0] for ws in each]).pow(2)
+    assert_close(*(TRANSFORMS[how](f, x) for f in (lambda x: nets(x)[0].pow(2), by_loop)))
+
+# ---- weights with a layout of their own
+
+LAYOUTS = [dict(int8=False), dict(reproducible=True),
+           pytest.param(dict(int8=True), marks=pytest.mark.skipif('x86' not in torch.backends.quantized.supported_engines,
+                                                                  reason="torch has no int8 kernels here"))]
+
+@pytest.mark.parametrize('kwargs', LAYOUTS, ids=label)
+@pytest.mark.parametrize('bs', [1, 3])
+def test_packed_weights_have_the_plain_derivatives(bs, kwargs):
+    "By the input, backward twice and forward; and by the bias, also where the input wants no gradient."
+    torch.manual_seed(0)
+    plain = nn.Linear(150, 160)
+    packed,x = pack(copy.deepcopy(plain), **kwargs),torch.randn(2, bs, 150)
+    def net(m, x): return m(x.sin()).tanh()
+    found = []
+    for m in (plain, packed):
+        leaf = x.clone().requires_grad_()
+        g, = grad(net(m, leaf).pow(2).sum(), leaf, create_graph=True)
+        found.append([g, *grad(g.pow(2).sum(), leaf), func.jvp(lambda x, m=m: net(m, x), (x,), (x.cos(),))[1]])
+        with torch.no_grad(): found[-1].append(func.jvp(lambda x, m=m: net(m, x), (x,), (x.cos(),))[1])
+        found[-1].append(grad(m(x).sin().sum(), m.bias)[0])
+    exact = kwargs.get('int8', False)
+    for i,(a,b) in enumerate(zip(*found, strict=True)):
+        assert_close(a, b, rtol=1e-4, atol=0.05*bs if exact and i == 4 else 1e-5)   # by the bias, from eight bits
+
+@pytest.mark.parametrize('name', ['LSTM', 'GRU', 'minGRU', 'MogrifierLSTM', 'LayerNormLSTM'])
+def test_packed_layers_have_the_plain_gradients(name):
+    "Biases get what they get in the plain layer, whether the input wants a gradient or not; and states move as there."
+    torch.manual_seed(0)
+    rnn = Recurrent(name, 150, 130).eval()
+    packed = pack(copy.deepcopy(rnn))
+    small = [n for n,p in rnn.named_parameters() if p.dim() == 1]
+    for x in (torch.randn(1, 3, 150), torch.randn(4, 3, 150)):
+        for wants in (False, True):
+            x.requires_grad_(wants)
+            gs = [grad(m(x)[0].pow(2).sum(), [dict(m.named_parameters())[n] for n in small], allow_unused=True)
+                  for m in (rnn, packed)]
+            assert_close(gs[1], gs[0], rtol=1e-4, atol=1e-4)
+    x = torch.randn(1, 3, 150)
+    assert_close(*(func.jvp(lambda x, m=m: m(x)[0], (x,), (x.cos(),))[1] for m in (packed, rnn)), rtol=1e-4, atol=1e-5)
 
 # ---- many nets
 

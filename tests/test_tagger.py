@@ -148,6 +148,22 @@ def test_tags_of_no_scheme_are_refused(tag, tmp_path):
     with pytest.raises(ValueError, match='does not say where'): make(loaders(df), tmp_path, metrics=[rf.EntityF1()])
     with pytest.raises(ValueError, match='does not say where'): make(loaders(df), tmp_path, metrics=rf.EntityF1())
 
+@pytest.mark.parametrize('tag', [3, np.nan, None])
+def test_tags_that_are_no_text(tag):
+    for go in (lambda: rf.tag_place(tag), lambda: entities(['O', tag]), lambda: entity_f1([['O']], [[tag]])):
+        with pytest.raises(TypeError, match=f"Tag {tag!r} is of the type {type(tag).__name__}; tags are texts such as 'B-PER'"): go()
+
+@pytest.mark.parametrize('flat', ['O', 'B-PER', 'B-PER I-PER O'])
+def test_a_text_is_no_list_of_tags(flat):
+    "One list of tags where a list for each sentence is wanted, and sentences that are not split."
+    for go in (lambda: entities(flat), lambda: entity_f1([flat, flat], [flat, flat]), lambda: entity_f1([['O']*len(flat)], [flat])):
+        with pytest.raises(TypeError, match=f"The tags '{flat}' are one text; give a list"): go()
+
+def test_unequal_numbers_of_sentences():
+    for a,b in ((1, 2), (2, 1), (0, 1)):
+        with pytest.raises(ValueError, match=f'There are {a} guessed sentences and {b} right ones'):
+            entity_f1([['O']]*a, iter([['O']]*b))
+
 @pytest.mark.parametrize('tag', ['O', 'NOUN', 'X', '_', '[CLS]', 'PRP$', '.', ',', '·', '日本'])
 def test_tags_that_name_nothing(tag): assert entities([tag, 'B-PER', tag]) == [('PER', 1, 2)]
 

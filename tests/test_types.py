@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
+from fastai.text import all as ft
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from rnn_fastai import all as rf
 from rnn_fastai.many import ManyNets
 from rnn_fastai.models import recurrent
 from rnn_fastai.models.cells import cells, get_cell
@@ -18,7 +21,7 @@ from rnn_fastai.models.heads import Attention, LMDecoder, PoolingClassifier, lin
 from rnn_fastai.models.packed import pack
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.tagger import LetterEncoder, Tagger, WordEncoder
-from rnn_fastai.models.zoo import SequenceModel, get_language_model
+from rnn_fastai.models.zoo import OneHot, SequenceModel, get_language_model, token_input
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -79,6 +82,95 @@ def test_other_devices():
     rnn,x = Recurrent('LSTM', 2, 3),torch.randn(4, 2, 2)
     with pytest.raises(ValueError, match="The input is on meta and the layer on cpu"): rnn(x.to('meta'))
     with pytest.raises(ValueError, match="The input is on cpu and the layer on meta"): rnn.to('meta')(x)
+
+# ---- models and losses of other types
+
+@pytest.mark.parametrize('dtype', OTHERS)
+@pytest.mark.parametrize('emb_sz', [None, 4], ids=['alone', 'before a linear layer'])
+def test_one_hot_vectors_have_the_type_of_the_model(emb_sz, dtype):
+    torch.manual_seed(0)
+    inp,n = token_input(6, emb_sz, one_hot=True)
+    model,ids = SequenceModel(inp, Recurrent('GRU', n, 5, batch_first=True), 6),torch.tensor([[2, 3, 5], [0, 1, 4]])
+    want = model(ids)
+    got = copy.deepcopy(model).to(dtype)(ids)
+    assert got.dtype == dtype
+    assert_close(got.float(), want, rtol=0, atol=1e-6 if dtype == torch.float64 else 0.02)
+    assert not OneHot(6).state_dict() and OneHot(6).to('meta')(ids.to('meta')).device.type == 'meta'
+
+def test_one_hot_vectors_of_a_double_model_keep_its_digits():
+    torch.manual_seed(0)
+    model = SequenceModel(OneHot(3), Recurrent('RNN', 3, 2, batch_first=True, backend='loop'), 3).double()
+    for p in model.parameters(): p.data = torch.randn_like(p)
+    c,h = model.rnn.cells[0],torch.zeros(2, dtype=torch.double)
+    for i in (2, 0): h = (c.weight_ih[:, i] + c.bias_ih + c.weight_hh@h + c.bias_hh).tanh()
+    assert_close(model(torch.tensor([[2, 0]]))[0, -1], model.head.weight@h + model.head.bias, rtol=0, atol=1e-14)
+
+@pytest.mark.parametrize('dtype', [torch.float32, *OTHERS])
+def test_penalties_keep_double_and_leave_half_precision(dtype):
+    "Against double precision on the same numbers, within rounding of the result's type."
+    torch.manual_seed(0)
+    h,real = (1 + torch.randn(3, 6, 5).double()/8).to(dtype),torch.arange(6) < torch.tensor([6, 3, 1])[:, None]
+    full,x = torch.float64 if dtype == torch.float64 else torch.float32,h.double()
+    for f,squares,counts in ((rf.ar_penalty, x**2, real), (rf.tar_penalty, (x[:, 1:] - x[:, :-1])**2, real[:, 1:])):
+        for got,want in ((f(h), squares.mean()), (f(h, real), squares[counts].mean())):
+            assert got.dtype == full
+            assert_close(got.double(), want, rtol=8*torch.finfo(full).eps, atol=0)
+    assert rf.tar_penalty(h[:, :1]).dtype == full
+
+def test_probes_of_a_double_model_keep_its_digits():
+    torch.manual_seed(0)
+    model,ids = get_language_model('AWD_GRU', 6, dict(emb_sz=3, n_hid=4, n_layers=1)).double().eval(),torch.randint(6, (3, 7))
+    with torch.no_grad(): logits = model(ids[:, :-1]).logits
+    assert rf.next_token_loss(model, ids) == F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+
+TEXTS = pd.DataFrame(dict(text=['a fine film , so good', 'bad and too long', 'not so bad at all', 'really']*5,
+                          label=list('pnpn')*5))
+SMALL = dict(config=dict(emb_sz=4, n_hid=5, n_layers=1), drop_mult=0., pretrained=False)
+HOW = dict(seed=0, device='cpu')
+
+def lean():
+    dls = rf.TextDataLoaders.from_df(TEXTS, text_col='text', is_lm=True, bs=2, seq_len=5, no_bar=True, **HOW)
+    return rf.language_model_learner(dls, 'AWD_LSTM', cbs=rf.LeanLoss(), **SMALL)
+def crf():
+    toks = [t.split() for t in TEXTS.text]
+    df = pd.DataFrame(dict(tokens=toks, tags=[['A', 'B', 'A', 'A', 'B', 'A'][:len(t)] for t in toks]))
+    return rf.tagger_learner(rf.TagDataLoaders.from_df(df, bs=4, **HOW), emb_sz=4, n_hid=5, drop=0., embed_p=0., crf=True)
+def torchs_loss():
+    dls = rf.TextDataLoaders.from_df(TEXTS, text_col='text', label_col='label', bs=4, no_bar=True, **HOW)
+    return rf.text_classifier_learner(dls, 'AWD_LSTM', loss_func=nn.CrossEntropyLoss(), ps=[0.], **SMALL)
+def one_hot(): return rf.rnn_learner(rf.SeqDataLoaders.from_series('hello world. '*20, device='cpu'), 'GRU', 5, one_hot=True)
+
+def trained(make, change):
+    "A learner after an epoch, and its losses of training and validation."
+    torch.manual_seed(0)
+    learn = make()
+    learn.remove_cb(ft.ProgressCallback)
+    change(learn)
+    ft.set_seed(0)
+    with learn.no_logging(): learn.fit(1, 1e-3)
+    return learn,torch.tensor([float(v) for v in learn.recorder.values[-1][:2]])
+
+by_learner = pytest.mark.parametrize('make', [lean, crf, torchs_loss, one_hot])
+
+@by_learner
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_learners_train_models_of_other_types(make, dtype):
+    learn,losses = trained(make, lambda learn: learn.model.to(dtype))
+    assert {p.dtype for p in learn.model.parameters()} == {dtype}
+    assert_close(losses, trained(make, lambda learn: None)[1], rtol=1e-4 if dtype == torch.float64 else 0.05, atol=0)
+
+@by_learner
+@pytest.mark.parametrize('how', ['to_fp16', 'to_bf16'])
+def test_fastais_mixed_precision(make, how):
+    "Without a GPU it asks outputs for their type and casts nothing, so that training is as without it."
+    losses = [trained(make, change)[1] for change in (lambda learn: getattr(learn, how)(), lambda learn: None)]
+    assert_close(*losses, rtol=0.05 if torch.cuda.is_available() else 1e-3, atol=0)
+
+@by_learner
+def test_learners_train_in_autocast(make):
+    with torch.autocast('cpu', torch.bfloat16): learn,losses = trained(make, lambda learn: None)
+    assert {p.dtype for p in learn.model.parameters()} == {torch.float32}
+    assert_close(losses, trained(make, lambda learn: None)[1], rtol=0.05, atol=0)
 
 # ---- autocast on the CPU
 

@@ -11,6 +11,7 @@ from fastai.callback.core import Callback
 from torch import Tensor
 
 from .state import ModelResetter, RNNCallback, StateFeeder
+from ..core import full_precision
 
 # %% ../../nbs/28_callback.regularize.ipynb #5f01fa80
 def _mean(x:Tensor, real:Tensor|None) -> Tensor:
@@ -23,15 +24,16 @@ def ar_penalty(
     real:Tensor|None=None, # Steps that count: bs,sl; all by default
 ) -> Tensor: # A number
     "Mean square of the states."
-    return _mean(h.float().pow(2), real)
+    return _mean(full_precision(h).pow(2), real)
 
 def tar_penalty(
     h:Tensor, # States: bs,sl,hid
     real:Tensor|None=None, # Steps that count: bs,sl; all by default
 ) -> Tensor: # A number; zero for a single step
     "Mean square of the change of the states from step to step."
+    h = full_precision(h)
     if h.size(1) < 2: return h.new_zeros(())
-    return _mean((h[:, 1:] - h[:, :-1]).float().pow(2), None if real is None else real[:, 1:])
+    return _mean((h[:, 1:] - h[:, :-1]).pow(2), None if real is None else real[:, 1:])
 
 # %% ../../nbs/28_callback.regularize.ipynb #751d26e8
 class RNNRegularizer(fastai_rnn.RNNRegularizer):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import check_count, flush_denormals
+from ..core import check_count, flush_denormals, full_precision
 
 # %% ../../nbs/05_models.adapt.ipynb #4693e6c3
 def _check_number(name:str, value:Any, below:float=math.inf):
@@ -50,8 +50,6 @@ class NeuralCache:
         raise TypeError(f"The cache compares states, and the model gives none: {type(out).__name__} lacks `raw`, the "
                         "states of the last layer. Leave cache out.")
 
-def _full(x:Tensor) -> Tensor: return x if x.dtype == torch.float64 else x.float()
-
 class CacheMemory:
     "What a `NeuralCache` keeps for the rows of a batch: a ring of pairs, of fixed size. No gradient goes through it."
     def __init__(self,
@@ -71,9 +69,9 @@ class CacheMemory:
         h:Tensor, # The states they were made from: rows,hid
     ) -> Tensor: # rows,vocab
         "Logarithms of the mixed probabilities; the model's own as long as nothing is kept."
-        own = _full(logits).log_softmax(-1)
+        own = full_precision(logits).log_softmax(-1)
         if self.n == 0 or self.cache.weight == 0: return own
-        near = self.cache.theta*(self.states[:, :self.n] @ _full(h)[..., None])[..., 0]    # rows,n
+        near = self.cache.theta*(self.states[:, :self.n] @ full_precision(h)[..., None])[..., 0]    # rows,n
         near,ids = near.log_softmax(-1),self.ids[:, :self.n]
         # The sum for each token, as `logsumexp` does it: the largest term first.
         top = torch.full_like(own, -torch.inf).scatter_reduce_(1, ids, near.to(own.dtype), 'amax')
@@ -99,7 +97,7 @@ class CacheMemory:
         ids:Tensor, # The tokens: rows,sl
     ) -> Tensor: # Logarithms of the mixed probabilities: rows,sl
         "What `mix` and `add` give, step after step, for the tokens that came alone; in memory of sl*(size+sl) a row."
-        own,h,n,sl = _full(own),_full(h),self.n,ids.size(1)
+        own,h,n,sl = full_precision(own),full_precision(h),self.n,ids.size(1)
         old = torch.arange(self.at - n, self.at, device=ids.device) % self.cache.size      # oldest first
         keys = torch.cat([self.states[:, old], h], 1) if n else h                           # rows,n+sl,hid
         came = torch.cat([self.ids[:, old], ids], 1) if n else ids
@@ -120,7 +118,7 @@ class CacheMemory:
         "Keep the last `size` of some more pairs."
         size,sl = self.cache.size,ids.size(1)
         if self.states is None:
-            self.states = _full(h).new_empty(len(h), size, h.size(-1))
+            self.states = full_precision(h).new_empty(len(h), size, h.size(-1))
             self.ids = ids.new_empty(len(h), size)
         self.at += sl
         new = torch.arange(max(0, sl - size), sl, device=ids.device)

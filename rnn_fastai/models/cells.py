@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Registry, check_count
+from ..core import Registry, check_count, transforms_active
 from .packed import thin_linear
 
 # %% ../../nbs/20_models.cells.ipynb #8a906f81
@@ -500,12 +500,19 @@ class _LinearScan(torch.autograd.Function):
         gb = linear_scan(later.flip(0), grad.flip(0), torch.zeros_like(s0)).flip(0)   # which has a gradient too
         return gb*torch.cat([s0[None], s[:-1]]),gb,gb[0]*a[0]
 
+def _scan_steps(a:Tensor, b:Tensor, s:Tensor) -> Tensor:
+    "`_scan` step by step, of functions that torch can transform."
+    out = []
+    for at,bt in zip(a.unbind(0), b.unbind(0), strict=True): out.append(s := torch.addcmul(bt, at, s))
+    return torch.stack(out)
+
 def linear_scan(
     a:Tensor, # Factors: sl,bs,hid
     b:Tensor, # What is added: sl,bs,hid
     s0:Tensor, # The state before the first step: bs,hid
 ) -> Tensor: # The state after each step: sl,bs,hid
     "Run s' = a s + b over all steps."
+    if transforms_active(): return _scan_steps(a, b, s0)
     return (_LinearScan.apply if torch.is_grad_enabled() else _scan)(a, b, s0)
 
 # %% ../../nbs/20_models.cells.ipynb #7db06749

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import check_count, check_prob, near
+from ..core import check_count, check_prob, near, transforms_active
 from .cells import check_like
 from .packed import thin_linear
 from .dropout import RNNDropout
@@ -86,6 +86,8 @@ def linear_cross_entropy(
     x,y = x.as_subclass(Tensor).reshape(-1, x.size(-1)),y.as_subclass(Tensor).reshape(-1)
     if len(x) != len(y): raise ValueError(f"There are {len(x)} states and {len(y)} targets; they must go together.")
     check_like(x, weight)
+    if transforms_active():
+        return F.cross_entropy(F.linear(x, weight, bias), y, ignore_index=ignore_index, label_smoothing=label_smoothing)
     if not torch.is_grad_enabled(): x,weight,bias = x.detach(),weight.detach(),None if bias is None else bias.detach()
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -106,6 +108,14 @@ class LazyLogits:
         raise AttributeError(f"LazyLogits has no {name!r}: LeanLoss makes no logits. Leave it out, or the metric that "
                              "needs them.")
 
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        "Answer fastai's mixed precision, which asks whether this is a floating type, and then for `float`."
+        return args[0].x.is_floating_point() if func is torch.is_floating_point else NotImplemented
+
+    def float(self):
+        "The same: the loss is worked out in full precision anyway."
+        return self
     @property
     def dtype(self) -> torch.dtype: return self.x.dtype
     def whole(self) -> Tensor: # bs,sl,vocab

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core import transforms_active
+
 # %% ../../nbs/06_models.packed.ipynb #b540791c
 _FEW,_LARGE = 4,2**17   # rows up to which blocks are faster, and entries from which
 _BLOCKS = 16            # enough for the threads of small machines to share
@@ -59,9 +61,10 @@ class PackedWeight(Tensor):
         x:Tensor, # ...,n_in
         bias:Tensor|None=None, # n_out
     ) -> Tensor: # ...,n_out
-        "The product of its own; where `x` wants a gradient, which that does not have, the plain one."
-        if x.requires_grad and torch.is_grad_enabled():
+        "The product of its own, which has no gradient by `x`; where one is wanted, the plain one."
+        if transforms_active() or torch.is_grad_enabled() and x.requires_grad:
             with torch._C.DisableTorchFunctionSubclass(): return F.linear(x, self, bias)
+        if bias is not None and bias.requires_grad and torch.is_grad_enabled(): return self.linear(x) + bias
         return self.product(x.float() if torch.is_autocast_enabled('cpu') else x, bias)   # its layouts are of float32
 
     @classmethod

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from ..core import check_count, check_prob, near
+from ..core import check_count, check_prob, near, transforms_active
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight, zoneout
 from .packed import PackedWeight
@@ -63,7 +63,8 @@ def reverse_padded(
     sl,bs = x.shape[:2]
     t,b = torch.arange(sl, device=x.device)[:, None],torch.arange(bs, device=x.device)
     t = torch.where(t < lengths, lengths - 1 - t, t)                            # sl,bs
-    return _Permute.apply(x.flatten(0, 1), (t*bs + b).flatten()).view(x.shape)
+    flat,order = x.flatten(0, 1),(t*bs + b).flatten()
+    return (flat.index_select(0, order) if transforms_active() else _Permute.apply(flat, order)).view(x.shape)
 
 def _padding(x:Tensor, lengths:Tensor) -> Tensor:
     "Where sl,bs,features are padding: sl,bs,1."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import check_count
+from ..core import check_count, full_precision
 from .dropout import RNNDropout, WordDropout
 from .recurrent import Recurrent, check_lengths
 
@@ -55,7 +55,7 @@ class CRF(nn.Module):
         real:Tensor, # Where tokens are, from the left: bs,sl
     ) -> Tensor: # A number
         "Negative log-likelihood of the right labels, per token."
-        if scores.dtype in (torch.half, torch.bfloat16): scores = scores.float()
+        scores = full_precision(scores)
         return (self.log_total(scores, real) - self.score(scores, labels, real)).sum()/real.sum()
 
     @torch.no_grad()

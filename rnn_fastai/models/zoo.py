@@ -254,9 +254,10 @@ class OneHot(nn.Module):
     ):
         super().__init__()
         self.n = check_count('n', n)
+        self.register_buffer('like', torch.empty(0), persistent=False)   # has the model's type, and follows its changes
 
     def forward(self, ids:Tensor) -> Tensor:   # ... -> ...,n
-        return F.one_hot(ids.as_subclass(Tensor), self.n).to(torch.get_default_dtype())
+        return F.one_hot(ids.as_subclass(Tensor), self.n).to(self.like.dtype)
 
     def extra_repr(self): return str(self.n)
 
