@@ -20,7 +20,7 @@ from fastcore.basics import ifnone
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from .learner import (SequentialRNN, TextLearner, fastai_config, find_arch, pretrained_files,
+from .learner import (SequentialRNN, TextLearner, fastai_config, find_arch, label_vocab, pretrained_files,
                                  text_vocab)
 from .losses import answer_kind
 from .models.classifier import chunk_padded, get_text_classifier
@@ -82,7 +82,7 @@ def check_classes(
     "How many outputs a classifier needs. Raises `ValueError` where that is unknown, or all labels are the same."
     if n_out is None: n_out = get_c(dls) or None
     if n_out is None: raise ValueError("n_out could not be told from the labels; pass `n_out`.")
-    names = list(dls.vocab[1]) if not isinstance(dls.vocab[0], str) and len(dls.vocab) > 1 else []
+    names = label_vocab(dls)
     if len(names) == 1 and n_out == 1 and answer_kind(dls.loss_func) == 'labels':
         raise ValueError(f"All labels are {names[0]!r}: there is nothing to tell apart. Give texts of two "
                          "classes at least.")
@@ -155,7 +155,7 @@ def both_ways(
     if same[0] != same[1]:
         raise ValueError(f"The vocabularies differ: {len(same[0]):,} and {len(same[1]):,} words, of which "
                          f"{len({*same[0]} & {*same[1]}):,} are in both. Pass `text_vocab` to the second loaders.")
-    labels = [list(map(str, l.dls.vocab[1])) for l in (forwards, backwards)]
+    labels = [list(map(str, label_vocab(l.dls))) for l in (forwards, backwards)]
     if labels[0] != labels[1]: raise ValueError(f"The labels differ: {labels[0]} and {labels[1]}.")
     kinds = [(answer_kind(l.loss_func), get_c(l.dls)) for l in (forwards, backwards)]
     if kinds[0] != kinds[1]:
