@@ -1099,6 +1099,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'rnn_fastai.learner._fastai_language_model': ( 'learner.html#_fastai_language_model',
                                                                                    'rnn_fastai/learner.py'),
                                     'rnn_fastai.learner._is_settled': ('learner.html#_is_settled', 'rnn_fastai/learner.py'),
+                                    'rnn_fastai.learner._keep_state': ('learner.html#_keep_state', 'rnn_fastai/learner.py'),
                                     'rnn_fastai.learner.fastai_config': ('learner.html#fastai_config', 'rnn_fastai/learner.py'),
                                     'rnn_fastai.learner.find_arch': ('learner.html#find_arch', 'rnn_fastai/learner.py'),
                                     'rnn_fastai.learner.label_vocab': ('learner.html#label_vocab', 'rnn_fastai/learner.py'),

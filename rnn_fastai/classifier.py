@@ -26,7 +26,7 @@ from .losses import answer_kind
 from .models.classifier import chunk_padded, get_text_classifier
 from .models.heads import pool_states
 from .models.recurrent import reverse_padded
-from .models.zoo import AWD_LSTM, StatefulEncoder, right_padded
+from .models.zoo import right_padded
 
 # %% ../nbs/38_classifier.ipynb #134e02fb
 class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):
@@ -51,9 +51,7 @@ class FastaiClassifier(SequentialRNN):
 def _fastai_classifier(facts:dict, arch:Any, vocab_sz:int, n_out:int, seq_len:int, config:dict|None,
                        *args) -> nn.Module:
     config = fastai_config(facts, 'config_clas', config)
-    enc,head = fastai_core.get_text_classifier(arch, vocab_sz, n_out, seq_len, config, *args)
-    if isinstance(enc.module, AWD_LSTM): enc.module = StatefulEncoder(enc.module)
-    return FastaiClassifier(enc, head)
+    return FastaiClassifier(*fastai_core.get_text_classifier(arch, vocab_sz, n_out, seq_len, config, *args))
 
 # %% ../nbs/38_classifier.ipynb #05c05b28
 @delegates(TextLearner.__init__)

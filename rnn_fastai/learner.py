@@ -199,11 +199,16 @@ class TextLearner(fastai_learner.TextLearner):
         return self._transfer(wgts_fname, check_named(wgts, wgts_fname), vocab, model)
 
 # %% ../nbs/34_learner.ipynb #4f7e7955
+def _keep_state(part:torch.nn.Module) -> torch.nn.Module:
+    "A part of a model by fastai's contract: an encoder of ours keeps its state inside, in a `SentenceEncoder` too."
+    if isinstance(part, AWD_LSTM): return StatefulEncoder(part)
+    if isinstance(part, fastai_core.SentenceEncoder): part.module = _keep_state(part.module)
+    return part
+
 class SequentialRNN(fastai_core.SequentialRNN):
-    """fastai's: gives the outputs of the last part, three for a decoder. An `AWD_LSTM` among the parts becomes a
-    `StatefulEncoder`."""
-    def __init__(self, *parts):
-        super().__init__(*(StatefulEncoder(p) if isinstance(p, AWD_LSTM) else p for p in parts))
+    """fastai's: gives the outputs of the last part, three for a decoder. An `AWD_LSTM` among the parts, or in a
+    `SentenceEncoder` among them, becomes a `StatefulEncoder`."""
+    def __init__(self, *parts): super().__init__(*map(_keep_state, parts))
 
     def forward(self, input:Any) -> Any:
         x,raw,part = input,None,None

@@ -228,3 +228,26 @@ def test_rnn_learner_takes_every_kind_of_labels(label, how):
     assert preds.shape[1] == want and type(learn.loss_func) is type(dls.loss_func)
     answer = quietly(learn, learn.predict, 'one two')[0]
     if label == 'label': assert answer in dls.vocab[1]
+
+def test_fastais_classifier_over_our_encoder(tmp_path):
+    "`SequentialRNN(SentenceEncoder(AWD_LSTM), PoolingLinearClassifier)` gives fastai's outputs, trains, and comes back."
+    dls = loaders('label')
+    def model(m, n):
+        enc = m.AWD_LSTM(n, 8, 12, 2, hidden_p=0., input_p=0., embed_p=0., weight_p=1e-9)
+        return m.SequentialRNN(m.SentenceEncoder(5, enc, 1), m.PoolingLinearClassifier([24, 10, 3], [0., 0.], 5))
+    ours,theirs = (model(m, 30).eval() for m in (rf, fastai_text))
+    rf.load_weights(ours, theirs.state_dict())
+    ids = torch.randint(2, 30, (3, 12), generator=torch.Generator().manual_seed(0))
+    ids[1, :3],ids[2, :7] = 1,1
+    for _ in range(2):   # the state starts from nothing at each call, as in fastai
+        for a,b in zip(ours(ids), theirs(ids), strict=True): torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    learn,again = (rf.TextLearner(dls, model(rf, len(dls.vocab[0])), loss_func=rf.CrossEntropyLossFlat(), path=tmp_path,
+                                  splitter=rf.awd_lstm_clas_split) for _ in range(2))
+    quietly(learn, learn.fit, 1)
+    learn.save('parts')
+    again.load('parts', with_opt=True)
+    for (k,a),b in zip(learn.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), k
+    learn.save_encoder('encoder')
+    again.load_encoder('encoder')
+    assert quietly(again, again.predict, 'one two')[0] in dls.vocab[1]

@@ -33,7 +33,7 @@ def canonical_name(
     name:str, # fastai's or our name of a weight
 ) -> str: # Our name
     "Translate a name of fastai's AWD-LSTM; others stay as they are."
-    return re.sub(r'(^|\.)module\.', r'\1', name).removesuffix('_raw').replace('encoder_dp.emb.', 'encoder.')
+    return re.sub(r'(^|\.)(module\.)+', r'\1', name).removesuffix('_raw').replace('encoder_dp.emb.', 'encoder.')
 
 # %% ../../nbs/24_models.zoo.ipynb #38b95675
 def awd_lstm_lm_split(
