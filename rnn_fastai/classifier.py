@@ -20,13 +20,13 @@ from fastcore.basics import ifnone
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from .learner import (SequentialRNN, TextLearner, fastai_config, find_arch, pretrained_files,
+from .learner import (SequentialRNN, TextLearner, fastai_config, find_arch, label_vocab, pretrained_files,
                                  text_vocab)
 from .losses import answer_kind
 from .models.classifier import chunk_padded, get_text_classifier
 from .models.heads import pool_states
 from .models.recurrent import reverse_padded
-from .models.zoo import AWD_LSTM, StatefulEncoder, right_padded
+from .models.zoo import right_padded
 
 # %% ../nbs/38_classifier.ipynb #134e02fb
 class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):
@@ -51,9 +51,7 @@ class FastaiClassifier(SequentialRNN):
 def _fastai_classifier(facts:dict, arch:Any, vocab_sz:int, n_out:int, seq_len:int, config:dict|None,
                        *args) -> nn.Module:
     config = fastai_config(facts, 'config_clas', config)
-    enc,head = fastai_core.get_text_classifier(arch, vocab_sz, n_out, seq_len, config, *args)
-    if isinstance(enc.module, AWD_LSTM): enc.module = StatefulEncoder(enc.module)
-    return FastaiClassifier(enc, head)
+    return FastaiClassifier(*fastai_core.get_text_classifier(arch, vocab_sz, n_out, seq_len, config, *args))
 
 # %% ../nbs/38_classifier.ipynb #05c05b28
 @delegates(TextLearner.__init__)
@@ -82,7 +80,7 @@ def check_classes(
     "How many outputs a classifier needs. Raises `ValueError` where that is unknown, or all labels are the same."
     if n_out is None: n_out = get_c(dls) or None
     if n_out is None: raise ValueError("n_out could not be told from the labels; pass `n_out`.")
-    names = list(dls.vocab[1]) if not isinstance(dls.vocab[0], str) and len(dls.vocab) > 1 else []
+    names = label_vocab(dls)
     if len(names) == 1 and n_out == 1 and answer_kind(dls.loss_func) == 'labels':
         raise ValueError(f"All labels are {names[0]!r}: there is nothing to tell apart. Give texts of two "
                          "classes at least.")
@@ -155,7 +153,7 @@ def both_ways(
     if same[0] != same[1]:
         raise ValueError(f"The vocabularies differ: {len(same[0]):,} and {len(same[1]):,} words, of which "
                          f"{len({*same[0]} & {*same[1]}):,} are in both. Pass `text_vocab` to the second loaders.")
-    labels = [list(map(str, l.dls.vocab[1])) for l in (forwards, backwards)]
+    labels = [list(map(str, label_vocab(l.dls))) for l in (forwards, backwards)]
     if labels[0] != labels[1]: raise ValueError(f"The labels differ: {labels[0]} and {labels[1]}.")
     kinds = [(answer_kind(l.loss_func), get_c(l.dls)) for l in (forwards, backwards)]
     if kinds[0] != kinds[1]:

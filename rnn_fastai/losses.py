@@ -88,7 +88,10 @@ def with_answers(
     loss_func:Any, # A loss
     own:Any=None, # The loss that belongs to the loaders, which knows what the labels are
 ) -> Any: # The same, or one around it that has `activation` and `decodes`
-    "A loss that knows how outputs become answers."
+    "A loss that knows how outputs become answers. Raises `TypeError` for a class of losses."
+    if isinstance(loss_func, type):
+        name = loss_func.__name__
+        raise TypeError(f"loss_func={name} is a class; pass a loss, such as {name}().")
     inner = loss_func
     while isinstance(inner, partial): inner = inner.func
     if hasattr(inner, 'activation') and hasattr(inner, 'decodes'):

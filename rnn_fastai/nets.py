@@ -12,6 +12,7 @@ from typing import Any, Callable
 
 import torch
 from fastai.callback.schedule import Learner
+from fastai.data.transforms import get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text import data as fastai_data
 from fastai.torch_core import get_model
@@ -23,10 +24,10 @@ from .core import check_count
 from .data.lm import LMDataLoader
 from .data.series import IGNORE, SeqDataLoader, SeqTask
 from .generate import evaluating
-from .learner import LMLearner, TextLearner, WritingLearner, text_vocab
+from .learner import LMLearner, TextLearner, WritingLearner, label_vocab, text_vocab
 from .models.heads import check_pool
 from .models.recurrent import Recurrent
-from .models.zoo import (LMOutput, OneHot, Seq2Seq, SequenceModel, StateInput, reset_state, token_input)
+from .models.zoo import (LMOutput, OneHot, Seq2Seq, SequenceModel, StateInput, fresh_logits, token_input)
 from .optim import Adam
 from .sampling import check_share
 from .transfer import word_vectors
@@ -111,16 +112,10 @@ class RNNLearner(WritingLearner):
 
     def _never(self, no_unk:bool) -> list[int]: return [] if self.task.pad is None else [self.task.pad]
 
-    def _logits(self, model, *x) -> Tensor:
-        "Logits of sequences, each from its beginning."
-        reset_state(model)
-        out = model(*x)
-        return out if isinstance(out, Tensor) else out[0]
-
     def _answer(self, model, seq, ids, n_words) -> Any:
         "What is not the next token."
         if self.task.n_inp == 2: return self.task.decode(model.write(ids, max_len=check_count('n_words', n_words))[0])
-        probs = self._logits(model, ids)[0].softmax(-1)
+        probs = fresh_logits(model, ids)[0].softmax(-1)
         if self.task.kind == 'many-to-many': return list(zip(seq, self.task.decode(probs.argmax(-1)), strict=True))
         return self.task.decode(probs.argmax()),probs.argmax(),probs
 
@@ -141,7 +136,7 @@ class RNNLearner(WritingLearner):
         dl = ifnone(dl, self.dls[ds_idx])
         if not isinstance(dl, SeqDataLoader): return super().show_results(ds_idx, dl, max_n)
         *x,y = dl.one_batch()
-        with evaluating(self.model), torch.no_grad(): guess = self._logits(self.model, *x).argmax(-1)
+        with evaluating(self.model), torch.no_grad(): guess = fresh_logits(self.model, *x).argmax(-1)
         x,y,guess = (t[:max_n] for t in (x[0], y, guess))
         self.task.show(x, target=y, prediction=guess.masked_fill(y == IGNORE, IGNORE))
 
@@ -157,7 +152,7 @@ def loaders_task(
         raise TypeError("These are fastai's own loaders of a language model; make them with rnn_fastai's.")
     vocab = text_vocab(dls)
     if isinstance(dls.train, LMDataLoader): return SeqTask('next', vocab, vocab, None)
-    return SeqTask('many-to-one', vocab, dls.vocab[1], 1)
+    return SeqTask('many-to-one', vocab, label_vocab(dls) or list(range(get_c(dls))), 1)   # values have no names
 
 def _layer(cell:Any, n_in:int, n_hid:int|None, args:dict) -> Recurrent:
     "A recurrent layer of a cell, or the layer given."
@@ -239,7 +234,7 @@ def rnn_learner(
     alpha:float=0., # Weight of activation regularisation
     beta:float=0., # Weight of temporal activation regularisation
     cell_args:dict|None=None, # Further arguments of the cell
-    loss_func:Callable|None=None, # Cross-entropy over all targets by default
+    loss_func:Callable|None=None, # The one of the labels by default; for others, cross-entropy over all targets
     **kwargs
 ) -> TextLearner: # An `LMLearner` for a language model's loaders, otherwise an `RNNLearner`
     "A `Learner` around a cell, a layer or a module. Raises `ValueError` for arguments that do not go together."
@@ -259,4 +254,5 @@ def rnn_learner(
         model = sequence_model(task, cell, n_hid, emb_sz, one_hot, vectors, attention, pool, drop, embed_p,
                                **recurrent, **(cell_args or {}))
     kind = LMLearner if isinstance(dls.train, LMDataLoader) else RNNLearner
+    loss_func = ifnone(loss_func, getattr(dls, 'loss_func', None))
     return kind(dls, model, alpha=alpha, beta=beta, loss_func=ifnone(loss_func, CrossEntropyLossFlat()), **kwargs)

@@ -209,9 +209,6 @@ def check_weights(
     for name,w in fit_weights(model, check_named(wgts, source), source=source).items():
         if w.dtype != own[name].dtype:
             raise ValueError(f"{source}: {name} holds {w.dtype}; it must be {own[name].dtype}, as the model is built.")
-        if w.is_floating_point() and not w.isfinite().all():
-            raise ValueError(f"{source}: {name} holds {int((~w.isfinite()).sum())} values that are not finite (NaN or "
-                             "infinite): training went wrong, or the file is damaged.")
     return wgts
 
 # %% ../nbs/70_saved.ipynb #3bdb1a8f

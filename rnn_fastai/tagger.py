@@ -30,7 +30,7 @@ from .generate import evaluating
 from .learner import TextLearner, text_vocab
 from .models.cells import cells
 from .models.tagger import CRF, ArchEncoder, LetterEncoder, Tagger, WordEncoder
-from .models.zoo import arch_config, archs, token_input
+from .models.zoo import arch_config, archs, fresh_logits, token_input
 from .transfer import word_vectors
 
 # %% ../nbs/43_tagger.ipynb #d804772b
@@ -196,7 +196,7 @@ class TaggerLearner(TextLearner):
     def _read(self, b:tuple, dl:Any) -> tuple[Tensor, Tensor, Tensor]:
         "Probabilities (of each token alone), best tags and where tokens are, in a batch."
         real = b[0].as_subclass(Tensor) != dl.dataset.pad
-        with evaluating(get_model(self.model)) as model: out = model(*b[:dl.n_inp])
+        with evaluating(get_model(self.model)) as model: out = fresh_logits(model, *b[:dl.n_inp])
         probs,best = self.loss_func.activation(out),best_tags(self.loss_func, out, real)
         return tuple(t.as_subclass(Tensor).cpu() for t in (probs.float(), best, real))
 

@@ -38,7 +38,7 @@ def check_named(
     "Raise `ValueError` unless these are arrays by name."
     if not isinstance(wgts, dict) or not wgts or not all(isinstance(k, str) for k in wgts) \
             or not all(isinstance(w, Tensor) for w in wgts.values()):
-        what = type(wgts).__name__ + (" of other things" if wgts is not None and len(wgts) else "")
+        what = type(wgts).__name__ + (" of other things" if isinstance(wgts, (dict, list, tuple)) and wgts else "")
         raise ValueError(f"{source} holds {what}, not weights by name; save it anew.")
     return wgts
 
@@ -88,13 +88,27 @@ def canonical_names(
     "Translate fastai's names of AWD-LSTM weights; the raw weight counts, not a dropped copy of it."
     return {canonical_name(k): v for k,v in sorted(wgts.items(), key=lambda kv: kv[0].endswith('_raw'))}
 
+def _check_numbers(name:str, w:Tensor, own:Tensor, finite:bool, source:str):
+    "Raise `ValueError` where the numbers of `w` cannot stand for those of `own`; infinite ones may, unless `finite`."
+    def refuse(what, remedy): raise ValueError(f"{source}: {name} holds {what}. {remedy}")
+    if w.is_meta or w.is_quantized or w.layout is not torch.strided:
+        refuse(f"no plain numbers, but a tensor of {w.dtype} and {w.layout} on {w.device}", "Save a dense tensor.")
+    if (w.is_floating_point(), w.is_complex()) != (own.is_floating_point(), own.is_complex()):
+        refuse(f"numbers of {w.dtype}, and the model's are {own.dtype}", "Save the weights as trained.")
+    new = w.to(own.dtype)
+    odd = ~new.isfinite() if finite else new.isnan()
+    if odd.any():
+        refuse(f"{int(odd.sum()):,} of {odd.numel():,} numbers that are not finite, the first {new[odd][0].item()}",
+               "Load weights that were saved before the training diverged, or train again at a lower rate.")
+
 def fit_weights(
     model:nn.Module, # Is to take the weights
     wgts:dict[str, Tensor], # Weights by fastai's or our names
     strict:bool=True, # All names must be there on both sides; otherwise those that are on both sides will do
     source:str='The weights', # What the message speaks of
 ) -> dict[str, Tensor]: # Weights by the model's own names
-    "Match weights to a model by name. Raises `ValueError` that names the layers that do not fit."
+    """Match weights to a model by name. Raises `ValueError` that names the layers that do not fit, or whose numbers are
+    of another kind or not finite."""
     wgts,own = canonical_names(wgts),model.state_dict()
     short = {k: canonical_name(k) for k in own}
     wrong = [f"{s}: {tuple(wgts[s].shape)} there, {tuple(own[k].shape)} here"
@@ -106,7 +120,10 @@ def fit_weights(
         some = '; '.join(wrong[:8] + ['...']*(len(wrong) > 8))
         raise ValueError(f"{source} do not fit the model in {len(wrong)} layers: {some}. "
                          "Build the model with the config and vocabulary that they were saved with.")
-    return {k: wgts[s] for k,s in short.items() if s in wgts}
+    fitting = {k: wgts[s] for k,s in short.items() if s in wgts}
+    params = {k for k,_ in model.named_parameters(remove_duplicate=False)}   # a buffer may be infinite, such as a mask
+    for k,w in fitting.items(): _check_numbers(short[k], w, own[k], k in params, source)
+    return fitting
 
 def load_weights(
     model:nn.Module, # Takes the weights
@@ -120,10 +137,35 @@ def load_weights(
     return len(fitting)
 
 # %% ../nbs/26_transfer.ipynb #a339a4d5
+def _listed(saved:Any) -> dict:
+    "An optimizer's state as fastai writes it: `state` by parameter, `hypers` by group; torch's is turned into it."
+    groups = saved.get('param_groups') if isinstance(saved, dict) else None
+    if groups is not None:
+        saved = {'state': [saved['state'].get(i, {}) for g in groups for i in g['params']],
+                 'hypers': [{k: v for k,v in g.items() if k != 'params'} for g in groups]}
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(k), (list, L)) for k in ('state', 'hypers')):
+        raise ValueError(f"What is saved as the optimizer's state is of type {type(saved).__name__} and lacks `state` "
+                         "or `hypers`. Pass with_opt=False, or save the model again.")
+    return saved
+
+def _like(opt:Any, state:list, hypers:list) -> dict:
+    "A listed state as `opt` writes it: as it is, or as torch's."
+    if 'param_groups' not in opt.state_dict(): return {'state': state, 'hypers': hypers}
+    groups = [g['params'] for g in opt.state_dict()['param_groups']]
+    return {'state': {i: s for i,s in zip((i for g in groups for i in g), state, strict=True) if s},
+            'param_groups': [{**h, 'params': g} for h,g in zip(hypers, groups, strict=True)]}
+
+def _check_state(state:dict, p:Tensor):
+    "Raise `ValueError` where a parameter's state has another shape, or is not finite."
+    for k,v in ((k, v) for k,v in state.items() if isinstance(v, Tensor)):
+        if v.dim() and v.shape != p.shape:
+            raise ValueError(f"The saved optimizer's {k} is for another shape than {tuple(p.shape)}.")
+        if not v.isfinite().all(): raise ValueError(f"The saved optimizer's {k} has numbers that are not finite.")
+
 def fit_opt_state(
     model:nn.Module, # The model, ours or fastai's
-    opt:Any, # Its optimizer, a fastai `Optimizer`
-    saved:dict, # The saved optimizer's state: `state` and `hypers`
+    opt:Any, # Its optimizer: a fastai `Optimizer`, or an `OptimWrapper` of torch's
+    saved:dict, # The saved optimizer's state
     names:Iterable[str], # Names of the weights in the file, in its order
 ) -> dict: # The same for `opt`
     "Put the saved state of an optimizer in the order of `opt`. Raises `ValueError` where it does not fit."
@@ -131,18 +173,16 @@ def fit_opt_state(
     group = {id(p): i for i,pg in enumerate(opt.param_lists) for p in pg}
     seen = {id(params[s]): None for s in map(canonical_name, names) if s in params}   # each once, in the file's order
     order = sorted((i for i in seen if i in group), key=group.get)
-    if len(order) != len(saved['state']) or len(saved['hypers']) != len(opt.hypers):
+    saved,own = _listed(saved),_listed(opt.state_dict())
+    if not len(order) == len(group) == len(saved['state']) or len(saved['hypers']) != len(own['hypers']):
         raise ValueError(f"The saved optimizer has {len(saved['state'])} parameters in {len(saved['hypers'])} groups, "
-                         f"this one {len(order)} in {len(opt.hypers)}.")
-    odd = sorted(set(opt.hypers[0]) ^ set(saved['hypers'][0]))
+                         f"this one {len(group)} in {len(own['hypers'])}.")
+    odd = sorted(set(own['hypers'][0]) ^ set(saved['hypers'][0]))
     if odd: raise ValueError(f"The saved optimizer is of another kind: only one of the two has {', '.join(odd)}.")
     by_param = dict(zip(order, saved['state'], strict=True))
-    state = []
-    for p in (p for pg in opt.param_lists for p in pg):
-        odd = [k for k,v in by_param[id(p)].items() if isinstance(v, Tensor) and v.dim() and v.shape != p.shape]
-        if odd: raise ValueError(f"The saved optimizer's {odd[0]} is for another shape than {tuple(p.shape)}.")
-        state.append(by_param[id(p)])
-    return {'state': state, 'hypers': saved['hypers']}
+    flat = [p for pg in opt.param_lists for p in pg]
+    for p in flat: _check_state(by_param[id(p)], p)
+    return _like(opt, [by_param[id(p)] for p in flat], saved['hypers'])
 
 # %% ../nbs/26_transfer.ipynb #5cbf16e8
 def _fastai_names(enc:AWD_LSTM) -> list[tuple[str, str]]:
@@ -176,13 +216,13 @@ def shared_opt_state(
     names:Iterable[str], # Names of the weights in the file, in its order
 ) -> dict: # What is written
     "An optimizer's state with the parameters of each group in the order of a file's weights."
-    state = opt.state_dict()
-    if 'hypers' not in state: return state   # torch's own optimizer, which fastai wraps
+    state = _listed(opt.state_dict())
     params = {canonical_name(k): p for k,p in model.named_parameters(remove_duplicate=False)}
     found = [id(params[s]) for s in map(canonical_name, names) if s in params]
     at = {i: k for k,i in reversed(list(enumerate(found)))}   # where each comes first
+    of = {id(p): s for p,s in zip((p for pg in opt.param_lists for p in pg), state['state'], strict=True)}
     order = [p for pg in opt.param_lists for p in sorted(pg, key=lambda p: at[id(p)])]
-    return {**state, 'state': [opt.state[p] for p in order]}
+    return _like(opt, [of[id(p)] for p in order], state['hypers'])
 
 # %% ../nbs/26_transfer.ipynb #b971a532
 def match_embeds(

@@ -300,7 +300,7 @@ class Bag(nn.Module):
 
 def bag(dls, path, **kwargs):
     torch.manual_seed(0)
-    learn = rf.Learner(dls, Bag(len(dls.vocab[0]), dls.c), path=path, **kwargs)
+    learn = rf.Learner(dls, Bag(len(rf.text_vocab(dls)), dls.c), path=path, **kwargs)
     learn.remove_cb(rf.ProgressCallback)
     return learn
 

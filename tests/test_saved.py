@@ -337,8 +337,8 @@ REFUSED = {
     'another error': (lambda: with_loss(make('classifier', clas_dls(label_col='stars', y_block=ft.RegressionBlock())),
                                         ft.L1LossFlat()), CLAS, 'loss_func='),
     'loss of other shapes': (lambda: with_loss(make('tagger', tag_dls(), 'LSTM', CELL), nn.NLLLoss2d()), TAG, 'loss_func='),
-    'nan': (lambda: with_weight(torch.nan), LM, 'bias holds 1 values that are not finite'),
-    'infinity': (lambda: with_weight(-torch.inf), LM, 'bias holds 1 values that are not finite'),
+    'nan': (lambda: with_weight(torch.nan), LM, 'bias holds 1 of 24 numbers that are not finite'),
+    'infinity': (lambda: with_weight(-torch.inf), LM, 'bias holds 1 of 24 numbers that are not finite'),
     'half precision': (lambda: (learn := make('lm', lm_dls()), learn.model.half())[0], LM, 'torch.float16.*torch.float32'),
     'vectors': (vectors, ('tagger', 'LSTM', dict(CELL, vectors='glove.txt')), 'vectors.*emb_sz'),
     'halves of a pair': (halves, TAG, 'vocabulary')}

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
-from .corpus import Corpus
+from .corpus import Corpus, Vocab
 from .lm import ArrayDataLoader, LMDataset
 from .texts import check_column
 from .tokenize import CorpusTokenizer
@@ -200,9 +200,10 @@ class DocDataset(LMDataset):
                              "leave such rows out. (fastai's rules mark the beginning of each text, so none is empty.)")
 
     @property
-    def vocab(self) -> L:
-        "Tokens by id, and labels by id."
-        return L([self.corpus.vocab, self.labels.vocab], use_list=None) if self.labels else self.corpus.vocab
+    def vocab(self) -> L|Vocab:
+        "Tokens by id, and labels by id; of values, which have no names, the tokens alone, as in fastai."
+        names = self.labels.vocab if self.labels else []
+        return L([self.corpus.vocab, names], use_list=None) if len(names) else self.corpus.vocab
     @property
     def c(self) -> int:
         "How many outputs a model needs."

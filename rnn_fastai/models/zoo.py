@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['archs', 'awd_lstm_clas_config', 'awd_lstm_lm_config', 'AWD_GRU', 'AWD_QRNN', 'canonical_name', 'awd_lstm_lm_split',
            'awd_lstm_clas_split', 'AWD_LSTM', 'awd_arch', 'LMOutput', 'LanguageModel', 'arch_config',
-           'get_language_model', 'reset_state', 'StatefulEncoder', 'OneHot', 'token_input', 'right_padded',
-           'SequenceModel', 'StateInput', 'Seq2Seq']
+           'get_language_model', 'reset_state', 'fresh_logits', 'StatefulEncoder', 'OneHot', 'token_input',
+           'right_padded', 'SequenceModel', 'StateInput', 'Seq2Seq']
 
 # %% ../../nbs/24_models.zoo.ipynb #a67dcc16
 import inspect
@@ -33,7 +33,7 @@ def canonical_name(
     name:str, # fastai's or our name of a weight
 ) -> str: # Our name
     "Translate a name of fastai's AWD-LSTM; others stay as they are."
-    return re.sub(r'(^|\.)module\.', r'\1', name).removesuffix('_raw').replace('encoder_dp.emb.', 'encoder.')
+    return re.sub(r'(^|\.)(module\.)+', r'\1', name).removesuffix('_raw').replace('encoder_dp.emb.', 'encoder.')
 
 # %% ../../nbs/24_models.zoo.ipynb #38b95675
 def awd_lstm_lm_split(
@@ -216,6 +216,15 @@ def reset_state(
         model.reset()
         return True
     return any([reset_state(m) for m in model.children()])
+
+def fresh_logits(
+    model:nn.Module, # Gives logits, or logits and more
+    *x, # What it takes
+) -> Tensor: # Logits
+    "Logits of sequences, each from its beginning."
+    reset_state(model)
+    out = model(*x)
+    return out if isinstance(out, Tensor) else out[0]
 
 # %% ../../nbs/24_models.zoo.ipynb #37915b98
 class StatefulEncoder(nn.Module):
