@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rnn_fastai.core import flush_denormals
-from rnn_fastai.many import ManyNets
+from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.models.cells import Cell, LSTMCell, cells
 from rnn_fastai.models.recurrent import Recurrent
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sets import imdb
 from rnn_fastai.data.tokenize import TextTokenizer
-from rnn_fastai.nets import rnn_learner
+from rnn_fastai.learner.rnn import rnn_learner
 
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"

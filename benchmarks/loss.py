@@ -12,7 +12,7 @@ import torch
 from common import in_turns, save
 from torch.nn import functional as F
 
-from rnn_fastai.models.heads import linear_cross_entropy
+from rnn_fastai.models.losses import linear_cross_entropy
 
 VOCAB, ROWS, HID = 60_008, 64*72, 400
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import rnn_fastai.all as rf
-from rnn_fastai.cli import DEMO, DEMO_CONFIG
+from rnn_fastai.recipes import DEMO, DEMO_CONFIG
 
 warnings.filterwarnings("ignore")
 

@@ -16,8 +16,8 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
 from rnn_fastai.data.sets import ud_ewt
-from rnn_fastai.data.tag import TagDataLoaders
-from rnn_fastai.tagger import tagger_learner
+from rnn_fastai.data.tags import TagDataLoaders
+from rnn_fastai.learner.tagger import tagger_learner
 
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"

@@ -17,15 +17,15 @@ import common
 import torch
 from fastai.torch_core import set_seed
 
-from rnn_fastai.callback.lean import LeanLoss
+from rnn_fastai.callback.chunked_loss import LeanLoss
 from rnn_fastai.data.corpus import Corpus
 from rnn_fastai.data.lm import LMDataLoader, LMDataset
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sets import wikitext2
-from rnn_fastai.learner import LMLearner, language_model_learner
-from rnn_fastai.models.adapt import DynamicEvaluation, NeuralCache
-from rnn_fastai.models.zoo import AWD_LSTM
-from rnn_fastai.score import score_ids
+from rnn_fastai.learner.lm import LMLearner, language_model_learner
+from rnn_fastai.generate.adapt import DynamicEvaluation, NeuralCache
+from rnn_fastai.models.awd import AWD_LSTM
+from rnn_fastai.generate.score import score_ids
 
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"

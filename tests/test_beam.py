@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from rnn_fastai.beam import Beam, beam_search
+from rnn_fastai.generate.beam import Beam, beam_search
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.zoo import AWD_LSTM, LMOutput, SequenceModel, get_language_model
+from rnn_fastai.models.awd import AWD_LSTM, LMOutput, get_language_model
+from rnn_fastai.models.seq2seq import SequenceModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

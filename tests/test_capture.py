@@ -24,13 +24,13 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.callback.capture import HiddenStateCapture, loaders_vocab
-from rnn_fastai.callback.state import fit_state
-from rnn_fastai.capture import capture
+from rnn_fastai.models.state import fit_state
+from rnn_fastai.inside.capture import capture
 from rnn_fastai.models.cells import cells, get_cell
 from rnn_fastai.models.dropout import drop_weight
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.zoo import get_language_model
-from rnn_fastai.recording import Recording
+from rnn_fastai.models.awd import get_language_model
+from rnn_fastai.inside.recording import Recording
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 PARTS = 'x', 'states', 'gates'
@@ -1099,7 +1099,7 @@ def test_peak_of_memory(tmp_path, mb, env):
 
 def test_disk_full(tmp_path, monkeypatch):
     "Training goes on; what was written before can be read."
-    from rnn_fastai import recording
+    from rnn_fastai.inside import recording
     for limit in (0, 700, 1500, 2500, 5000):
         rnn,left = build('GRU', batch_first=True),[limit]
         folder = tmp_path/str(limit)

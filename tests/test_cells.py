@@ -19,8 +19,10 @@ from torch.testing import assert_close
 
 from rnn_fastai.models import cells as cells_module
 from rnn_fastai.models import recurrent
-from rnn_fastai.models.cells import (Cell, GRUCell, LinearCell, LSTMCell, MinGRUCell, MogrifierLSTMCell, QRNNCell,
-                                     RNNCell, cells, check_cell, get_cell, linear_scan, thin_linear)
+from rnn_fastai.models.packed import thin_linear
+from rnn_fastai.models.scan import linear_scan
+from rnn_fastai.models.cells import (Cell, GRUCell, LSTMCell, LinearCell, MinGRUCell, MogrifierLSTMCell, QRNNCell,
+                                     RNNCell, cells, check_cell, get_cell)
 from rnn_fastai.models.dropout import drop_weight
 from rnn_fastai.models.recurrent import Recurrent, check_lengths, last_steps, reverse_padded
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_fastai import all as rf
-from rnn_fastai.models.classifier import get_text_classifier
+from rnn_fastai.models.documents import get_text_classifier
 
 matplotlib.use('Agg')
 EXACT,CLOSE,DOUBLE = dict(rtol=0, atol=0),dict(rtol=0, atol=1e-5),dict(rtol=1e-9, atol=1e-10)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import rnn_fastai
-from rnn_fastai.cli import main
+from rnn_fastai.cli.main import main
 
 COMMAND = Path(sys.executable).with_name('rnn_fastai')
 CALLS = dict(help=('--help',), unknown=('dmeo',), demo_help=('demo', '--help'))
@@ -117,7 +117,7 @@ def test_ends_of_lines_are_no_words(models, run, typed, end, task):
     assert piped == given and piped[0] is None and len(piped[1].splitlines()) == 4 and '\r' not in piped[1]
 
 def test_a_text_that_cannot_be_answered_is_reported_and_the_others_are_answered(models, run, monkeypatch):
-    from rnn_fastai.learner import LMLearner
+    from rnn_fastai.learner.lm import LMLearner
     def predict(self, text, **kwargs):
         if text == 'odd': raise ValueError('this one\ncannot be')
         return text.upper()

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from rnn_fastai.capture import capture
-from rnn_fastai.experiments import ablate, clamp, edit_states, memory_length, patch_states, saliency, unit_effects
+from rnn_fastai.inside.capture import capture
+from rnn_fastai.inside.interventions import (ablate, clamp, edit_states, memory_length, patch_states, saliency,
+                                             unit_effects)
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.zoo import SequenceModel
+from rnn_fastai.models.seq2seq import SequenceModel
 
 KINDS = {'stacked, both ways': dict(num_layers=2, bidirectional=True), 'one layer': {}}
 LAYERS = {**{n: lambda n=n, **kw: Recurrent(n, 5, 4, **kw) for n in cells},

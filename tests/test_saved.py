@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai import saved
+from rnn_fastai.ship import bundle as saved
 
 ARCH = dict(config=dict(emb_sz=6, n_hid=6, n_layers=2))
 CELL = dict(emb_sz=6, n_hid=6)
@@ -207,7 +207,7 @@ def test_two_readings(tmp_path):
 def test_another_process(tmp_path):
     learn = make('lm', lm_dls(rf.ByteLevelTokenizer(290)))
     rf.save_bundle(learn, tmp_path/'m', 'lm', 'AWD_GRU', ARCH)
-    code = ("import sys, json; from rnn_fastai.saved import load_bundle; learn,_ = load_bundle(sys.argv[1])\n"
+    code = ("import sys, json; from rnn_fastai.ship.bundle import load_bundle; learn,_ = load_bundle(sys.argv[1])\n"
             "t, = learn.generate([sys.argv[2]], 12, seed=5, no_bar=True); print(json.dumps([t.text, t.logps.tolist()]))")
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path/'m'), NEW[0]], check=True,
                          capture_output=True, text=True, encoding='utf8')

@@ -15,11 +15,12 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from rnn_fastai.core import flush_denormals, seeded
-from rnn_fastai.models.adapt import CacheMemory, DynamicEvaluation, NeuralCache, adapting
+from rnn_fastai.generate.adapt import CacheMemory, DynamicEvaluation, NeuralCache, adapting
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.zoo import AWD_LSTM, SequenceModel, get_language_model, token_input
-from rnn_fastai.score import Score, perplexity_of, score_ids
+from rnn_fastai.models.awd import AWD_LSTM, get_language_model
+from rnn_fastai.models.seq2seq import SequenceModel, token_input
+from rnn_fastai.generate.score import Score, perplexity_of, score_ids
 
 VOCAB = 23
 
@@ -436,5 +437,5 @@ def test_perplexity():
 
 
 def test_without_fastai():
-    code = "import sys, rnn_fastai.score; sys.exit(any(m.split('.')[0] == 'fastai' for m in sys.modules))"
+    code = "import sys, rnn_fastai.generate.score; sys.exit(any(m.split('.')[0] == 'fastai' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

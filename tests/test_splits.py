@@ -5,7 +5,7 @@ import pytest
 from fastai.text import all as ft
 
 from rnn_fastai import all as rf
-from rnn_fastai.cli import train
+from rnn_fastai.cli.main import train
 
 N = 20
 BASE = dict(bs=2, device='cpu')

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from conftest import calls_of
 from rnn_fastai.data.corpus import Corpus
-from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
+from rnn_fastai.data.subwords import ByteLevelTokenizer, CharTokenizer
 
 WORDS = 'the unhappiness of happy people was not in their happiness but in their unkindness'.split()
 ODD = ['', ' ', '  a  b\n\n\tc ', '\0\x01\x1c\x7f\x85\xa0', '👩‍🚀🏽 🇩🇪', 'e\u0301 é', '漢字かな', "it's  'll 1,234.5",

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.models.tagger import CRF, LetterEncoder, Tagger, WordEncoder
-from rnn_fastai.tagger import CRFLoss, entities, entity_f1
+from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1
 
 matplotlib.use('Agg')
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -644,7 +644,7 @@ def test_predicting_leaves_the_model_alone():
 @pytest.mark.parametrize('kind', KINDS)
 def test_show_results(monkeypatch, kind):
     learn,shown = known(**KINDS[kind]),[]
-    monkeypatch.setattr('rnn_fastai.tagger.display_df', shown.append)
+    monkeypatch.setattr('rnn_fastai.learner.tagger.display_df', shown.append)
     for ds_idx in (0, 1):
         learn.show_results(ds_idx, max_n=2)
         df = shown.pop()
@@ -658,7 +658,7 @@ def test_show_results(monkeypatch, kind):
 def test_show_results_without_tags(monkeypatch, letters):
     "Sentences without tags: refused with a reason, or shown without targets that nobody gave."
     learn,shown = known(letters),[]
-    monkeypatch.setattr('rnn_fastai.tagger.display_df', shown.append)
+    monkeypatch.setattr('rnn_fastai.learner.tagger.display_df', shown.append)
     try: learn.show_results(dl=learn.dls.test_dl([['Ann', 'met'], ['Bob']]))
     except (TypeError, ValueError) as e: assert 'tags' in str(e) or 'target' in str(e), e
     else:

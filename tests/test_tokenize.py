@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from conftest import calls_of
 from rnn_fastai.data import tokenize
-from rnn_fastai.data.pieces import PIECE_RULES, rule_text
+from rnn_fastai.data.pretokenize import PIECE_RULES, rule_text
 from rnn_fastai.data.tokenize import TextTokenizer, WordTokenizer, as_tokenizer, chunks_of, decode_spec_tokens
 
 SHARED = Path(os.environ.get('RNN_FASTAI_DATA', Path(__file__).resolve().parents[2]/'shared'/'data'))

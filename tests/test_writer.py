@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.generate import stepping
+from rnn_fastai.generate.prepack import stepping
 
 WORDS = 'one two three four five six seven eight nine ten'.split()
 PROMPTS = ['one', 'two three four', 'ten nine eight seven six five', '', 'one two']

@@ -24,7 +24,7 @@ from torch.testing import assert_close
 
 from conftest import bytes_of, calls_of
 from rnn_fastai import all as rf
-from rnn_fastai.cli import main
+from rnn_fastai.cli.main import main
 
 # Models and loaders
 
