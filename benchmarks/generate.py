@@ -119,7 +119,7 @@ def quality(both: dict) -> list:
     ids = torch.from_numpy(learn.dls.valid.dataset.corpus.ids[:64*201].astype("int64")).view(64, -1)
     res = {}
     for name, int8 in (("float32", False), ("int8", True)):
-        model, state, losses = rf.stepping(learn.model, int8), None, []
+        model, state, losses = rf.prepack(learn.model, int8), None, []
         for t in range(ids.size(1) - 1):   # a step at a time, as generation goes
             out = model(ids[:, t:t+1], state)
             state = out.state

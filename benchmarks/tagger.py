@@ -37,7 +37,7 @@ def tag_ewt(crf: bool, test: bool) -> dict:
     df = ud_ewt().rename(columns={"upos": "tags"})
     fit = df[df.split.isin(["train", "dev"])]
     dls = TagDataLoaders.from_df(fit.assign(held=fit.split == "dev"), valid_col="held", tok=str.lower, min_freq=2,
-                                 letters=True, bs=BS, val_bs=128)
+                                 chars=True, bs=BS, val_bs=128)
     set_seed(42)
     clock = Clock()
     learn = tagger_learner(dls, crf=crf, cbs=clock)

@@ -18,7 +18,7 @@ from common import save
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 
-from rnn_fastai.learner.classifier import both_ways, text_classifier_learner
+from rnn_fastai.learner.classifier import combine_directions, text_classifier_learner
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sets import imdb
 from rnn_fastai.models.awd import AWD_LSTM
@@ -84,7 +84,7 @@ def ensemble() -> dict:
     pair = [text_classifier_learner(loaders(imdb("train"), b, 64), AWD_LSTM, config=CONFIG, pretrained=False,
                                     max_len=400, metrics=accuracy, path=OUT) for b in (False, True)]
     for learn, file in zip(pair, ("classifier", "classifier_backwards"), strict=True): learn.load(file)
-    return tested(both_ways(*pair), what="both readings", labels=len(pair[0].dls.train_ds))
+    return tested(combine_directions(*pair), what="both readings", labels=len(pair[0].dls.train_ds))
 
 
 def lowshot(n: int, with_lm: bool) -> dict:

@@ -17,7 +17,7 @@ import common
 import torch
 from fastai.torch_core import set_seed
 
-from rnn_fastai.callback.chunked_loss import LeanLoss
+from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy
 from rnn_fastai.data.corpus import Corpus
 from rnn_fastai.data.lm import LMDataLoader, LMDataset
 from rnn_fastai.data.loaders import TextDataLoaders
@@ -56,7 +56,7 @@ def learner() -> LMLearner:
     train, valid, _ = corpora()
     dls = [LMDataLoader(LMDataset(c), bs=bs, seq_len=70) for c, bs in ((train, 40), (valid, 20))]
     set_seed(SEED)
-    return language_model_learner(TextDataLoaders(*dls, path=OUT), AWD_LSTM, CONFIG, 0.5, pretrained=False, cbs=LeanLoss())
+    return language_model_learner(TextDataLoaders(*dls, path=OUT), AWD_LSTM, CONFIG, 0.5, pretrained=False, cbs=ChunkedCrossEntropy())
 
 
 def train() -> list:

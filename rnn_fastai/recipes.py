@@ -16,7 +16,7 @@ import pandas as pd
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 
-from .core import near
+from .core import suggest
 from .data.conll import read_columns, read_conllu
 from .data.texts import check_column, check_texts, open_parquet, read_csv
 from .data.sets import human_numbers, imdb, imdb_sample, number_runs, ud_ewt, wikitext2
@@ -171,7 +171,7 @@ def read_data(
     sets = SETS[check_task(task)]
     if data in sets: return sets[data]()
     file = Path(data)
-    if not file.exists(): raise ValueError(f"There is no file {data}, and no set of this name. {near(data, sets)}")
-    if file.is_dir(): raise ValueError(f"{data} is a folder; give a file, or a set. {near(data, sets)}")
+    if not file.exists(): raise ValueError(f"There is no file {data}, and no set of this name. {suggest(data, sets)}")
+    if file.is_dir(): raise ValueError(f"{data} is a folder; give a file, or a set. {suggest(data, sets)}")
     try: return _read_file(task, file, text, label, valid)
     except (ValueError, TypeError) as e: raise ValueError(str(e) if str(file) in str(e) else f"{file}: {e}") from e

@@ -195,10 +195,10 @@ class Counted(nn.Module):
 def test_stops_when_nothing_better_can_come():
     logits = torch.tensor([[0.9, 0.1, 0.], [0.1, 0.45, 0.45], [0.1, 0.45, 0.45]]).log()
     model,told = Counted(logits),[]
-    (found,) = beam_search(model, [torch.tensor([0])], 1000, Beam(2, length_penalty=0, stops=(0,)), told=told.append)
+    (found,) = beam_search(model, [torch.tensor([0])], 1000, Beam(2, length_penalty=0, stops=(0,)), on_progress=told.append)
     assert found[0].ids == [0] and len(model.rows) == 1 and told == [1.]
     model = Counted(logits)
-    pair = beam_search(model, [torch.tensor([0]), torch.tensor([1])], 30, Beam(2, length_penalty=0, stops=(0,)), told=told.append)
+    pair = beam_search(model, [torch.tensor([0]), torch.tensor([1])], 30, Beam(2, length_penalty=0, stops=(0,)), on_progress=told.append)
     assert [f[0].ids for f in pair][0] == [0]
     assert model.rows[:3] == [2, 2, 2] and len(model.rows) <= 30
     assert told[1:] == sorted(told[1:]) and told[-1] == 1. and min(told) > 0

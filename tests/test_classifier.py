@@ -66,7 +66,7 @@ def layer_weights(params, i, back=''):
     pre,suf = f'0.module.rnns.{i}.',f'_l0{back}'
     return {k[len(pre):-len(suf)]: v for k,v in params.items() if k.startswith(pre) and k.endswith(suf)}
 
-def detached(state): return {k: v.detach() for k,v in state.items()}
+def detach_state(state): return {k: v.detach() for k,v in state.items()}
 
 def oracle(params, cell, doc, max_len, n_layers=2, bidir=False):
     "Logits of one document (a list of ids) in evaluation mode; the tokens before the last `max_len` get no gradient."
@@ -80,7 +80,7 @@ def oracle(params, cell, doc, max_len, n_layers=2, bidir=False):
         if bidir:
             w = layer_weights(params, i, '_reverse')
             back,go = read(cell, w, late[::-1])
-            with torch.no_grad(): back_outs,_ = read(cell, w, early[::-1], detached(go))
+            with torch.no_grad(): back_outs,_ = read(cell, w, early[::-1], detach_state(go))
             last = torch.cat([last, (back_outs or back)[-1]])
             hs = [torch.cat(p) for p in zip(hs, back[::-1], strict=True)]
             outs = [torch.cat(p) for p in zip(outs, back_outs[::-1], strict=True)]
@@ -436,13 +436,13 @@ def test_both_readings_are_the_mean(kind, tmp_path):
     pair = make(loaders(**args), path=tmp_path),make(loaders(backwards=True, **args), path=tmp_path)
     torch.manual_seed(1)
     for p in pair[1].model.parameters(): p.data += 0.3*torch.randn_like(p)
-    both = rf.both_ways(*pair)
+    both = rf.combine_directions(*pair)
     (p,y),(a,z),(b,_) = (l.get_preds() for l in (both, *pair))
     assert y.tolist() == z.tolist() and not torch.allclose(a, b, atol=1e-3)
     assert_close(p, (a + b)/2, **CLOSE)
     both.fit(1, 1e-3)
     both.save('both')
-    again = rf.both_ways(make(loaders(**args), path=tmp_path), make(loaders(backwards=True, **args), path=tmp_path))
+    again = rf.combine_directions(make(loaders(**args), path=tmp_path), make(loaders(backwards=True, **args), path=tmp_path))
     assert_close(again.load('both').get_preds()[0], both.get_preds()[0], **CLOSE)
 
 def test_readings_that_do_not_go_together(tmp_path):
@@ -450,7 +450,7 @@ def test_readings_that_do_not_go_together(tmp_path):
     for a,b,match in ((back, forth, 'backwards is True for the first loaders and False for the second'),
                       (forth, make(loaders(backwards=True, text_vocab=VOCAB[:20])), '23 and 20 words, of which 20'),
                       (forth, make(loaders(backwards=True, label_col='stars')), 'The labels differ')):
-        with pytest.raises(ValueError, match=match): rf.both_ways(a, b)
+        with pytest.raises(ValueError, match=match): rf.combine_directions(a, b)
 
 # ---- Bad input
 
@@ -538,7 +538,7 @@ def sure_pair(tmp_path, **kwargs):
                          ids=lambda l: type(l).__name__)
 def test_both_readings_are_the_mean_by_any_loss(loss, tmp_path):
     pair = sure_pair(tmp_path, loss_func=loss)
-    (a,_),(b,_),(p,_) = (l.get_preds() for l in (*pair, rf.both_ways(*pair)))
+    (a,_),(b,_),(p,_) = (l.get_preds() for l in (*pair, rf.combine_directions(*pair)))
     assert (a - b).abs().max() > 0.3
     assert_close(p, (a + b)/2, **CLOSE)
 
@@ -555,11 +555,11 @@ def test_readings_of_other_outputs_are_refused(tmp_path):
     values = loaders(df, label_col=['score', 'two'], y_block=ft.RegressionBlock(n_out=2), backwards=True)
     one,many = loaders(df, label_col='one'),loaders(df, label_col='tags', label_delim=';', backwards=True)
     for a,b in ((value, values), (one, many)):
-        with pytest.raises(ValueError): rf.both_ways(make(a, path=tmp_path), make(b, path=tmp_path))
+        with pytest.raises(ValueError): rf.combine_directions(make(a, path=tmp_path), make(b, path=tmp_path))
 
 def test_both_readings_as_a_learner(tmp_path):
     pair = make(path=tmp_path),make(loaders(backwards=True), path=tmp_path)
-    both = rf.both_ways(*pair)
+    both = rf.combine_directions(*pair)
     both.remove_cb(ft.ProgressCallback)
     both.logger = lambda *a: None
     before = [p.clone() for p in both.model.parameters()]
@@ -579,7 +579,7 @@ def test_both_readings_as_a_learner(tmp_path):
 
 def test_both_readings_with_padding_on_the_left():
     one,two = net(seed=1),net(seed=2)
-    both = rf.BothReadings(one, two, ft.CrossEntropyLossFlat()).eval()
+    both = rf.BidirectionalEnsemble(one, two, ft.CrossEntropyLossFlat()).eval()
     docs = make_docs()
     want = torch.cat([rf.mean_answer(logits(one, torch.tensor([d])), logits(two, torch.tensor([d[::-1]])),
                                      ft.CrossEntropyLossFlat()) for d in docs])

@@ -236,7 +236,7 @@ def test_draws_by_probability():
         probs[list(banned)] = 0.
         if min_p is not None: probs[probs < min_p] = 0.
         probs = probs.pow(1/temperature)/probs.pow(1/temperature).sum()
-        how = rf.Sampling(temperature, likely_p=min_p, forbidden=banned)
+        how = rf.Sampling(temperature, epsilon_cutoff=min_p, forbidden=banned)
         sampler = rf.TokenSampler(how, [torch.tensor([0])]*n, 4, 1)
         seen = torch.bincount(sampler.pick(logits.expand(n, 4), list(range(n)))[0], minlength=4)/n
         assert ((seen-probs).abs() <= 5*(probs*(1-probs)/n).sqrt()).all()

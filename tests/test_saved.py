@@ -172,8 +172,8 @@ def test_labels_from_folders(tmp_path):
     same_labels(learn, round_trip(tmp_path/'m', learn, 'classifier'), list((tmp_path/'set').rglob('*.txt')))
 
 @pytest.mark.parametrize('arch,args,data', [
-    ('GRU', dict(CELL, num_layers=2, crf=True), {}), ('minGRU', CELL, dict(letters=True)),
-    ('LSTM', dict(CELL, letter_hid=3, letter_emb=3, crf=True), dict(letters=True, tok=str.casefold)),
+    ('GRU', dict(CELL, num_layers=2, crf=True), {}), ('minGRU', CELL, dict(chars=True)),
+    ('LSTM', dict(CELL, letter_hid=3, letter_emb=3, crf=True), dict(chars=True, tok=str.casefold)),
     ('AWD_LSTM', dict(ARCH, crf=True), dict(tok=str.lower)), ('AWD_QRNN', dict(config=dict(ARCH['config'], bidir=True)), {})])
 def test_taggers_over_other_nets(arch, args, data, tmp_path):
     learn = make('tagger', tag_dls(**data), arch, args)
@@ -198,11 +198,11 @@ def test_architectures_by_name_or_class(arch, tmp_path):
 def test_two_readings(tmp_path):
     dls = clas_dls(y_block=ft.CategoryBlock(['pos', 'neg'], sort=False))
     back = clas_dls(y_block=ft.CategoryBlock(['pos', 'neg'], sort=False), backwards=True, text_vocab=dls.vocab[0])
-    learn = quiet(rf.both_ways(make('classifier', dls), make('classifier', back)))
+    learn = quiet(rf.combine_directions(make('classifier', dls), make('classifier', back)))
     for p in learn.model.backwards.parameters(): p.data *= 2
     again = round_trip(tmp_path/'m', learn, 'classifier')
     same_labels(learn, again)
-    again.fit(1)   # its groups of parameters are those of `both_ways`
+    again.fit(1)   # its groups of parameters are those of `combine_directions`
 
 def test_another_process(tmp_path):
     learn = make('lm', lm_dls(rf.ByteLevelTokenizer(290)))

@@ -143,7 +143,7 @@ def test_long_documents_in_bounded_memory(budget):
     model, docs = Counting().eval(), texts(200_000, 15_000, 5)
     if budget == 2_000: docs = [docs[0][:20_000], *docs[1:]]
     shares = []
-    got = score_ids(model, docs, told=shares.append, budget=budget)
+    got = score_ids(model, docs, on_progress=shares.append, budget=budget)
     assert max(model.sizes) <= budget and sum(model.sizes) > budget and model.steps == min(512, budget//VOCAB)
     assert [len(g) for g in got] == [len(d) - 1 for d in docs]
     assert all(a < b for a, b in pairwise(shares)) and shares[-1] == 1. and len(shares) == len(model.sizes) - 1
@@ -299,7 +299,7 @@ def test_gathered_squares(bs):
             states[r] = cut(out.state)
         for k, g in total.items(): want[k] += g**2/n
     shares = []
-    got = DynamicEvaluation(lr=0.1, decay=0.2, every=4).gather(model, ids, bs=bs, told=shares.append)
+    got = DynamicEvaluation(lr=0.1, decay=0.2, every=4).gather(model, ids, bs=bs, on_progress=shares.append)
     assert_close(got.stats, want)
     assert (got.lr, got.decay, got.every) == (0.1, 0.2, 4) and len(shares) == n and shares[-1] == 1.
     assert math.isfinite(score_ids(model, [ids], dynamic=got)[0].sum())
@@ -326,8 +326,8 @@ def test_everything_stays_as_it_was(kw, stop):
     def told(share):
         if stop and share > 0.3: raise Stop
     if stop:
-        with pytest.raises(Stop): score_ids(model, docs, told=told, bs=1, **kw)
-    else: score_ids(model, docs, told=told, **kw)
+        with pytest.raises(Stop): score_ids(model, docs, on_progress=told, bs=1, **kw)
+    else: score_ids(model, docs, on_progress=told, **kw)
     after = snapshot(model)
     assert_close(after[0], before[0], rtol=0, atol=0)
     assert after[1:3] == before[1:3] and after[4] == before[4] and torch.equal(after[5], before[5])

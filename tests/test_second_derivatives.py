@@ -18,7 +18,7 @@ from rnn_fastai.models.heads import LMDecoder, PoolingClassifier, pool_states
 from rnn_fastai.models.seq2seq import Attention
 from rnn_fastai.models.packed import pack
 from rnn_fastai.models.recurrent import Recurrent, reverse_padded
-from rnn_fastai.models.tagger import CRF, LetterEncoder, Tagger, WordEncoder
+from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
 from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.models.seq2seq import Seq2Seq, SequenceModel
 
@@ -360,11 +360,11 @@ class _Loss(nn.Module):
 
 @pytest.mark.parametrize('crf', [False, True])
 def test_tagger(crf):
-    letters,which = torch.tensor([[1, 2, 0], [2, 1, 3]]),torch.tensor([[0, 1, 1], [1, 0, 0]])
-    enc = WordEncoder(nn.Embedding(6, 2), LetterEncoder(4, 2, 2), n_hid=2)
+    chars,which = torch.tensor([[1, 2, 0], [2, 1, 3]]),torch.tensor([[0, 1, 1], [1, 0, 0]])
+    enc = WordEncoder(nn.Embedding(6, 2), CharEncoder(4, 2, 2), n_hid=2)
     tagger = build(lambda: Tagger(enc, 3, crf))
-    if not crf: return loss_of(tagger, LABELS, IDS, letters, which)
-    check(_Loss(tagger), lambda call: call(IDS, letters, which))
+    if not crf: return loss_of(tagger, LABELS, IDS, chars, which)
+    check(_Loss(tagger), lambda call: call(IDS, chars, which))
 
 # ---- what has none
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.models.tagger import CRF, LetterEncoder, Tagger, WordEncoder
+from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
 from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1
 
 matplotlib.use('Agg')
@@ -38,7 +38,7 @@ def crf_case(seed, n=3, sl=4, bs=5):
     return crf,scores,labels,real
 
 def value(crf, s, way):
-    pairs = sum(crf.follow[a, b] for a,b in itertools.pairwise(way))
+    pairs = sum(crf.transitions[a, b] for a,b in itertools.pairwise(way))
     return crf.start[way[0]] + crf.end[way[-1]] + sum(s[i, l] for i,l in enumerate(way)) + pairs
 
 def all_ways(crf, s): return {w: value(crf, s, w) for w in itertools.product(range(len(crf.start)), repeat=len(s))}
@@ -56,7 +56,7 @@ def test_loss_gradient_and_best_labelling(seed):
     loss = crf(scores, labels, real)
     assert_close(loss, sum(losses)/real.sum())
     assert_close(torch.autograd.grad(loss, leaves), want)
-    found = crf.best(scores, real)
+    found = crf.decode(scores, real)
     assert [tuple(f[r].tolist()) for f,r in zip(found, real, strict=True)] == best
 
 def test_padding_and_mates_have_no_say():
@@ -66,7 +66,7 @@ def test_padding_and_mates_have_no_say():
     more = torch.cat([real, torch.zeros(5, 3, dtype=torch.bool)], 1)
     filled = torch.cat([labels, torch.full((5, 3), rf.TAG_IGNORE)], 1)
     assert_close(crf(wide, filled, more), crf(scores, labels, real))
-    assert crf.best(wide, more)[:, :4].tolist() == crf.best(scores, real).tolist()
+    assert crf.decode(wide, more)[:, :4].tolist() == crf.decode(scores, real).tolist()
     alone = [crf(s[None, :int(r.sum())], y[None, :int(r.sum())], r[None, :int(r.sum())])*r.sum()
              for s,y,r in zip(scores, labels, real, strict=True)]
     assert_close(sum(alone)/real.sum(), crf(scores, labels, real))
@@ -113,16 +113,16 @@ def test_entities_of_every_scheme(scheme):
         assert entities(tags) == scheme_entities(tags), tags
         assert {*entities(tags)} == task_entities([t[0].translate(str.maketrans('LUMW', 'ESIS')) + t[1:] for t in tags])
 
-def write_tags(names, n, letters):
+def write_tags(names, n, chars):
     "Tags of entities (kind, start, end) by a scheme: letters of the first, a middle, the last and the only token."
     tags = ['O']*n
     for kind,a,b in names:
-        places = letters[3] if b - a == 1 else letters[0] + letters[1]*(b-a-2) + letters[2]
+        places = chars[3] if b - a == 1 else chars[0] + chars[1]*(b-a-2) + chars[2]
         tags[a:b] = [f'{p}-{kind}' for p in places]
     return tags
 
-@pytest.mark.parametrize('letters', ['BIIB', 'BIES', 'BILU', 'BMES', 'BMEW', 'IIEE'])
-def test_entities_come_back_as_they_were_tagged(letters):
+@pytest.mark.parametrize('chars', ['BIIB', 'BIES', 'BILU', 'BMES', 'BMEW', 'IIEE'])
+def test_entities_come_back_as_they_were_tagged(chars):
     "Names side by side too; B-I-I-B is IOB2, I-I-E-E is IOE2."
     rng = random.Random(0)
     for _ in range(300):
@@ -131,13 +131,13 @@ def test_entities_come_back_as_they_were_tagged(letters):
             n = rng.randint(1, 4)
             if rng.random() < 0.7: names.append((rng.choice(['PER', 'LOC-X']), at, at+n))
             at += n
-        assert entities(write_tags(names, at, letters)) == names
+        assert entities(write_tags(names, at, chars)) == names
 
 def test_f1_is_the_same_in_every_scheme():
-    def tags(letters): return write_tags([('PER', 0, 2), ('PER', 2, 3), ('LOC', 4, 7)], 8, letters)
-    def guess(letters): return write_tags([('PER', 0, 2), ('PER', 2, 3), ('LOC', 4, 6)], 8, letters)
-    for letters in ('BIIB', 'BIES', 'BILU', 'BMEW'):
-        assert entity_f1([guess(letters)], [tags(letters)]) == pytest.approx(dict(precision=2/3, recall=2/3, f1=2/3))
+    def tags(chars): return write_tags([('PER', 0, 2), ('PER', 2, 3), ('LOC', 4, 7)], 8, chars)
+    def guess(chars): return write_tags([('PER', 0, 2), ('PER', 2, 3), ('LOC', 4, 6)], 8, chars)
+    for chars in ('BIIB', 'BIES', 'BILU', 'BMEW'):
+        assert entity_f1([guess(chars)], [tags(chars)]) == pytest.approx(dict(precision=2/3, recall=2/3, f1=2/3))
 
 @pytest.mark.parametrize('tag', ['X-PER', 'PER-B', 'PER-I', 'b-PER', 'BEG-PER', 'PRP-S', '-LRB-', 'B_PER', 'B:PER', 'B/PER', 'B.PER', '-'])
 def test_tags_of_no_scheme_are_refused(tag, tmp_path):
@@ -181,7 +181,7 @@ def test_f1_is_measured_where_tags_name_entities(tags, named, tmp_path):
 
 def test_probabilities_of_a_crf_may_disagree_with_the_answer_and_it_is_said(tmp_path):
     learn = make(path=tmp_path, crf=True)
-    learn.model.crf.follow.data = -50*torch.eye(len(learn.dls.train_ds.tags))   # no tag follows itself
+    learn.model.crf.transitions.data = -50*torch.eye(len(learn.dls.train_ds.tags))   # no tag follows itself
     learn.model[1].bias.data[0] = 9.                                        # and one is the likeliest of each token
     probs,y,best = learn.get_preds(with_decoded=True)
     real = y != rf.TAG_IGNORE
@@ -194,19 +194,19 @@ def test_probabilities_of_a_crf_may_disagree_with_the_answer_and_it_is_said(tmp_
 # ---- Letters
 
 def test_letters_of_words():
-    letters = rf.WordLetters([['aba', 'ß', 'aba'], ['a'*50]], ['xxpad', 'xxunk', 'a', 'b'], max_len=8)
-    assert letters.which.tolist() == [0, 1, 0, 2]
-    assert letters.rows.tolist() == [[2, 3, 2, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [2]*8]
+    chars = rf.WordChars([['aba', 'ß', 'aba'], ['a'*50]], ['xxpad', 'xxunk', 'a', 'b'], max_len=8)
+    assert chars.which.tolist() == [0, 1, 0, 2]
+    assert chars.rows.tolist() == [[2, 3, 2, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [2]*8]
 
 # ---- Company
 
 CELLS = [(c, n) for c in ('LSTM', 'GRU', 'RNN', 'minGRU', 'QRNN') for n in (1, 2)]
-@pytest.mark.parametrize('with_letters', [True, False], ids=['letters', 'ids'])
+@pytest.mark.parametrize('with_letters', [True, False], ids=['chars', 'ids'])
 @pytest.mark.parametrize('cell,layers', CELLS)
 def test_company_does_not_matter(cell, layers, with_letters):
     torch.manual_seed(0)
-    letters = LetterEncoder(9, 3, 4, cell) if with_letters else None
-    net = Tagger(WordEncoder(nn.Embedding(30, 5), letters, cell, 6, layers), 4).eval()
+    chars = CharEncoder(9, 3, 4, cell) if with_letters else None
+    net = Tagger(WordEncoder(nn.Embedding(30, 5), chars, cell, 6, layers), 4).eval()
     for p in net.parameters(): p.data *= 2
     lens = [7, 3, 1, 5]
     ids = torch.randint(2, 30, (4, 7)).masked_fill(torch.arange(7) >= torch.tensor(lens)[:, None], 1)
@@ -226,7 +226,7 @@ def make_frame(n=60, seed=0):
     return pd.DataFrame(dict(tokens=[[str(rng.choice(kinds[t])) for t in ts] for ts in tags], tags=tags))
 
 def loaders(df=None, **args):
-    base = dict(bs=8, seed=1, device='cpu', tok=str.lower, letters=True)
+    base = dict(bs=8, seed=1, device='cpu', tok=str.lower, chars=True)
     return rf.TagDataLoaders.from_df(make_frame() if df is None else df, **{**base, **args})
 
 def make(dls=None, path='.', **args):
@@ -241,7 +241,7 @@ def make(dls=None, path='.', **args):
 @pytest.mark.parametrize('with_letters', [True, False])
 @pytest.mark.parametrize('bs', [1, 8])
 def test_all_ways_to_ask_agree(crf, with_letters, bs, tmp_path):
-    learn = make(loaders(letters=with_letters, bs=bs), tmp_path, crf=crf)
+    learn = make(loaders(chars=with_letters, bs=bs), tmp_path, crf=crf)
     learn.fit(1, 1e-2)
     sents = learn.dls.valid_ds.sents
     probs,y,best = learn.get_preds(with_decoded=True)
@@ -278,9 +278,9 @@ def test_crf_learns_what_follows(tmp_path):
     rng = np.random.default_rng(0)
     tags = [['A', 'B']*int(rng.integers(1, 5)) for _ in range(80)]
     df = pd.DataFrame(dict(tokens=[['w']*len(t) for t in tags], tags=tags))
-    learn = make(loaders(df, letters=False), tmp_path, crf=True)
+    learn = make(loaders(df, chars=False), tmp_path, crf=True)
     learn.fit(8, 3e-2)
-    follow = learn.model.crf.follow.detach()
+    follow = learn.model.crf.transitions.detach()
     assert follow[0, 1] > follow[0, 0] and follow[1, 0] > follow[1, 1]
     assert [t for _,t in learn.predict(['w']*6)] == ['A', 'B']*3
 
@@ -289,7 +289,7 @@ def test_encoder_of_a_language_model(tmp_path):
     texts = pd.DataFrame(dict(text=make_frame().tokens.map(' '.join)))
     lm_dls = rf.TextDataLoaders.from_df(texts, is_lm=True, bs=4, seq_len=5, path=tmp_path, device='cpu')
     rf.language_model_learner(lm_dls, 'AWD_GRU', small, pretrained=False).save_encoder('enc')
-    dls = loaders(tok=rf.TextTokenizer(), letters=False, text_vocab=list(lm_dls.vocab))
+    dls = loaders(tok=rf.TextTokenizer(), chars=False, text_vocab=list(lm_dls.vocab))
     learn = make(dls, tmp_path, arch='AWD_GRU', config=small).load_encoder('enc')
     assert not any(p.requires_grad for p in learn.model[0].parameters())
     learn.fine_tune(1, 1e-2)
@@ -316,7 +316,7 @@ def test_words_never_seen(tmp_path):
     assert learn.tag([]) == []
 
 @pytest.mark.parametrize('f,error,match', [
-    (lambda: make(loaders(tok=rf.TextTokenizer(), letters=True)), ValueError, 'letters=True reads whole words'),
+    (lambda: make(loaders(tok=rf.TextTokenizer(), chars=True)), ValueError, 'chars=True reads whole words'),
     (lambda: make(cell_args=1), TypeError, 'cell_args'), (lambda: make(arch='LSTMM'), ValueError, "Unknown cell or architecture 'LSTMM'"),
     (lambda: make().predict(''), ValueError, 'Sentence 0 of 1 has no token'),
     (lambda: make(loaders(make_frame().assign(tags=[['X']*len(t) for t in make_frame().tags]))), ValueError,
@@ -365,7 +365,7 @@ CRFS = [(1, [3, 1]), (2, [1]), (2, [1, 5, 2, 4]), (3, [4, 4, 1]), (4, [2, 3, 4, 
 def test_crf_against_all_labellings(n, lens, scale):
     for seed in range(3):
         crf,(scores,labels,real) = make_crf(n, seed, scale),ragged(lens, n, seed)
-        right,total,best = crf.score(scores, labels, real),crf.log_total(scores, real),crf.best(scores, real)
+        right,total,best = crf.score(scores, labels, real),crf.log_partition(scores, real),crf.decode(scores, real)
         for b,k in enumerate(lens):
             ways,values = all_values(crf, scores[b, :k])
             assert_close(total[b], values.logsumexp(0))
@@ -375,7 +375,7 @@ def test_crf_against_all_labellings(n, lens, scale):
 
 def test_crf_loss_keeps_double_precision():
     crf,(scores,labels,real) = make_crf(3),ragged([4, 1, 3], 3)
-    want = (crf.log_total(scores, real) - crf.score(scores, labels, real)).sum()/8
+    want = (crf.log_partition(scores, real) - crf.score(scores, labels, real)).sum()/8
     assert_close(crf(scores, labels, real), want, rtol=1e-12, atol=0)
     assert_close(CRFLoss(crf)(scores, labels), want, rtol=1e-12, atol=0)
 
@@ -391,26 +391,26 @@ def test_crf_of_padding_and_mates():
     lens = [5, 1, 3, 2]
     crf,(scores,labels,real) = make_crf(4),ragged(lens, 4)
     scores.requires_grad_()
-    whole = crf.log_total(scores, real) - crf.score(scores, labels, real)
+    whole = crf.log_partition(scores, real) - crf.score(scores, labels, real)
     for b,k in enumerate(lens):
         one = slice(b, b+1),slice(0, k)
-        assert_close(crf.log_total(scores[one], real[one]) - crf.score(scores[one], labels[one], real[one]),
+        assert_close(crf.log_partition(scores[one], real[one]) - crf.score(scores[one], labels[one], real[one]),
                      whole[b:b+1])
-        assert crf.best(scores, real)[b, :k].tolist() == crf.best(scores[one], real[one])[0].tolist()
+        assert crf.decode(scores, real)[b, :k].tolist() == crf.decode(scores[one], real[one])[0].tolist()
     whole.sum().backward()
     assert (scores.grad[~real] == 0).all() and (scores.grad[real] != 0).any()
     wide = torch.cat([scores.detach(), torch.full((4, 3, 4), -7.).double()], 1)
     more = torch.cat([real, torch.zeros(4, 3, dtype=torch.bool)], 1)
-    assert_close(crf.log_total(wide, more), crf.log_total(scores, real))
-    assert crf.best(wide, more)[:, :5].tolist() == crf.best(scores, real).tolist()
+    assert_close(crf.log_partition(wide, more), crf.log_partition(scores, real))
+    assert crf.decode(wide, more)[:, :5].tolist() == crf.decode(scores, real).tolist()
 
 def test_neighbours_matter():
     "A forbidden pair is never answered, however likely each tag is alone."
     crf = make_crf(3, scale=0.)
-    crf.follow.data[0, 1] = -1e4
+    crf.transitions.data[0, 1] = -1e4
     scores = torch.tensor([[[2., 0, 1], [0, 2, 1.5]]]).double()
     assert scores.argmax(-1).tolist() == [[0, 1]]
-    assert crf.best(scores, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[0, 2]]
+    assert crf.decode(scores, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[0, 2]]
 
 # ---- All short sentences, and F1
 
@@ -457,34 +457,34 @@ def test_f1_of_unequal_lists():
 
 def corpus_of(sents): return rf.Corpus.from_tokens(sents, min_freq=1)
 
-def spelt(letters, row): return ''.join(letters.names[i] if i > 1 else '?' for i in row.tolist() if i)
+def spelt(chars, row): return ''.join(chars.names[i] if i > 1 else '?' for i in row.tolist() if i)
 
 def test_letters_spell_the_words():
     sents = [['naïve', 'cat', 'cat'], ['日本', '🙂x', 'e\u0301', 'tac'], ['cat']]
-    letters = rf.WordLetters(sents, min_freq=1)
-    x,which = letters.batch(corpus_of(sents), np.array([1, 0, 2]))
+    chars = rf.WordChars(sents, min_freq=1)
+    x,which = chars.batch(corpus_of(sents), np.array([1, 0, 2]))
     for row,sent in zip(which, (sents[1], sents[0], sents[2]), strict=True):
-        assert [spelt(letters, x[i]) for i in row[:len(sent)].tolist()] == sent
-    assert len(x) == len({w for s in sents for w in s}) and letters.names[:2] == ['xxpad', 'xxunk']
+        assert [spelt(chars, x[i]) for i in row[:len(sent)].tolist()] == sent
+    assert len(x) == len({w for s in sents for w in s}) and chars.names[:2] == ['xxpad', 'xxunk']
     assert x.size(1) == 5 and which.shape == (3, 4) and int(which.max()) == len(x) - 1
-    x,which = letters.batch(corpus_of(sents), np.array([2]))
+    x,which = chars.batch(corpus_of(sents), np.array([2]))
     assert x.shape == (1, 3) and which.tolist() == [[0]]   # a batch has its own words only
 
 @pytest.mark.parametrize('max_len', [1, 2, 5, 8])
 def test_long_words_keep_both_ends(max_len):
     word = 'abcdefghij'
-    letters = rf.WordLetters([[word, word[:max_len]]], min_freq=1, max_len=max_len)
-    x,_ = letters.batch(corpus_of([[word, word[:max_len]]]), np.array([0]))
-    got = spelt(letters, x[0])
+    chars = rf.WordChars([[word, word[:max_len]]], min_freq=1, max_len=max_len)
+    x,_ = chars.batch(corpus_of([[word, word[:max_len]]]), np.array([0]))
+    got = spelt(chars, x[0])
     assert len(got) == max_len and word.startswith(got[:max_len//2]) and word.endswith(got[max_len//2:])
-    if max_len > 1: assert spelt(letters, x[1]) == word[:max_len]
+    if max_len > 1: assert spelt(chars, x[1]) == word[:max_len]
 
 def test_rare_letters_are_unknown():
     sents = [['aa', 'ab', 'ac', 'ab', 'ab', 'b']]
-    letters = rf.WordLetters(sents, min_freq=3)
-    assert letters.names == ['xxpad', 'xxunk', 'a']        # b stands in two of the different words, c in one
-    again = rf.WordLetters([['cab', 'a']], letters.names)
-    assert again.rows[0, :4].tolist() == [1, 2, 1, 0] and again.names == letters.names
+    chars = rf.WordChars(sents, min_freq=3)
+    assert chars.names == ['xxpad', 'xxunk', 'a']        # b stands in two of the different words, c in one
+    again = rf.WordChars([['cab', 'a']], chars.names)
+    assert again.rows[0, :4].tolist() == [1, 2, 1, 0] and again.names == chars.names
 
 # ---- Sentences in all kinds of company
 
@@ -517,8 +517,8 @@ def learner(dls=None, *args, scale=4., **kwargs):
     return silent(learn)
 
 @cache
-def known(letters=True, crf=True, cell='LSTM', layers=1):
-    return learner(tag_loaders(sentences(words=NAMES), letters=letters, bs=3), cell, crf=crf, num_layers=layers)
+def known(chars=True, crf=True, cell='LSTM', layers=1):
+    return learner(tag_loaders(sentences(words=NAMES), chars=chars, bs=3), cell, crf=crf, num_layers=layers)
 
 def scores_of(learn, sents, bs):
     "Scores of each sentence's tokens, in the order of `sents`."
@@ -531,10 +531,10 @@ def scores_of(learn, sents, bs):
     return res
 
 @pytest.mark.parametrize('layers', [1, 2])
-@pytest.mark.parametrize('letters', [False, True])
+@pytest.mark.parametrize('chars', [False, True])
 @pytest.mark.parametrize('cell', ['LSTM', 'GRU', 'RNN', 'minGRU'])
-def test_scores_do_not_depend_on_company(cell, letters, layers):
-    learn = known(letters, False, cell, layers)
+def test_scores_do_not_depend_on_company(cell, chars, layers):
+    learn = known(chars, False, cell, layers)
     sents = [*sentences(9, NAMES, seed=3).tokens, ['never'], ['Ann', 'unheard', 'of', '🙂'], ['Ann']]
     alone = [scores_of(learn, [s], 1)[0] for s in sents]
     assert max(a.std() for a in alone) > 0.01 and len({round(float(a.sum()), 4) for a in alone}) > len(sents)//2
@@ -568,8 +568,8 @@ def test_loss_does_not_depend_on_padding_and_mates(crf):
 
 # ---- All ways to ask agree
 
-KINDS = {'softmax': dict(letters=False, crf=False), 'letters': dict(letters=True, crf=False),
-         'crf': dict(letters=False, crf=True), 'both': dict(letters=True, crf=True)}
+KINDS = {'softmax': dict(chars=False, crf=False), 'chars': dict(chars=True, crf=False),
+         'crf': dict(chars=False, crf=True), 'both': dict(chars=True, crf=True)}
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_answers_agree(kind):
@@ -617,19 +617,19 @@ def test_texts_and_frames():
     assert learn.tag([]) == []
 
 def test_words_unheard_of():
-    for letters in (False, True):
-        learn = known(letters)
+    for chars in (False, True):
+        learn = known(chars)
         res = learn.predict(['qqq', '🙂', 'zz'*40])
         assert [w for w,_ in res] == ['qqq', '🙂', 'zz'*40] and {t for _,t in res} <= set(learn.dls.vocab[1])
 
-@pytest.mark.parametrize('letters', [False, True])
+@pytest.mark.parametrize('chars', [False, True])
 @pytest.mark.parametrize('sent', [['xxpad', 'Ann'], ['Ann', 'xxpad', 'met'], ['xxpad'], ['Ann', 'xxpad']])
-def test_a_word_that_is_called_like_padding(letters, sent):
-    assert [w for w,_ in known(letters).predict(sent)] == sent
+def test_a_word_that_is_called_like_padding(chars, sent):
+    assert [w for w,_ in known(chars).predict(sent)] == sent
 
 @pytest.mark.parametrize('sent', [[''], ['', 'Ann'], ['Ann', '']])
-@pytest.mark.parametrize('letters', [False, True])
-def test_a_word_without_letters(letters, sent): assert [w for w,_ in known(letters).predict(sent)] == sent
+@pytest.mark.parametrize('chars', [False, True])
+def test_a_word_without_letters(chars, sent): assert [w for w,_ in known(chars).predict(sent)] == sent
 
 def test_predicting_leaves_the_model_alone():
     learn = known()
@@ -654,10 +654,10 @@ def test_show_results(monkeypatch, kind):
             assert len(str(target).split()) == len(sent)
             assert str(found).split() == [t for _,t in learn.predict(sent)]
 
-@pytest.mark.parametrize('letters', [False, True])
-def test_show_results_without_tags(monkeypatch, letters):
+@pytest.mark.parametrize('chars', [False, True])
+def test_show_results_without_tags(monkeypatch, chars):
     "Sentences without tags: refused with a reason, or shown without targets that nobody gave."
-    learn,shown = known(letters),[]
+    learn,shown = known(chars),[]
     monkeypatch.setattr('rnn_fastai.learner.tagger.display_df', shown.append)
     try: learn.show_results(dl=learn.dls.test_dl([['Ann', 'met'], ['Bob']]))
     except (TypeError, ValueError) as e: assert 'tags' in str(e) or 'target' in str(e), e
@@ -672,7 +672,7 @@ def weights(learn): return [p.detach().clone() for p in learn.model.parameters()
 
 @pytest.mark.parametrize('crf', [False, True])
 def test_learns_what_can_be_learnt(crf):
-    dls = tag_loaders(sentences(60, NAMES, seed=7), letters=True)
+    dls = tag_loaders(sentences(60, NAMES, seed=7), chars=True)
     torch.manual_seed(0)
     learn = silent(rf.tagger_learner(dls, **{**TINY, 'emb_sz': 12, 'n_hid': 12}, crf=crf, drop=0., embed_p=0.))
     before = weights(learn)
@@ -683,7 +683,7 @@ def test_learns_what_can_be_learnt(crf):
 
 @pytest.mark.parametrize('crf', [False, True])
 def test_saved_and_loaded(tmp_path, crf):
-    dls = tag_loaders(letters=True, path=tmp_path)
+    dls = tag_loaders(chars=True, path=tmp_path)
     one,two = learner(dls, crf=crf),learner(dls, crf=crf, scale=-2.)
     one.fit(1, 1e-3)
     sents = dls.valid_ds.sents
@@ -789,11 +789,11 @@ def test_crf_with_words_cut_in_validation_only():
 
 def test_letters_with_a_tokenizer_are_refused():
     for tok in (rf.TextTokenizer(), rf.TextTokenizer, rf.CharTokenizer()):
-        with pytest.raises(ValueError, match='letters=True.*tok='): tag_loaders(tok=tok, letters=True)
+        with pytest.raises(ValueError, match='chars=True.*tok='): tag_loaders(tok=tok, chars=True)
 
 def test_letters_with_a_function_are_those_of_the_word():
-    dls = tag_loaders(letters=True, tok=str.lower)
-    words = {spelt(dls.train_ds.letters, r) for r in dls.train_ds.letters.rows}
+    dls = tag_loaders(chars=True, tok=str.lower)
+    words = {spelt(dls.train_ds.chars, r) for r in dls.train_ds.chars.rows}
     assert 'Dog' in dls.train_ds.sents[0] + sum(dls.train_ds.sents, [])
     assert 'dog' in dls.vocab[0] and 'Dog' not in dls.vocab[0] and not any(w == 'dog' for w in words)
 
@@ -820,13 +820,13 @@ BAD = {
     'cell and architecture': (lambda: learner(None, 'AWD_LSTN'), ValueError, ["'AWD_LSTN'", "'AWD_LSTM'"]),
     'config of a cell': (lambda: learner(config=dict(n_hid=3)), ValueError, ['config', "'LSTM'"]),
     'config entry': (lambda: learner(None, 'AWD_LSTM', dict(hidden=3)), ValueError, ["'hidden'"]),
-    'letters and architecture': (lambda: learner(tag_loaders(letters=True), 'AWD_LSTM', ARCH), ValueError,
+    'letters and architecture': (lambda: learner(tag_loaders(chars=True), 'AWD_LSTM', ARCH), ValueError,
                                  ["'AWD_LSTM'", 'letters=False']),
     'one tag': (lambda: learner(tag_loaders(sentences().assign(tags=lambda d: [['A']*len(t) for t in d.tokens]))),
                 ValueError, ["'A'"]),
     'no tags': (lambda: learner(text_loaders()), TypeError, ['TextDataLoaders', 'tags', 'TagDataLoaders']),
-    'letter_hid': (lambda: learner(tag_loaders(letters=True), letter_hid=0), ValueError, ['letter_hid=0']),
-    'letter_emb': (lambda: learner(tag_loaders(letters=True), letter_emb=0), ValueError, ['letter_emb=0']),
+    'letter_hid': (lambda: learner(tag_loaders(chars=True), letter_hid=0), ValueError, ['letter_hid=0']),
+    'letter_emb': (lambda: learner(tag_loaders(chars=True), letter_emb=0), ValueError, ['letter_emb=0']),
     'emb_sz': (lambda: learner(emb_sz=0), ValueError, ['emb_sz=0']),
     'num_layers': (lambda: learner(num_layers=0), ValueError, ['num_layers=0']),
     'embed_p': (lambda: learner(embed_p=-0.1), ValueError, ['embed_p=-0.1']),
@@ -849,8 +849,8 @@ def test_more_bad_input(case):
 def test_empty_sentences_are_told_of():
     df = sentences()
     df.iat[4, 0],df.iat[4, 1] = [],[]
-    for letters in (False, True):
-        with pytest.raises(ValueError, match='Sentence 2 of 20 has no token.*leave'): tag_loaders(df, letters=letters)
+    for chars in (False, True):
+        with pytest.raises(ValueError, match='Sentence 2 of 20 has no token.*leave'): tag_loaders(df, chars=chars)
 
 def test_tags_of_validation_in_a_file(tmp_path):
     with pytest.raises(ValueError, match="'B-LOC'"): from_two_files(tmp_path)
@@ -862,7 +862,7 @@ def test_from_files(tmp_path):
     sents = [list(zip(a, b, strict=True)) for a,b in zip(sentences().tokens, sentences().tags, strict=True)]
     one.write_text(text(sents[:20]), encoding='utf-8')
     two.write_text(text(sents[20:]), encoding='utf-8')
-    dls = rf.TagDataLoaders.from_files(one, two, bs=4, min_freq=1, letters=True, path=tmp_path, device='cpu')
+    dls = rf.TagDataLoaders.from_files(one, two, bs=4, min_freq=1, chars=True, path=tmp_path, device='cpu')
     assert dls.train_ds.sents == [[w for w,_ in s] for s in sents[:20]]
     assert dls.valid_ds.items.tags.tolist() == [[t for _,t in s] for s in sents[20:]]
     learn = learner(dls)

@@ -22,7 +22,7 @@ from rnn_fastai.models.heads import LMDecoder, PoolingClassifier
 from rnn_fastai.models.seq2seq import Attention
 from rnn_fastai.models.packed import pack
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.tagger import LetterEncoder, Tagger, WordEncoder
+from rnn_fastai.models.tagger import CharEncoder, Tagger, WordEncoder
 from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.models.seq2seq import OneHot, SequenceModel, token_input
 
@@ -133,7 +133,7 @@ HOW = dict(seed=0, device='cpu')
 
 def lean():
     dls = rf.TextDataLoaders.from_df(TEXTS, text_col='text', is_lm=True, bs=2, seq_len=5, no_bar=True, **HOW)
-    return rf.language_model_learner(dls, 'AWD_LSTM', cbs=rf.LeanLoss(), **SMALL)
+    return rf.language_model_learner(dls, 'AWD_LSTM', cbs=rf.ChunkedCrossEntropy(), **SMALL)
 def crf():
     toks = [t.split() for t in TEXTS.text]
     df = pd.DataFrame(dict(tokens=toks, tags=[['A', 'B', 'A', 'A', 'B', 'A'][:len(t)] for t in toks]))
@@ -233,7 +233,7 @@ def models():
     for bidir in (False, True):
         m = get_text_classifier('AWD_LSTM', 6, 2, 2, dict(config, bidir=bidir), drop_mult=0., ps=[0.])
         yield m,(IDS,),Y[:, 0]
-    words = WordEncoder(nn.Embedding(6, 2), LetterEncoder(4, 2, 2), n_hid=3, drop=0., embed_p=0.)
+    words = WordEncoder(nn.Embedding(6, 2), CharEncoder(4, 2, 2), n_hid=3, drop=0., embed_p=0.)
     yield Tagger(words, 3),(IDS, LETTERS, WHICH),Y
     for name in ('LSTM', 'GRU', 'minGRU'):
         yield SequenceModel(nn.Embedding(6, 3), Recurrent(name, 3, 4, batch_first=True), 3, stream=True),(IDS,),Y

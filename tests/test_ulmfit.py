@@ -91,7 +91,7 @@ def weights(learn): return [p.detach().clone() for p in learn.model.parameters()
 def test_lean_training_is_the_same(tmp_path):
     for loss in (ft.CrossEntropyLossFlat(), ft.LabelSmoothingCrossEntropyFlat(eps=0.1)):
         both = []
-        for cbs in ([], [rf.LeanLoss(chunk=11)]):
+        for cbs in ([], [rf.ChunkedCrossEntropy(chunk=11)]):
             learn = lm(tmp_path, cbs, metrics=[ft.accuracy, ft.Perplexity()])
             learn.loss_func = loss
             learn.fit(1, 1e-2)
@@ -107,7 +107,7 @@ class Stop(ft.Callback):
 
 @pytest.mark.parametrize('event', ['after_pred', 'after_loss', 'after_step'])
 def test_lean_loss_after_an_interrupt(event, tmp_path):
-    learn = lm(tmp_path, [rf.LeanLoss()])
+    learn = lm(tmp_path, [rf.ChunkedCrossEntropy()])
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop(event))
     assert isinstance(learn.predict('one', 3, no_bar=True), str)
     assert isinstance(learn.get_preds()[0], torch.Tensor)
@@ -301,7 +301,7 @@ class At(ft.Callback):
 @pytest.mark.parametrize('order', [-1000, 1000])
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ft.CancelBatchException, ft.CancelFitException])
 def test_logits_are_whole_after_an_end_of_any_kind(tmp_path, event, order, error):
-    learn = lm(tmp_path, [rf.LeanLoss()])
+    learn = lm(tmp_path, [rf.ChunkedCrossEntropy()])
     try: learn.fit(1, 1e-3, cbs=At(event, error, order))
     except KeyboardInterrupt: assert error is KeyboardInterrupt
     x,_ = learn.dls.valid.one_batch()
@@ -310,7 +310,7 @@ def test_logits_are_whole_after_an_end_of_any_kind(tmp_path, event, order, error
     assert isinstance(learn.predict('one', 2, no_bar=True), str)
 
 def test_an_error_within_the_model_leaves_logits_whole(tmp_path):
-    learn = lm(tmp_path, [rf.LeanLoss()])
+    learn = lm(tmp_path, [rf.ChunkedCrossEntropy()])
     def fail(*args): raise MemoryError
     hook = learn.model[0].register_forward_pre_hook(fail)
     with pytest.raises(MemoryError): learn.fit(1)
@@ -318,7 +318,7 @@ def test_an_error_within_the_model_leaves_logits_whole(tmp_path):
     assert isinstance(learn.predict('one', 2, no_bar=True), str)
 
 def test_exported_after_an_interrupt(tmp_path):
-    learn = lm(tmp_path, [rf.LeanLoss()])
+    learn = lm(tmp_path, [rf.ChunkedCrossEntropy()])
     with pytest.raises(KeyboardInterrupt): learn.fit(1, 1e-3, cbs=At('after_loss'))
     want = learn.predict('one', 3, temperature=0, no_bar=True)
     learn.export('e.pkl')
@@ -328,27 +328,27 @@ def test_exported_after_an_interrupt(tmp_path):
     assert again.predict('one', 3, temperature=0, no_bar=True) == want
 
 def test_a_lean_loss_is_copied():
-    loss = rf.LeanCrossEntropy(ft.CrossEntropyLossFlat(), 7)
+    loss = rf.LazyCrossEntropy(ft.CrossEntropyLossFlat(), 7)
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert twin.chunk == 7 and isinstance(twin.loss_func, ft.CrossEntropyLossFlat)
     assert not hasattr(loss, 'no_such_thing')
 
 def test_lean_loss_that_is_taken_out_again(tmp_path):
-    learn = lm(tmp_path, [rf.LeanLoss()])
+    learn = lm(tmp_path, [rf.ChunkedCrossEntropy()])
     learn.fit(1, 1e-3)
-    learn.remove_cb(rf.LeanLoss)
+    learn.remove_cb(rf.ChunkedCrossEntropy)
     learn.fit(1, 1e-3)
     assert type(learn.loss_func) is ft.CrossEntropyLossFlat and np.isfinite(learn.validate()[0])
-    learn.fit(1, 1e-3, cbs=rf.LeanLoss(5))
+    learn.fit(1, 1e-3, cbs=rf.ChunkedCrossEntropy(5))
     assert type(learn.loss_func) is ft.CrossEntropyLossFlat
-    assert not any(isinstance(c, rf.LeanLoss) for c in learn.cbs)
+    assert not any(isinstance(c, rf.ChunkedCrossEntropy) for c in learn.cbs)
 
 def test_lean_loss_with_a_metric_that_needs_logits(tmp_path):
     "It is right, or the message names callback and metric; the learner is usable afterwards."
     top = ft.partial(ft.top_k_accuracy, k=3)
-    learn = lm(tmp_path, [rf.LeanLoss()], metrics=top)
+    learn = lm(tmp_path, [rf.ChunkedCrossEntropy()], metrics=top)
     try: loss,acc = learn.validate()
-    except (AttributeError, TypeError) as e: assert 'LeanLoss' in str(e), e
+    except (AttributeError, TypeError) as e: assert 'ChunkedCrossEntropy' in str(e), e
     else: assert acc == pytest.approx(lm(tmp_path, metrics=top).validate()[1])
     assert isinstance(learn.predict('one', 2, no_bar=True), str)
 

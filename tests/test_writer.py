@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.generate.prepack import stepping
+from rnn_fastai.generate.prepack import prepack
 
 WORDS = 'one two three four five six seven eight nine ten'.split()
 PROMPTS = ['one', 'two three four', 'ten nine eight seven six five', '', 'one two']
@@ -59,7 +59,7 @@ def test_order_and_batches_do_not_matter(ours, int8):
 
 @pytest.mark.parametrize('n', [1, 2, 3])
 def test_no_bit_of_a_row_depends_on_the_others(ours, n):
-    twin,ids = stepping(ours.model, reproducible=True),torch.randint(5, 15, (6, 7))
+    twin,ids = prepack(ours.model, reproducible=True),torch.randint(5, 15, (6, 7))
     with torch.no_grad():
         all_rows,some = twin(ids),twin(ids[:n])
         assert torch.equal(some.logits, all_rows.logits[:n])

@@ -177,7 +177,7 @@ def odds(prompt, new, n_words, o):
                 (*seq[len(seq)-n+1:], i) in [tuple(seq[k:k+n]) for k in range(len(seq)-n+1)]]] = False
     if soft.any(): ok = soft
     if missing and n_words - len(new) <= len(missing): ok = np.isin(np.arange(len(V)), missing)
-    if 'likely_p' in o: ok &= model >= o['likely_p']
+    if 'epsilon_cutoff' in o: ok &= model >= o['epsilon_cutoff']
     z = np.where(ok, z, -np.inf)/o.get('temperature', 1.)
     def keep(kept): return np.where(np.isin(np.arange(len(V)), kept), z, -np.inf)
     if 'top_k' in o: z = keep(np.argsort(-z)[:o['top_k']])
@@ -205,13 +205,13 @@ def joint(prompt, n_words, o):
     return res
 
 OPTIONS = [dict(), dict(temperature=0.5), dict(temperature=1.9), dict(top_k=2), dict(top_p=0.7), dict(min_p=0.3),
-           dict(typical_p=0.6), dict(likely_p=0.12), dict(repetition_penalty=1.7), dict(frequency_penalty=0.9),
+           dict(typical_p=0.6), dict(epsilon_cutoff=0.12), dict(repetition_penalty=1.7), dict(frequency_penalty=0.9),
            dict(presence_penalty=-1.3), dict(forbidden=['b', 'd']), dict(required=['d', 'e']), dict(no_repeat_ngram=2),
            dict(no_repeat_ngram=1), dict(stop_tokens=['c']), dict(stop_tokens=['c'], min_words=2), dict(stop='ab'),
            dict(stop='a', min_words=2), dict(temperature=0.7, top_k=4, top_p=0.8),
            dict(temperature=1.6, min_p=0.25, repetition_penalty=1.4, forbidden=['a']),
            dict(typical_p=0.8, frequency_penalty=0.6, top_k=4), dict(required=['e'], stop_tokens=['c'], top_k=3),
-           dict(likely_p=0.1, temperature=2.5, presence_penalty=1.)]
+           dict(epsilon_cutoff=0.1, temperature=2.5, presence_penalty=1.)]
 
 def named(o): return ','.join(f'{k}={v}' for k,v in o.items()) if isinstance(o, dict) else None
 
@@ -237,7 +237,7 @@ def test_texts_come_as_often_as_the_formulas_say(o, seed):
     (dict(top_p=0.74), (2, 1, 0, 0)), (dict(top_p=0.76), (.5, .25, .15, 0)), (dict(top_p=0.4), (1, 0, 0, 0)),
     (dict(min_p=0.29), (.5, .25, .15, 0)), (dict(min_p=0.31), (2, 1, 0, 0)), (dict(min_p=1.), (1, 0, 0, 0)),
     (dict(typical_p=0.2), (0, 1, 0, 0)), (dict(typical_p=0.5), (2, 1, 0, 0)), (dict(typical_p=0.8), (.5, .25, .15, 0)),
-    (dict(likely_p=0.12), (.5, .25, .15, 0)), (dict(likely_p=0.12, temperature=0.5), (.25, .0625, .0225, 0)),
+    (dict(epsilon_cutoff=0.12), (.5, .25, .15, 0)), (dict(epsilon_cutoff=0.12, temperature=0.5), (.25, .0625, .0225, 0)),
     (dict(repetition_penalty=2.), (.5, .25, .15, .01)),   # the logit of d is log 0.1, which twice makes 0.01
     (dict(forbidden=(0,), top_p=0.45), (0, 1, 0, 0)), (dict(top_k=3, top_p=0.8), (2, 1, 0, 0)),
     (dict(temperature=0.5, top_p=0.7), (1, 0, 0, 0))], ids=named)
@@ -866,7 +866,7 @@ BAD = {   # options, what the message must name
     'top_p=nan': (dict(top_p=math.nan), ['top_p=nan']), 'top_p=str': (dict(top_p='0.5'), ["top_p='0.5'"]),
     'typical_p=0': (dict(typical_p=0), ['typical_p=0']), 'min_p=2': (dict(min_p=2), ['min_p=2']),
     'min_p=nan': (dict(min_p=math.nan), ['min_p=nan']),
-    'likely_p=-1': (dict(likely_p=-1), ['likely_p=-1']), 'top_k=0': (dict(top_k=0), ['top_k=0']),
+    'likely_p=-1': (dict(epsilon_cutoff=-1), ['likely_p=-1']), 'top_k=0': (dict(top_k=0), ['top_k=0']),
     'top_k=2.5': (dict(top_k=2.5), ['top_k=2.5']),
     'top_k=999': (dict(top_k=999), ['top_k=999', str(len(VOCAB))]),
     'repetition_penalty=0': (dict(repetition_penalty=0), ['repetition_penalty=0']),

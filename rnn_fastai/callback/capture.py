@@ -19,7 +19,7 @@ from fastcore.meta import delegates
 from fastprogress import progress_bar
 from torch import nn
 
-from ..core import near
+from ..core import suggest
 from ..data.lm import LMDataset
 from ..data.sequences import pad_ids
 from ..data.loaders import text_vocab
@@ -116,7 +116,7 @@ class HiddenStateCapture(Callback):
     ):
         self.when = (when,) if isinstance(when, str) else tuple(when)
         for w in self.when:
-            if w not in _WHEN: raise ValueError(f"when={w!r} is unknown. {near(str(w), _WHEN)}")
+            if w not in _WHEN: raise ValueError(f"when={w!r} is unknown. {suggest(str(w), _WHEN)}")
         self.options,self.capturing = dict(layers=layers, parts=parts, **kwargs),None
 
     @property

@@ -126,7 +126,7 @@ def task_loaders(
     if 'held_out' not in df.columns and len(df) < 10:
         raise ValueError(f"The data have {len(df)} rows, and a tenth is held out: give 10 or more, or a column "
                          "that says which rows are held out.")
-    if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, letters=True, min_freq=2, **how)
+    if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, chars=True, min_freq=2, **how)
     return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **how)
 
 def scores_of(

@@ -21,7 +21,7 @@ from typing import BinaryIO, Callable, IO, Iterable, Iterator, TextIO
 
 import pandas as pd
 
-from ..core import near
+from ..core import suggest
 
 # %% ../../nbs/100_data.conll.ipynb #b735a404
 def _open_zip(path:Path) -> BinaryIO:
@@ -154,7 +154,7 @@ def read_conllu(
     "Sentences of a CoNLL-U file. Raises `ValueError` naming the line at fault, `FileNotFoundError` without a file."
     fields,known = list(fields),_CONLLU[2:]
     for f in fields:
-        if f not in known: raise ValueError(f"fields has {f!r}, which is no column of CoNLL-U. {near(f, known)}")
+        if f not in known: raise ValueError(f"fields has {f!r}, which is no column of CoNLL-U. {suggest(f, known)}")
     name,sents = _file_name(file),[]
     for block in _blocks(file_text(file)):
         if not (rows := _words(name, block)): continue

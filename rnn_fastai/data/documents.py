@@ -310,9 +310,9 @@ class DocDataLoader(ArrayDataLoader):
         lens,rng = self.dataset.lens,np.random.default_rng(self.rng.getrandbits(64))
         order = rng.permutation(np.asarray(idxs, dtype=np.int64))
         if self.drop_last and len(order) > self.bs: order = order[:len(order)//self.bs*self.bs]
-        for near in (lens[order]*rng.uniform(1-self._spread, 1+self._spread, len(order)),
+        for suggest in (lens[order]*rng.uniform(1-self._spread, 1+self._spread, len(order)),
                      np.arange(len(order), 0, -1) + rng.uniform(-self.bs/4, self.bs/4, len(order))):
-            order = order[np.argsort(-near, kind='stable')]
+            order = order[np.argsort(-suggest, kind='stable')]
         batches = [order[i:i+self.bs] for i in range(0, len(order), self.bs)]
         batches = [b[np.argsort(-lens[b], kind='stable')] for b in batches]   # from the longest to the shortest
         first = int(np.argmax([lens[b[0]] for b in batches])) if batches else 0

@@ -23,7 +23,7 @@ from fastcore.basics import ifnone
 from fastcore.foundation import L, is_indexer
 from fastcore.meta import delegates
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from .tokenize import TextTokenizer, as_tokenizer
 from .corpus import Corpus, Vocab
 
@@ -180,7 +180,7 @@ class ArrayDataLoader(TfmdDL):
     ):
         known = inspect.signature(TfmdDL.__init__).parameters
         odd = [k for k in kwargs if k not in known and not k.startswith('val_')]   # fastai's doors leave these in
-        if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {near(odd[0], known)}")
+        if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {suggest(odd[0], known)}")
         if kwargs.get('indexed') is False:
             raise ValueError(f"indexed=False is for data that can only be read in order; {type(self).__name__} reads "
                              "documents by their number. Leave it out.")

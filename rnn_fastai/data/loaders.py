@@ -25,7 +25,7 @@ from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from .texts import frame_texts, read_csv, texts_of
 from .splits import column_splitter, random_splitter
 from .tokenize import CorpusTokenizer, as_tokenizer
@@ -39,7 +39,7 @@ def _check_names(given:dict, f:Callable):
     "Raise `TypeError` for arguments that `f` does not have."
     known = inspect.signature(f).parameters
     odd = [k for k in given if k not in known]
-    if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {near(odd[0], known)}")
+    if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {suggest(odd[0], known)}")
 
 def _corpus(texts:Any, tokenizer:CorpusTokenizer, no_bar:bool, verbose:bool, **how) -> Corpus:
     "The corpus of `texts`, with a report of it where it took long."

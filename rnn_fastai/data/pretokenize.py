@@ -328,8 +328,8 @@ class PieceTable:
         w = np.append(ids[at], [_EMPTY]*2)
         twice = np.flatnonzero(f.last[w[:-3]] == f.first[w[1:-2]])      # twice; a third time?
         known,which = np.unique(w[twice[:, None] + np.arange(3)], axis=0, return_inverse=True)
-        told = np.array([_repeats(map(self._pieces.__getitem__, k)) for k in known.tolist()], dtype=bool)
-        a = at[twice[told[which.reshape(-1)]]]
+        on_progress = np.array([_repeats(map(self._pieces.__getitem__, k)) for k in known.tolist()], dtype=bool)
+        a = at[twice[on_progress[which.reshape(-1)]]]
         inside = np.append(~opens & (f.first[ids] != 0), [False]*3)     # a word that does not open a text
         # The rule takes white space along on both sides: a newline before, and the blank before the next repetition.
         near = inside[a+1] & inside[a+2] & (opens[a] | (f.first[ids[a-1]] != 0))

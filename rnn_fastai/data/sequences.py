@@ -20,7 +20,7 @@ from fastai.torch_core import default_device, display_df
 from fastcore.basics import ifnone
 from torch import Tensor
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from .splits import check_valid_pct
 
 # %% ../../nbs/165_data.sequences.ipynb #b5061cec
@@ -47,7 +47,7 @@ def ids_of(
     odd = [t for t in toks if t not in o2i]
     if odd and str(odd[0]) in map(str, vocab):
         raise ValueError(f"Token {odd[0]!r} is not in the vocabulary, whose tokens are {type(vocab[-1]).__name__}.")
-    if odd: raise ValueError(f"Token {odd[0]!r} is not in the vocabulary. {near(odd[0], vocab[:50])}")
+    if odd: raise ValueError(f"Token {odd[0]!r} is not in the vocabulary. {suggest(odd[0], vocab[:50])}")
     return [o2i[t] for t in toks]
 
 def pad_ids(
@@ -257,7 +257,7 @@ class SeqDataLoaders(DataLoaders):
         device:Any=None, # Where batches go; fastai's default device by default
     ) -> 'SeqDataLoaders':
         "Loaders of pairs. Raises `ValueError` for an unknown kind, and for pairs that do not fit together."
-        if kind not in seq_kinds[1:]: raise ValueError(f"kind={kind!r} is unknown. {near(kind, seq_kinds[1:])}")
+        if kind not in seq_kinds[1:]: raise ValueError(f"kind={kind!r} is unknown. {suggest(kind, seq_kinds[1:])}")
         xs,ys = (o.tolist() if hasattr(o, 'tolist') else list(o) for o in (xs, ys))   # arrays, tensors and columns too
         xs,ys = cls._check_pairs(xs, ys, kind)
         check_valid_pct(valid_pct)

@@ -27,7 +27,7 @@ from fastcore.basics import noop
 from fastcore.net import urlopen
 from fastprogress.fastprogress import progress_bar
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from ..progress import can_draw
 from .conll import file_text, read_conllu
 from .texts import read_csv
@@ -249,7 +249,7 @@ def _check_splits(name:str, splits:str|Iterable[str]) -> list[str]:
     "Names of splits, as a list. Raises `ValueError` for one that the set has not, and where one comes twice."
     res,known = [splits] if isinstance(splits, str) else list(splits),_SETS[name].splits
     for split in res:
-        if split not in known: raise ValueError(f"{name} has no split {split!r}. {near(split, known)}")
+        if split not in known: raise ValueError(f"{name} has no split {split!r}. {suggest(split, known)}")
     if not res or len(set(res)) < len(res): raise ValueError(f"splits={splits!r} must name splits, each of them once.")
     return res
 

@@ -17,7 +17,7 @@ import pandas as pd
 from fastai.text.core import BOS
 from fastcore.basics import defaults
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from .tokenize import CorpusTokenizer, chunks_of
 from .corpus import FAKE
 
@@ -159,7 +159,7 @@ class ByteLevelTokenizer(CorpusTokenizer):
         model_type:str='bpe', # How parts are learnt: 'bpe' or 'unigram'
         file:str|Path|None=None, # What `save` wrote; the settings are those of the file
     ):
-        if model_type not in _KINDS: raise ValueError(f"Unknown model_type {model_type!r}. {near(model_type, _KINDS)}")
+        if model_type not in _KINDS: raise ValueError(f"Unknown model_type {model_type!r}. {suggest(model_type, _KINDS)}")
         special_toks = list(dict.fromkeys([*defaults.text_spec_tok, BOS]))
         least = _N_BYTES + len(special_toks)
         if check_count('vocab_sz', vocab_sz) < least:

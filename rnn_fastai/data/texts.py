@@ -20,7 +20,7 @@ from fastai.text.core import FLD
 from fastcore.foundation import L
 from pyarrow.parquet import ParquetFile
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from .conll import open_text
 
 # %% ../../nbs/105_data.texts.ipynb #f349a2fd
@@ -33,7 +33,7 @@ def check_column(
     at_place = type(col) is int and -len(df.columns) <= col < len(df.columns)   # a place, as in fastai
     name = df.columns[col] if at_place else col
     if name not in df.columns:
-        raise ValueError(f"{what}={col!r} is not a column of the frame. {near(col, df.columns)}")
+        raise ValueError(f"{what}={col!r} is not a column of the frame. {suggest(col, df.columns)}")
     if (df.columns == name).sum() > 1: raise ValueError(f"{what}={name!r} names several columns; rename them.")
     return name
 
@@ -65,7 +65,7 @@ def frame_texts(
     "Texts of the rows of `df`. Raises where the frame is empty, a column is missing, or a value is not a text."
     if len(df) == 0: raise ValueError("The frame has no rows, so there is no text to read.")
     cols = [check_column(df, c) for c in L(text_cols)]
-    if not cols: raise ValueError(f"text_col={text_cols!r} names no column. {near(text_cols, df.columns)}")
+    if not cols: raise ValueError(f"text_col={text_cols!r} names no column. {suggest(text_cols, df.columns)}")
     mark_fields = len(cols) > 1 if mark_fields is None else mark_fields
     fields = [check_texts(df[c]) for c in cols]
     if len(fields) == 1 and not mark_fields: return fields[0]
@@ -187,7 +187,7 @@ def _csv_texts(file:Path, text_cols:Any) -> Iterator[str]:
     rows = _csv_rows(file)
     names,places = _csv_places(file, rows, dict(text_col=text_cols))
     places,n = places['text_col'],0
-    if not places: raise ValueError(f"text_col={text_cols!r} names no column. {near(text_cols, names)}")
+    if not places: raise ValueError(f"text_col={text_cols!r} names no column. {suggest(text_cols, names)}")
     for row in _csv_fields(file, rows, names, places):
         n += 1
         yield row[places[0]] if len(places) == 1 else _join([row[i] for i in places], mark=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_count, flush_denormals, full_precision
-from ..models.state import detached
+from ..models.state import detach_state
 
 # %% ../../nbs/310_generate.adapt.ipynb #4693e6c3
 def _check_number(name:str, value:Any, below:float=math.inf):
@@ -72,11 +72,11 @@ class CacheMemory:
         "Logarithms of the mixed probabilities; the model's own as long as nothing is kept."
         own = full_precision(logits).log_softmax(-1)
         if self.n == 0 or self.cache.weight == 0: return own
-        near = self.cache.theta*(self.states[:, :self.n] @ full_precision(h)[..., None])[..., 0]    # rows,n
-        near,ids = near.log_softmax(-1),self.ids[:, :self.n]
+        suggest = self.cache.theta*(self.states[:, :self.n] @ full_precision(h)[..., None])[..., 0]    # rows,n
+        suggest,ids = suggest.log_softmax(-1),self.ids[:, :self.n]
         # The sum for each token, as `logsumexp` does it: the largest term first.
-        top = torch.full_like(own, -torch.inf).scatter_reduce_(1, ids, near.to(own.dtype), 'amax')
-        terms = (near - top.gather(1, ids)).exp().to(own.dtype)
+        top = torch.full_like(own, -torch.inf).scatter_reduce_(1, ids, suggest.to(own.dtype), 'amax')
+        terms = (suggest - top.gather(1, ids)).exp().to(own.dtype)
         return self._mixed(own, torch.zeros_like(own).scatter_add_(1, ids, terms).log() + top)
 
     def _mixed(self, own:Tensor, cached:Tensor) -> Tensor:
@@ -105,10 +105,10 @@ class CacheMemory:
         self.extend(h, ids)
         if self.cache.weight == 0: return own
         age = torch.arange(n, n + sl, device=ids.device)[:, None] - torch.arange(n + sl, device=ids.device)
-        near = self.cache.theta*h @ keys.transpose(1, 2)                                    # rows,sl,n+sl
-        near.masked_fill_((age < 1) | (age > self.cache.size), -torch.inf)
-        total = near.logsumexp(-1)
-        cached = near.masked_fill_(came[:, None] != ids[:, :, None], -torch.inf).logsumexp(-1)
+        suggest = self.cache.theta*h @ keys.transpose(1, 2)                                    # rows,sl,n+sl
+        suggest.masked_fill_((age < 1) | (age > self.cache.size), -torch.inf)
+        total = suggest.logsumexp(-1)
+        cached = suggest.masked_fill_(came[:, None] != ids[:, :, None], -torch.inf).logsumexp(-1)
         return torch.where(total.isneginf(), own, self._mixed(own, cached - total))
 
     @torch.no_grad()
@@ -160,7 +160,7 @@ class DynamicEvaluation:
         model:nn.Module, # A language model
         ids:Tensor, # Training text, a part of it will do: n
         bs:int=32, # Rows that the text is cut into
-        told:Callable|None=None, # Called with the share that is done
+        on_progress:Callable|None=None, # Called with the share that is done
     ) -> 'DynamicEvaluation': # The same, with `stats`
         """Mean squares of the gradients of `every` tokens. Those of the rows are added and divided by the root of
         their number, so that the squares are, on average, those of one row. Raises `TypeError` or `ValueError` for ids
@@ -179,10 +179,10 @@ class DynamicEvaluation:
             for k in range(n):
                 part = slice(k*self.every, (k+1)*self.every)
                 out = own.model(x[:, part], state)
-                state = detached(out.state)
+                state = detach_state(out.state)
                 loss = F.cross_entropy(out.logits.flatten(0, 1), y[:, part].flatten())*bs**0.5
                 for name,g in own.grads(loss): total[name].addcmul_(g, g, value=1/n)
-                if told is not None: told((k+1)/n)
+                if on_progress is not None: on_progress((k+1)/n)
         return replace(self, stats=total)
 
 class Adapted:

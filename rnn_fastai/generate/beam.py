@@ -179,7 +179,7 @@ def beam_search(
     n_words:int, # Most tokens of a hypothesis
     how:Beam, # How to search
     part:int=512, # Tokens of prompts read at once
-    told:Callable|None=None, # Told the share that is done, from 0 to 1, after each step
+    on_progress:Callable|None=None, # Told the share that is done, from 0 to 1, after each step
 ) -> list[list[Hypothesis]]: # `n` for each prompt, best first; fewer where no more are found
     "Search continuations of prompts, each as if alone. Raises `ValueError` for prompts and options that do not fit."
     check_count('n_words', n_words); check_count('part', part)
@@ -191,6 +191,6 @@ def beam_search(
     search = _Search(model, prompts, n_words, how, part)
     for step in range(1, n_words+1):
         search.step()
-        if told is not None: told(1 - len(search.going)*(n_words - step)/(len(prompts)*n_words))
+        if on_progress is not None: on_progress(1 - len(search.going)*(n_words - step)/(len(prompts)*n_words))
         if not search.going: break
     return search.found

@@ -85,7 +85,7 @@ def read_prompts(
     model:torch.nn.Module, # A model that hands on a state
     prompts:list[Tensor], # Ids of each prompt, at least one; of one length, unless the model's `takes_lengths` is true
     part:int=512, # Tokens read at once
-    told:Callable|None=None, # Told how many tokens were read, after each part
+    on_progress:Callable|None=None, # Told how many tokens were read, after each part
 ) -> Any: # State after all but the last token of each, rows on the tensors' second axis; none where there is nothing
     "Read prompts, each as if alone. Raises `ValueError` for different lengths that the model cannot read together."
     lengths = torch.tensor([len(p) - 1 for p in prompts])
@@ -104,7 +104,7 @@ def read_prompts(
         else:   # a prompt of one token has nothing to be read; its state is zero
             if state is None: state = map_state(lambda s: s.new_zeros(s.size(0), len(prompts), *s.shape[2:]), new)
             state = put_rows(state, new, at)
-        if told is not None: told(int(left.sum()))
+        if on_progress is not None: on_progress(int(left.sum()))
     return state
 
 def _distinct(prompts:list[Tensor]) -> tuple[list[int], list[int]]:
@@ -123,18 +123,18 @@ class Step(NamedTuple):
 _PART = 64   # tokens of a prompt read at once where logits are made of all
 
 @torch.no_grad()
-def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, part:int, told:Callable|None) -> Any:
+def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, part:int, on_progress:Callable|None) -> Any:
     "Read prompts of one length as `read_prompts` does, and keep the pairs of states and tokens."
     ids = torch.stack([p.as_subclass(Tensor) for p in prompts])                 # bs,sl+1
     sl = ids.size(1) - 1
     skip = max(sl - memory.cache.size, 0)   # what the cache would not keep is read without
-    state = read_prompts(model, [p[:skip+1] for p in prompts], part, told)
+    state = read_prompts(model, [p[:skip+1] for p in prompts], part, on_progress)
     for at in range(skip, sl, _PART):
         to = min(at + _PART, sl)
         out = model(ids[:, at:to], state)
         memory.extend(memory.cache.states(out), ids[:, at+1:to+1])
         state = out.state
-        if told is not None: told((to - at)*len(ids))
+        if on_progress is not None: on_progress((to - at)*len(ids))
     return state
 
 class Continuation:
@@ -144,7 +144,7 @@ class Continuation:
         prompts:list[Tensor], # Ids of each prompt: at least one; see `read_prompts`
         sampler:TokenSampler, # Picks tokens
         part:int=512, # Tokens of prompts read at once
-        told:Callable|None=None, # Told how many tokens of prompts were read, after each part
+        on_progress:Callable|None=None, # Told how many tokens of prompts were read, after each part
         cache:NeuralCache|None=None, # Mixes in what came after like states; prompts are then of one length
     ):
         if not prompts: raise ValueError("There is no prompt; give one at least.")
@@ -156,13 +156,13 @@ class Continuation:
         self.no_grad = torch.no_grad if inside else torch.inference_mode
         self.memory = None if cache is None else cache.start()
         first,at = _distinct(prompts)
-        with evaluating(model): self.state = self._read([prompts[i] for i in first], part, told)
+        with evaluating(model): self.state = self._read([prompts[i] for i in first], part, on_progress)
         self.ids = torch.stack([p.as_subclass(Tensor)[-1] for p in prompts])
         if len(first) < len(prompts): self._take(at)
 
-    def _read(self, prompts:list[Tensor], part:int, told:Callable|None) -> Any:
-        if self.memory is None: return read_prompts(self.model, prompts, part, told)
-        return _remember(self.model, prompts, self.memory, part, told)
+    def _read(self, prompts:list[Tensor], part:int, on_progress:Callable|None) -> Any:
+        if self.memory is None: return read_prompts(self.model, prompts, part, on_progress)
+        return _remember(self.model, prompts, self.memory, part, on_progress)
 
     def _take(self, rows:list[int]):
         "Go on with some rows of the state, in any order, as often as wanted."

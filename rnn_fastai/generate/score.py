@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count, full_precision
 from ..progress import running_total
-from ..models.state import detached, take_rows
+from ..models.state import detach_state, take_rows
 from .adapt import Adapted, CacheMemory, DynamicEvaluation, NeuralCache, adapting
 
 # %% ../../nbs/325_generate.score.ipynb #60a9c129
@@ -82,7 +82,7 @@ def _segment(model:nn.Module, ids:Tensor, state:Any, memory:CacheMemory|None) ->
     y,out = ids[:, 1:],model(ids[:, :-1], state)
     logits = full_precision(out.logits)
     own = logits.gather(-1, y[..., None])[..., 0] - logits.logsumexp(-1)
-    return own,own if memory is None else memory.score(own, out.raw, y),detached(out.state)
+    return own,own if memory is None else memory.score(own, out.raw, y),detach_state(out.state)
 
 def _read(docs:list[Tensor], model:nn.Module, steps:Callable, cache:NeuralCache|None, adapted:Adapted|None,
           done:Callable) -> list[Tensor]:
@@ -120,7 +120,7 @@ def score_ids(
     bs:int=32, # Documents read together, at most; one by one with `dynamic`
     cache:NeuralCache|None=None, # A cache of past states, which each document begins empty
     dynamic:DynamicEvaluation|None=None, # Gradient steps on a copy of the model, which each document begins anew
-    told:Callable|None=None, # Called after each segment with the share of tokens that are done
+    on_progress:Callable|None=None, # Called after each segment with the share of tokens that are done
     budget:int=2**24, # Logits made at once, at most
 ) -> list[Tensor]: # For each document: float32, one number less than it has tokens
     """Logarithm of the probability of each token after the first, given all before it in its document. Raises
@@ -136,7 +136,7 @@ def score_ids(
         def steps(rows): return dynamic.every if dynamic else _steps_that_fit(rows, vocab_sz, cache, budget)
         bs = 1 if dynamic else min(bs, max(budget//vocab_sz, 1))
         total = sum(len(d) - 1 for d in docs)
-        done = running_total(lambda n: told(n/total) if told is not None else None)
+        done = running_total(lambda n: on_progress(n/total) if on_progress is not None else None)
         order,res = sorted(range(len(docs)), key=lambda i: -len(docs[i])),{}
         for k in range(0, len(docs), bs):
             if adapted is not None and k: adapted.reset()

@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from ..progress import running_total
 from .sampling import Sampling, TokenSampler
 from .adapt import NeuralCache
@@ -45,7 +45,7 @@ class Codec:
         known = {t: i for i,t in enumerate(self.vocab)} if tokens else {}
         for t in tokens:
             if t not in known: raise ValueError(f"{name} holds {t!r}, which the vocabulary does not have. "
-                                                f"{near(str(t), list(map(str, self.vocab))[:200])}")
+                                                f"{suggest(str(t), list(map(str, self.vocab))[:200])}")
         return tuple(known[t] for t in tokens)
 
     def added(self,
@@ -154,7 +154,7 @@ def _write(model:torch.nn.Module, codec:Codec, batch:list[_Text], end:Ending, ho
     prompts = [t.start for t in batch]
     sampler = TokenSampler(how, prompts, len(codec.vocab), end.n_words, seed, [t.sample for t in batch], end.tokens,
                       end.min_words)
-    going = Continuation(model, prompts, sampler, told=read, cache=cache)
+    going = Continuation(model, prompts, sampler, on_progress=read, cache=cache)
     while going.rows:
         step = going.step()
         for r,i,logp in zip(step.rows, step.ids.tolist(), step.logps.tolist(), strict=True):
@@ -218,8 +218,8 @@ def search_texts(
     tell,behind,found = (progress or (lambda total: lambda done: None))(len(texts)*n_words),0,{}
     for batch in _batches(texts, max(bs//how.width, 1), getattr(model, 'takes_lengths', False)):
         total = len(batch)*n_words
-        def told(share, behind=behind, total=total): tell(behind + int(share*total))
-        with evaluating(model): lists = beam_search(model, [t.start for t in batch], n_words, how, told=told)
+        def on_progress(share, behind=behind, total=total): tell(behind + int(share*total))
+        with evaluating(model): lists = beam_search(model, [t.start for t in batch], n_words, how, on_progress=on_progress)
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
         behind += len(batch)*n_words
     def result(t, h):

@@ -18,11 +18,11 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from ..models.cells import Cell
-from ..models.recurrent import Recurrent, Seen, last_steps, reverse_padded
+from ..models.recurrent import Recurrent, CellTrace, last_steps, reverse_padded
 from ..models.seq2seq import OneHot
-from .trace import (BLOCK, apart, look_inside, pick_layers, state_grads, torch_cell, torch_seen,
+from .trace import (BLOCK, allocate, look_inside, pick_layers, state_grads, torch_cell, torch_seen,
                                      torch_weights)
 from .recording import FolderStore, Recording, SEGMENT
 
@@ -59,7 +59,7 @@ def _check_parts(parts:Any, cells:list[Cell]) -> tuple[str, ...]:
     has = list(dict.fromkeys([*_OTHER, *(p for c in cells for p in (*c.states, *c.gate_names))]))
     has += [_GRADS+n for n in dict.fromkeys(n for c in cells for n in c.states)]
     for p in parts:
-        if p not in has: raise ValueError(f"No layer has a part {p!r}. {near(str(p), has)}")
+        if p not in has: raise ValueError(f"No layer has a part {p!r}. {suggest(str(p), has)}")
     if not parts: raise ValueError("parts is empty; there would be nothing to record.")
     return parts
 
@@ -133,7 +133,7 @@ class _Pass:
         if self.ids is None: return None
         ids = self.ids.flatten()
         ids = ids if self.rows is None else ids[self.rows]
-        own = apart(ids.shape, np.int64)
+        own = allocate(ids.shape, np.int64)
         own[:] = ids.numpy()
         return own
 
@@ -141,13 +141,13 @@ def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Te
     "Ids as bs,sl, from `cursor` on, if they are such, and whether they lay so; `ValueError` for two ways to read them."
     if t.dim() == 1: t = t[:, None] if len(t) == bs and sl == 1 else t[None]
     if t.dim() != 2: return None,None
-    ways = [(w, ids) for w,ids in ((True, t), (False, t.T)) if first in (None, w) and len(ids) == bs]
-    ways = [(w, ids) for w,ids in ways if ids.size(1) == sl] or [(w, ids) for w,ids in ways if ids.size(1) >= cursor+sl]
-    if not ways: return None,None
-    if len(ways) == 2 and bs > 1:
+    layouts = [(w, ids) for w,ids in ((True, t), (False, t.T)) if first in (None, w) and len(ids) == bs]
+    layouts = [(w, ids) for w,ids in layouts if ids.size(1) == sl] or [(w, ids) for w,ids in layouts if ids.size(1) >= cursor+sl]
+    if not layouts: return None,None
+    if len(layouts) == 2 and bs > 1:
         raise ValueError(f"The batch axis is unknown: ids of {tuple(t.shape)} may be rows of steps or steps of rows. "
                          "Pass batch_first=True or False.")
-    w,ids = ways[0]
+    w,ids = layouts[0]
     return ids[:, cursor:].cpu(),None if bs == 1 else w
 
 def _as_index(steps:slice, n:int) -> Tensor: return torch.arange(n)[list(range(n)[steps])]
@@ -169,7 +169,7 @@ class _Watch:
 
 # %% ../../nbs/410_inside.capture.ipynb #58fbf885
 def _argument(value:Any, name:str, options:tuple) -> Any:
-    if value not in options: raise ValueError(f"{name}={value!r} is unknown. {near(str(value), options)}")
+    if value not in options: raise ValueError(f"{name}={value!r} is unknown. {suggest(str(value), options)}")
     return value
 
 def _options(parts:Any, vocab:Any, pad:int|None, batch_first:bool|None, batches:Any, steps:slice, dtype:str, budget:int,
@@ -187,7 +187,7 @@ def _join_vocabs(model:nn.Module, vocab:list|None, others:dict) -> tuple[dict, l
     for name,more in others.items():
         if vocab is None: raise ValueError(f"vocabs={name!r}: pass the model's first vocabulary too, as `vocab`.")
         hits = [m for n,m in model.named_modules() if n == name or n.startswith(f'{name}.')]
-        if not hits: raise ValueError(f"vocabs={name!r}: {near(name, [n for n,_ in model.named_modules() if n])}")
+        if not hits: raise ValueError(f"vocabs={name!r}: {suggest(name, [n for n,_ in model.named_modules() if n])}")
         starts.update(dict.fromkeys(hits, len(vocab)))
         vocab = [*vocab, *more]
     return starts,vocab
@@ -357,7 +357,7 @@ class Capture:
             module = self.layers[name][0]
             ws = {} if isinstance(module, Cell) else torch_weights(module)
             del p.calls[name]
-            self._record(name, Seen(x, befores[0], every, None, ws, (), ()), False, None)
+            self._record(name, CellTrace(x, befores[0], every, None, ws, (), ()), False, None)
 
     def _other(self, name, forward, *args, **kwargs):
         "A module that is no recurrent layer: its first tensor."
@@ -378,7 +378,7 @@ class Capture:
         return out
 
     # Where steps belong
-    def _record(self, name:str, seen:Seen, reverse:bool, first:bool|None) -> _Pass:
+    def _record(self, name:str, seen:CellTrace, reverse:bool, first:bool|None) -> _Pass:
         "Keep the parts of a layer that are wanted."
         p = self.current or self._begin([])
         sl,bs = seen.x.shape[:2]
@@ -400,7 +400,7 @@ class Capture:
         block = min(BLOCK, max(self.opts.budget//400, 2**14))   # the work takes no more than a tenth of the budget
         made = []
         def new(shape, dtype):
-            made.append(apart(shape, _NUMPY[dtype]))
+            made.append(allocate(shape, _NUMPY[dtype]))
             return torch.from_numpy(made[-1])
         got = look_inside(cell, seen, names, self.opts.dtype, block, new)
         for (k,t),a in zip(got.items(), made, strict=True):
@@ -409,12 +409,12 @@ class Capture:
         return p
 
     @staticmethod
-    def _in_order(t:Tensor, seen:Seen, reverse:bool) -> Tensor:
+    def _in_order(t:Tensor, seen:CellTrace, reverse:bool) -> Tensor:
         "bs,sl,features in the order of the text."
         if not reverse: return t
         return reverse_padded(t.transpose(0, 1), None if seen.lengths is None else seen.lengths.cpu()).transpose(0, 1)
 
-    def _place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None, first:bool|None, seen:Seen|None, x:Any):
+    def _place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None, first:bool|None, seen:CellTrace|None, x:Any):
         "Tell which steps are real, and which documents they belong to."
         known = self.opts.batch_first if self.opts.batch_first is not None else self.batch_first
         p.place(sl, bs, lengths, known if known is not None else first or None, self.opts.pad)
@@ -468,7 +468,7 @@ class Capture:
         "Keep a copy of the real steps of bs,sl,features."
         if not p.keep: return
         rows = t.detach() if p.rows is None else t.detach().flatten(0, 1)[p.rows.to(t.device)]
-        a = apart(rows.shape, _NUMPY[self.opts.dtype])
+        a = allocate(rows.shape, _NUMPY[self.opts.dtype])
         torch.from_numpy(a).copy_(rows)
         p.arrays[name, part] = a.reshape(-1, a.shape[-1])
 
@@ -520,7 +520,7 @@ def _one_hot_ids(x:Tensor) -> Tensor|None:
 
 class _Waiting:
     "Steps whose gradients come when the loss is known."
-    def __init__(self, name:str, seen:Seen, reverse:bool):
+    def __init__(self, name:str, seen:CellTrace, reverse:bool):
         self.name,self.seen,self.reverse,self.found = name,seen,reverse,{}   # gradients of output and last state
 
     def listen(self, out:Tensor, last:tuple) -> tuple[Tensor, tuple]:

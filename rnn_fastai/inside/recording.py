@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from ..core import near
+from ..core import suggest
 from ..files import write_folder
 
 # %% ../../nbs/405_inside.recording.ipynb #7d373fb3
@@ -222,12 +222,12 @@ class Recording:
         if isinstance(layer, (int, np.integer)) and not isinstance(layer, bool) and -len(names) <= layer < len(names):
             return names[layer]
         if layer in names: return layer
-        raise KeyError(f"There is no layer {layer!r}. {near(str(layer), names)}")
+        raise KeyError(f"There is no layer {layer!r}. {suggest(str(layer), names)}")
 
     def _key(self, layer:str|int, part:str) -> tuple[str, str]:
         key = self.layer(layer),part
         if key in self.sizes: return key
-        raise KeyError(f"Layer {key[0]!r} has no part {part!r}. {near(str(part), self.parts(layer))} "
+        raise KeyError(f"Layer {key[0]!r} has no part {part!r}. {suggest(str(part), self.parts(layer))} "
                        "Other parts are recorded when `capture` is given their names in `parts`.")
 
     @cached_property
@@ -352,7 +352,7 @@ class Recording:
         names = self.layers if layers is None else [self.layer(l) for l in np.atleast_1d(layers).tolist()]
         keys = [k for k in self.sizes if k[0] in names and (parts is None or k[1] in np.atleast_1d(parts))]
         if not keys:
-            raise KeyError(f"No layer of {names} has a part {parts!r}. {near(str(parts), self.parts(names[0]))}")
+            raise KeyError(f"No layer of {names} has a part {parts!r}. {suggest(str(parts), self.parts(names[0]))}")
         units = slice(None) if units is None else np.atleast_1d(units)
         numbers = self.doc_numbers(docs)
         arrays = {k: np.array(self[(*k, numbers)][:, units]) for k in keys}

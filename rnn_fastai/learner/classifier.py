@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PoolingLinearClassifier', 'FastaiClassifier', 'ClassifierLearner', 'check_classes', 'text_classifier_learner',
-           'mean_answer', 'BothReadings', 'both_ways']
+           'mean_answer', 'BidirectionalEnsemble', 'combine_directions']
 
 # %% ../../nbs/625_learner.classifier.ipynb #b2e21347
 from functools import partial
@@ -126,7 +126,7 @@ def mean_answer(
     yes,no = (nn.functional.logsigmoid(x).logsumexp(0) for x in (both, -both))
     return yes - no
 
-class BothReadings(nn.Module):
+class BidirectionalEnsemble(nn.Module):
     "A forward and a backward classifier as one, over texts as they stand."
     def __init__(self,
         forwards:nn.Module, # Reads texts as they stand
@@ -144,7 +144,7 @@ class BothReadings(nn.Module):
         answers = (getattr(o, 'logits', o) for o in (self.forwards(ids), self.backwards(turned)))
         return mean_answer(*answers, self.loss_func)
 
-def both_ways(
+def combine_directions(
     forwards:TextLearner, # A classifier of texts as they stand
     backwards:TextLearner, # One of loaders with `backwards=True`
 ) -> ClassifierLearner: # On the same weights as the two
@@ -164,6 +164,6 @@ def both_ways(
         raise ValueError(f"backwards is {turned[0]} for the first loaders and {turned[1]} for the second; it must be "
                          "False and True.")
     models = get_model(forwards.model),get_model(backwards.model)
-    model = BothReadings(*models, forwards.loss_func, text_vocab(forwards.dls).index(PAD))
+    model = BidirectionalEnsemble(*models, forwards.loss_func, text_vocab(forwards.dls).index(PAD))
     return ClassifierLearner(forwards.dls, model, loss_func=forwards.loss_func, metrics=forwards.metrics,
                              path=forwards.path, model_dir=forwards.model_dir)

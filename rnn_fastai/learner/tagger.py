@@ -23,7 +23,7 @@ from fastcore.meta import delegates
 from fastprogress import progress_bar
 from torch import Tensor
 
-from ..core import check_count, near
+from ..core import check_count, suggest
 from ..data.tokenize import CorpusTokenizer, WordTokenizer
 from ..data.vectors import word_vectors
 from ..data.tags import TAG_IGNORE, word_parts
@@ -32,7 +32,7 @@ from ..models.cells import cells
 from ..models.state import fresh_logits
 from ..models.awd import arch_config, archs
 from ..models.seq2seq import token_input
-from ..models.tagger import ArchEncoder, CRF, LetterEncoder, Tagger, WordEncoder
+from ..models.tagger import ArchEncoder, CRF, CharEncoder, Tagger, WordEncoder
 from ..generate.decode import evaluating
 from .text import TextLearner
 
@@ -122,7 +122,7 @@ class CRFLoss:
         be another tag than the answer, and it says nothing of how sure the answer is."""
         return out.softmax(-1)
 
-    def decodes(self, out:Tensor) -> Tensor: return self.crf.best(out, out.new_ones(out.shape[:2], dtype=torch.bool))
+    def decodes(self, out:Tensor) -> Tensor: return self.crf.decode(out, out.new_ones(out.shape[:2], dtype=torch.bool))
 
 def best_tags(
     loss_func:Any, # The learner's loss, which knows whether neighbours matter
@@ -131,7 +131,7 @@ def best_tags(
 ) -> Tensor: # bs,sl
     "The tags to answer with."
     out = out.as_subclass(Tensor)
-    return loss_func.crf.best(out, real) if isinstance(loss_func, CRFLoss) else out.argmax(-1)
+    return loss_func.crf.decode(out, real) if isinstance(loss_func, CRFLoss) else out.argmax(-1)
 
 class TagMetric(Metric):
     "What is counted over the tags of all sentences."
@@ -270,16 +270,16 @@ def tagger_learner(
         raise ValueError("crf=True needs a tag for every part; the tokenizer cuts words. Make the loaders without it.")
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     if isinstance(arch, str) and arch not in archs and arch not in cells:
-        raise ValueError(f"Unknown cell or architecture {arch!r}. {near(arch, [*cells, *archs])}")
+        raise ValueError(f"Unknown cell or architecture {arch!r}. {suggest(arch, [*cells, *archs])}")
     if arch in archs: encoder = _encoder(dls, arch, config, drop)
     else:
         if config: raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
         vocab = text_vocab(dls)
         given = None if vectors is None else word_vectors(vocab, vectors)[0]
         words,_ = token_input(len(vocab), emb_sz if given is None else None, vectors=given, pad=vocab.index(PAD))
-        names = dls.train_ds.letters and dls.train_ds.letters.names
-        letters = LetterEncoder(len(names), letter_emb, letter_hid) if names else None
-        encoder = WordEncoder(words, letters, arch, n_hid, num_layers, vocab.index(PAD), drop, embed_p)
+        names = dls.train_ds.chars and dls.train_ds.chars.names
+        chars = CharEncoder(len(names), letter_emb, letter_hid) if names else None
+        encoder = WordEncoder(words, chars, arch, n_hid, num_layers, vocab.index(PAD), drop, embed_p)
     model = Tagger(encoder, len(tags), crf)
     if metrics is None: metrics = [TagAccuracy(), *([EntityF1()] if name_entities(tags) else [])]
     elif any(isinstance(m, EntityF1) for m in L(metrics)): entities(tags)   # refuses at once what names no place

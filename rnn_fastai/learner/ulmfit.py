@@ -14,14 +14,14 @@ from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy, accuracy_multi, mse
 from fastcore.meta import delegates
 
-from ..core import check_count, check_prob, near
+from ..core import check_count, check_prob, suggest
 from ..data.texts import check_column
 from ..data.loaders import TextDataLoaders
 from ..models.losses import answer_kind
 from ..models.awd import archs
 from ..callback.schedule import Learner   # with `fit_gradually`
 from .lm import language_model_learner
-from .classifier import ClassifierLearner, both_ways, text_classifier_learner
+from .classifier import ClassifierLearner, combine_directions, text_classifier_learner
 
 # %% ../../nbs/635_learner.ulmfit.ipynb #96f1a0c9
 def lm_texts(
@@ -55,7 +55,7 @@ def fine_tune_lm(
     learn.fit_one_cycle(epochs, lr)
     return learn
 
-ANSWER_METRICS = {'labels': accuracy, 'yes or no': accuracy_multi, 'values': mse}
+ANSWER_METRICS = {'labels': accuracy, 'multilabel': accuracy_multi, 'values': mse}
 
 def new_classifier(
     dls:TextDataLoaders, # Loaders of texts and labels
@@ -111,7 +111,7 @@ def ulmfit(
     **kwargs # Further arguments of `TextDataLoaders.from_df`, for both
 ) -> ClassifierLearner: # One learner, also for both readings
     "Train a classifier by the recipe. Raises `ValueError` for columns, labels or arguments that do not fit, at once."
-    if reading not in READINGS: raise ValueError(f"reading={reading!r} is unknown. {near(str(reading), READINGS)}")
+    if reading not in READINGS: raise ValueError(f"reading={reading!r} is unknown. {suggest(str(reading), READINGS)}")
     check_prob('smooth', smooth); check_count('epochs', epochs); check_count('lm_epochs', lm_epochs)
     args = dict(clas_args or {})
     lr = args.pop('lr', 2e-2)
@@ -133,4 +133,4 @@ def ulmfit(
         lm.save_encoder(name)
         learn.load_encoder(name).fit_gradually(epochs, lr)
     learners = [learn for _,learn in pairs]
-    return both_ways(*learners) if len(learners) == 2 else learners[0]
+    return combine_directions(*learners) if len(learners) == 2 else learners[0]

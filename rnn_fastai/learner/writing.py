@@ -21,7 +21,7 @@ from ..data.tokenize import decode_spec_tokens
 from ..data.loaders import text_vocab
 from ..models.state import reset_state
 from ..generate.sampling import Sampling, check_seed
-from ..generate.prepack import Twin, stepping
+from ..generate.prepack import PrepackedModel, prepack
 from ..generate.adapt import DynamicEvaluation, NeuralCache
 from ..generate.decode import WholePrefix, evaluating, with_state
 from ..generate.beam import Beam
@@ -53,9 +53,9 @@ class WritingLearner(TextLearner):
     "A `Learner` whose model finds what comes next: it continues prompts, by itself or as it is told."
     _own_loss = CrossEntropyLossFlat()   # each output is one token of many
     @property
-    def twin(self) -> Twin:
+    def twin(self) -> PrepackedModel:
         "Keeps the model's weights laid out for generation."
-        if '_twin' not in self.__dict__: self._twin = Twin()
+        if '_twin' not in self.__dict__: self._twin = PrepackedModel()
         return self._twin
 
     def _codec(self, decoder:Callable, strict:bool=True) -> Codec: raise NotImplementedError
@@ -84,7 +84,7 @@ class WritingLearner(TextLearner):
             model = self._with_state(get_model(self.model))
             for p in prompts:
                 own = adapted_to(model, codec.encode([p])[0], dynamic)
-                yield own if isinstance(model, WholePrefix) else stepping(own, *how),[p]
+                yield own if isinstance(model, WholePrefix) else prepack(own, *how),[p]
 
     @property
     def _device(self) -> torch.device: return next(get_model(self.model).parameters()).device
@@ -214,7 +214,7 @@ class WritingLearner(TextLearner):
         ids,vocab = self._ids(texts),text_vocab(self.dls)
         start,n = self._progress(no_bar),sum(map(len, ids))
         bar = noop if start is None else start(n)
-        def told(share): bar(round(share*n))
+        def on_progress(share): bar(round(share*n))
         model = self._with_state(get_model(self.model))
-        with evaluating(model): logps = score_ids(model, ids, bs, cache, dynamic, told)
+        with evaluating(model): logps = score_ids(model, ids, bs, cache, dynamic, on_progress)
         return [Score(t, [vocab[i] for i in d[1:].tolist()], l) for t,d,l in zip(texts, ids, logps, strict=True)]

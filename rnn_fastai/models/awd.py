@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..core import Registry, check_count, near
+from ..core import Registry, check_count, suggest
 from .dropout import RNNDropout, WordDropout
 from .cells import cells, get_cell
 from .state import fit_state, map_state
@@ -184,7 +184,7 @@ def arch_config(
     if own is None:
         raise ValueError(f"{archs.key(arch)!r} is registered without {kind}; register it with one, as `awd_arch` does.")
     odd = [k for k in config or {} if k not in own]
-    if odd: raise ValueError(f"config has no entry {odd[0]!r}. {near(odd[0], own)}")
+    if odd: raise ValueError(f"config has no entry {odd[0]!r}. {suggest(odd[0], own)}")
     return {k: v*drop_mult if k.endswith('_p') else v for k,v in {**own, **(config or {})}.items()}
 
 def get_language_model(

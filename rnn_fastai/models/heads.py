@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import check_prob, near
+from ..core import check_prob, suggest
 from .packed import thin_linear
 from .dropout import RNNDropout
 from .cells import check_like
@@ -51,7 +51,7 @@ def check_pool(
     pool:str, # What was asked for
 ) -> str: # The same
     "Raise `ValueError` for an unknown way of pooling."
-    if pool not in POOLS: raise ValueError(f"pool={pool!r} is unknown. {near(str(pool), POOLS)}")
+    if pool not in POOLS: raise ValueError(f"pool={pool!r} is unknown. {suggest(str(pool), POOLS)}")
     return pool
 
 def real_steps(

@@ -19,7 +19,7 @@ from .cells import check_like
 # %% ../../nbs/225_models.losses.ipynb #d4bd114b
 _KINDS = {'labels': (nn.CrossEntropyLoss, F.cross_entropy, nn.MultiMarginLoss, F.multi_margin_loss),
           'log labels': (nn.NLLLoss, F.nll_loss),
-          'yes or no': (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, nn.MultiLabelSoftMarginLoss,
+          'multilabel': (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, nn.MultiLabelSoftMarginLoss,
                         F.multilabel_soft_margin_loss),
           'probabilities': (nn.BCELoss, F.binary_cross_entropy),
           'values': (nn.MSELoss, F.mse_loss, nn.L1Loss, F.l1_loss, nn.SmoothL1Loss, F.smooth_l1_loss, nn.HuberLoss,
@@ -33,23 +33,23 @@ def _torch_kind(loss_func:Any) -> str|None:
 
 def answer_kind(
     loss_func:Any, # A loss
-) -> str: # 'labels' (softmax), 'yes or no' (sigmoid) or 'values'
+) -> str: # 'labels' (softmax), 'multilabel' (sigmoid) or 'values'
     "What a net that is trained by a loss answers with: as torch's loss, or the loss's activation tells."
     kind = _torch_kind(loss_func)
     if kind is not None: return 'labels' if kind == 'log labels' else 'values' if kind == 'probabilities' else kind
     x = torch.tensor([[0., 1., 3.]])
     y = getattr(loss_func, 'activation', lambda t: t)(x)
-    kinds = {'labels': x.softmax(-1), 'yes or no': x.sigmoid()}
+    kinds = {'labels': x.softmax(-1), 'multilabel': x.sigmoid()}
     return next((k for k,v in kinds.items() if torch.allclose(torch.as_tensor(y), v)), 'values')
 
 # %% ../../nbs/225_models.losses.ipynb #87155438
-_ACTIVATIONS = {'labels': lambda x: x.softmax(-1), 'log labels': torch.exp, 'yes or no': torch.sigmoid}
+_ACTIVATIONS = {'labels': lambda x: x.softmax(-1), 'log labels': torch.exp, 'multilabel': torch.sigmoid}
 
 class AnsweringLoss:
     "A loss of torch's, with the activation and decoding of what it is for; everything else about it is the original's."
     def __init__(self,
         func:Callable, # The loss
-        kind:str, # 'labels', 'log labels', 'yes or no', 'probabilities' or 'values'
+        kind:str, # 'labels', 'log labels', 'multilabel', 'probabilities' or 'values'
     ):
         self.func,self.kind = func,kind
 

@@ -29,13 +29,13 @@ from fastcore.basics import ifnone, noop
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import near, seeded
+from ..core import suggest, seeded
 from ..data.tokenize import TextTokenizer, WordTokenizer
 from ..data.corpus import Corpus
 from ..data.subwords import ByteLevelTokenizer, CharTokenizer
 from ..data.lm import LMDataLoader, LMDataset
 from ..data.documents import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels
-from ..data.tags import TagDataLoader, TagDataLoaders, TagDataset, WordLetters
+from ..data.tags import TagDataLoader, TagDataLoaders, TagDataset, WordChars
 from ..data.loaders import TextDataLoaders, text_vocab
 from ..models.cells import cells
 from ..models.losses import answer_kind
@@ -44,7 +44,7 @@ from ..generate.decode import evaluating
 from ..learner.weights import check_named, fit_weights, load_weights, read_weights, write_weights
 from ..learner.text import TextLearner
 from ..learner.lm import LMLearner, language_model_learner
-from ..learner.classifier import BothReadings, ClassifierLearner, text_classifier_learner
+from ..learner.classifier import BidirectionalEnsemble, ClassifierLearner, text_classifier_learner
 from ..learner.tagger import TaggerLearner, tagger_learner
 from ..learner.ulmfit import ANSWER_METRICS
 
@@ -56,7 +56,7 @@ def check_task(
     task:str, # What was asked for
 ) -> str: # The same
     "Raise `ValueError` for an unknown task."
-    if task not in TASKS: raise ValueError(f"The task {task!r} is unknown. {near(str(task), TASKS)}")
+    if task not in TASKS: raise ValueError(f"The task {task!r} is unknown. {suggest(str(task), TASKS)}")
     return task
 
 def build_learner(
@@ -82,7 +82,7 @@ _FUNCTIONS = {n: getattr(fastai_core, n) for n in _RULES} | {f'str.{n}': getattr
 def _function_name(f:Callable) -> str:
     "The name that a function is kept by. Raises `ValueError` where it has none."
     name = next((n for n,known in _FUNCTIONS.items() if f is known), None)
-    if name is None: raise ValueError(f"{f!r} is no tokenizer or function that can be kept. {near(f, _FUNCTIONS)}")
+    if name is None: raise ValueError(f"{f!r} is no tokenizer or function that can be kept. {suggest(f, _FUNCTIONS)}")
     return name
 
 def tokenizer_facts(
@@ -172,8 +172,8 @@ def data_facts(
                              f"loaders with rnn_fastai's {'Tag' if task == 'tagger' else 'Text'}DataLoaders.")
     facts = dict(vocab=list(ds.corpus.vocab), backwards=bool(ds.backwards), bs=dl.bs)
     if task == 'tagger':
-        letters = None if ds.letters is None else ds.letters.names
-        return dict(facts, tok=tokenizer_facts(ds.tok), tags=ds.tags, cols=list(ds.cols), letters=letters)
+        chars = None if ds.chars is None else ds.chars.names
+        return dict(facts, tok=tokenizer_facts(ds.tok), tags=ds.tags, cols=list(ds.cols), chars=chars)
     facts.update(tok=tokenizer_facts(ds.tokenizer), text_col=ds.text_col)
     if task == 'lm': return dict(facts, seq_len=dl.seq_len)
     return dict(facts, labels=label_facts(ds.labels, ds.read_labels))
@@ -188,9 +188,9 @@ def make_loaders(
     corpus,device = Corpus.from_ids([], facts['vocab']),ifnone(device, default_device())
     tok,how = make_tokenizer(facts['tok']),dict(bs=facts['bs'], device=device)
     if task == 'tagger':
-        letters = None if facts['letters'] is None else WordLetters([], facts['letters'])
+        chars = None if facts['chars'] is None else WordChars([], facts['chars'])
         ds = TagDataset(corpus, None, np.zeros(0, dtype=np.int64), facts['tags'], tok, tuple(facts['cols']),
-                        letters=letters)
+                        chars=chars)
     elif task == 'lm':
         ds = LMDataset(corpus, None, tok, facts['backwards'], text_col=facts['text_col'])
         how['seq_len'] = facts['seq_len']
@@ -220,9 +220,9 @@ def _rebuild(facts:dict, wgts:dict, path:Path, source:str, device:Any=None) -> T
     dls = make_loaders(check_task(task), facts['data'], path, device)
     with seeded(0):
         learn = build_learner(task, dls, arch, args, path)
-        if facts['both_ways']:
+        if facts['combine_directions']:
             models = (l.model for l in (learn, build_learner(task, dls, arch, args)))
-            model = BothReadings(*models, learn.loss_func, text_vocab(dls).index(PAD))
+            model = BidirectionalEnsemble(*models, learn.loss_func, text_vocab(dls).index(PAD))
             learn = ClassifierLearner(dls, model, loss_func=learn.loss_func, metrics=learn.metrics, path=path)
     load_weights(learn.model, check_weights(learn.model, wgts, source), source=source)
     learn.model.to(dls.device)
@@ -323,7 +323,7 @@ def save_bundle(
     model,name = get_model(learn.model),f'weights-{uuid4().hex[:12]}.pth'
     names = cells if task == 'tagger' and arch not in archs else archs
     facts = dict(format=_FORMAT, task=task, arch=names.key(arch), args=args, scores=scores,
-                 both_ways=isinstance(model, BothReadings), weights=name, data=data_facts(task, learn.dls))
+                 combine_directions=isinstance(model, BidirectionalEnsemble), weights=name, data=data_facts(task, learn.dls))
     text,wgts = _as_json(facts),model.state_dict()
     try: again = _rebuild(json.loads(text), wgts, folder, "The learner's weights", next(model.parameters()).device)
     except TypeError as e: raise ValueError(f"args={args!r} do not build a learner for the task {task!r}: {e}") from e
