@@ -8,10 +8,9 @@ __all__ = ['Edit', 'clamp', 'ablate', 'patch_states', 'edit_states', 'next_token
 
 # %% ../../nbs/415_inside.interventions.ipynb #e718729c
 from contextlib import contextmanager
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from fastprogress import progress_bar
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ from ..models.recurrent import Recurrent
 from ..models.seq2seq import OneHot
 from ..generate.decode import evaluating
 from .trace import pick_layers
+
+if TYPE_CHECKING: import pandas as pd   # loaded when a frame is asked for
 
 # %% ../../nbs/415_inside.interventions.ipynb #e3363d75
 class Edit(NamedTuple):
@@ -138,8 +139,9 @@ def unit_effects(
     units:Any=None, # Units to take out, one after the other; all by default. A list of lists takes out groups
     mean:Any=None, # Mean of every unit of the layer, which ablated ones keep; zero by default
     no_bar:bool=False, # Show no progress bar
-) -> pd.DataFrame: # units, score, change (against the whole net); the largest change first
+) -> 'pd.DataFrame': # units, score, change (against the whole net); the largest change first
     "What taking out units does to a score."
+    import pandas as pd
     (name,(m,i)), = pick_layers(model, layer).items()
     if units is None: units = range(m.cells[i].sizes[0] if isinstance(m, Recurrent) else m.proj_size or m.hidden_size)
     whole,rows = score(),[]
@@ -162,8 +164,9 @@ def memory_length(
     max_back:int=20, # Most steps back
     n_draws:int=4, # Replacements of each token
     seed:int=0, # Of the replacements
-) -> pd.DataFrame: # back (0 is the last token), influence (nats), error (standard error of the mean)
+) -> 'pd.DataFrame': # back (0 is the last token), influence (nats), error (standard error of the mean)
     "Influence of the token k steps back on the answer at the end."
+    import pandas as pd
     if ids.size(1) < 2 or len(torch.unique(ids)) < 2:
         raise ValueError("ids hold one token only; there is nothing to replace it by.")
     draw,kinds,rows = torch.Generator().manual_seed(seed),torch.unique(ids),[]

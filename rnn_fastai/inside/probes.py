@@ -6,15 +6,14 @@
 __all__ = ['position_labels', 'token_labels', 'bracket_depth', 'rank_units', 'Probe', 'probe', 'top_contexts', 'nearest_states']
 
 # %% ../../nbs/420_inside.probes.ipynb #c8dc007b
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
-import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from ..core import check_count
 from .recording import Recording
+
+if TYPE_CHECKING: import pandas as pd   # loaded when a frame is asked for
 
 # %% ../../nbs/420_inside.probes.ipynb #dd737280
 def position_labels(
@@ -67,8 +66,9 @@ def rank_units(
     layer:str|int=0, # Name or number of a layer
     part:str='h', # A state or a gate
     kind:str|None=None, # 'number' or 'category'; by default by the labels' type
-) -> pd.DataFrame: # unit, score (share of variance); the best first
+) -> 'pd.DataFrame': # unit, score (share of variance); the best first
     "Rank units by how much of their variance a label explains. Steps that were not recorded do not count."
+    import pandas as pd
     labels = _check_labels(rec, labels)
     number = _is_number(labels, kind)
     if number: groups = labels.astype(np.float64)[:, None]
@@ -111,6 +111,7 @@ def _halves(rec:Recording, test_pct:float, rng:np.random.Generator) -> np.ndarra
     return np.isin(np.repeat(np.arange(n), np.diff(rec.offsets)), docs)
 
 def _fit(x:np.ndarray, y:np.ndarray, test:np.ndarray) -> tuple[float, Any]:
+    from sklearn.linear_model import LogisticRegression
     model = LogisticRegression(max_iter=1000).fit(x[~test], y[~test])
     return float(model.score(x[test], y[test])),model
 
@@ -123,6 +124,7 @@ def probe(
     seed:int=0, # Of split and control task
 ) -> Probe:
     "Learn a label from a state by logistic regression, and a control task beside it."
+    from sklearn.preprocessing import StandardScaler
     labels,rng = _check_labels(rec, labels),np.random.default_rng(seed)
     if not 0 < test_pct < 1: raise ValueError(f"test_pct={test_pct!r} must lie between 0 and 1.")
     x,ids,test = np.asarray(rec[layer, part], np.float64),rec.ids(),_halves(rec, test_pct, rng)
@@ -150,8 +152,9 @@ def top_contexts(
     before:int=8, # Tokens before
     after:int=2, # Tokens after
     lowest:bool=False, # The lowest values instead
-) -> pd.DataFrame: # doc, step, value, context (the step's own token in brackets); the most extreme first
+) -> 'pd.DataFrame': # doc, step, value, context (the step's own token in brackets); the most extreme first
     "Where a unit is highest; of steps nearer than `before` to each other only one is taken."
+    import pandas as pd
     check_count('n', n)
     sign,best = -1 if lowest else 1,[]
     for d in range(len(rec)):
@@ -176,8 +179,9 @@ def nearest_states(
     apart:int=1, # Steps of the same document nearer than this do not count
     before:int=8, # Tokens of context before
     after:int=2, # Tokens of context after
-) -> pd.DataFrame: # doc, step, distance, context; the nearest first
+) -> 'pd.DataFrame': # doc, step, distance, context; the nearest first
     "Steps whose states are nearest by Euclidean distance. Raises `IndexError` for a step that is not there."
+    import pandas as pd
     own = np.asarray(rec[layer, part, doc], np.float64)
     if not -len(own) <= step < len(own): raise IndexError(f"step={step}: document {doc} has steps 0 to {len(own)-1}.")
     best,step,doc = [],step % len(own),doc % len(rec)

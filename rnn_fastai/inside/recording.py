@@ -11,13 +11,14 @@ import html
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 import numpy as np
-import pandas as pd
 
 from ..core import suggest
 from ..files import write_folder
+
+if TYPE_CHECKING: import pandas as pd   # loaded when a frame is asked for
 
 # %% ../../nbs/405_inside.recording.ipynb #7d373fb3
 SEGMENT = np.dtype([(n, '<i8') for n in ('doc', 'pos', 'block', 'start', 'n', 'batch', 'row')] + [('training', '?')])
@@ -260,8 +261,9 @@ class Recording:
         return sum(self.n_steps*n*np.dtype(t).itemsize for n,t in self.sizes.values())
 
     @property
-    def docs(self) -> pd.DataFrame:
+    def docs(self) -> 'pd.DataFrame':
         "A row a document: steps, batch and row it came in first, whether the model was in training."
+        import pandas as pd
         first = self.segments[self._firsts]
         return pd.DataFrame(dict(n_steps=np.diff(self.offsets), batch=first['batch'], row=first['row'],
                                  training=first['training']), index=pd.RangeIndex(len(first), name='doc'))
@@ -409,8 +411,9 @@ class Recording:
         layer:str|int=0, # Name or number of a layer
         part:str='h', # Name of a part
         docs:Any=slice(None), # A document, or several
-    ) -> pd.DataFrame: # A row a step, by document and step: its token, then a column a unit
+    ) -> 'pd.DataFrame': # A row a step, by document and step: its token, then a column a unit
         "One part as a table."
+        import pandas as pd
         numbers = self.doc_numbers(docs)
         doc = np.repeat(np.asarray(numbers, np.int64), np.diff(self.offsets)[numbers])
         index = pd.MultiIndex.from_arrays([doc, self.steps(numbers)], names=['doc', 'step'])
@@ -468,8 +471,9 @@ class Recording:
         return rec
 
     # Showing
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> 'pd.DataFrame':
         "A row a layer and part: units, type, megabytes."
+        import pandas as pd
         rows = [dict(layer=l, part=p, units=n, dtype=str(t), MB=self.n_steps*n*np.dtype(t).itemsize/1e6)
                 for (l,p),(n,t) in self.sizes.items()]
         return pd.DataFrame(rows, columns=['layer', 'part', 'units', 'dtype', 'MB'])

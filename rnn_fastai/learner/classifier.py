@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PoolingLinearClassifier', 'FastaiClassifier', 'ClassifierLearner', 'check_classes', 'text_classifier_learner',
-           'mean_answer', 'BidirectionalEnsemble', 'combine_directions']
+           'mean_answer', 'BidirectionalEnsemble', 'combine_directions', 'both_ways']
 
 # %% ../../nbs/625_learner.classifier.ipynb #b2e21347
+import warnings
 from functools import partial
 from typing import Any, Callable
 
@@ -167,3 +168,9 @@ def combine_directions(
     model = BidirectionalEnsemble(*models, forwards.loss_func, text_vocab(forwards.dls).index(PAD))
     return ClassifierLearner(forwards.dls, model, loss_func=forwards.loss_func, metrics=forwards.metrics,
                              path=forwards.path, model_dir=forwards.model_dir)
+
+# %% ../../nbs/625_learner.classifier.ipynb #b7f87ea3
+def both_ways(*args, **kwargs) -> Learner:
+    "The former name of `combine_directions`."
+    warnings.warn("both_ways is now called combine_directions; the old name will go in the next version.", FutureWarning, stacklevel=2)
+    return combine_directions(*args, **kwargs)

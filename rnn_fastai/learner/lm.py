@@ -88,7 +88,8 @@ class LMLearner(WritingLearner, fastai_learner.LMLearner):
         """Continue a prompt; an empty one begins a text, and one without a known word goes on from `xxunk`, with a
         warning. Raises `ValueError` for numbers out of range."""
         check_share('min_p', min_p, zero=True)
-        return self.generate([text], n_words, no_bar=no_bar, no_unk=no_unk, temperature=temperature, epsilon_cutoff=min_p,
+        return self.generate([text], n_words, no_bar=no_bar, no_unk=no_unk, temperature=temperature,
+                             epsilon_cutoff=min_p,
                              decoder=decoder, strict=False)[0].text
 
     def _never(self, no_unk:bool) -> list[int]:

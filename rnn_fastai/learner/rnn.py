@@ -88,7 +88,8 @@ class RNNLearner(WritingLearner):
         if not hasattr(self.dls, 'task'): return super().predict(item)   # fastai's loaders have their own transforms
         check_share('min_p', min_p, zero=True)
         if self.task.kind == 'next':
-            text, = self.generate([item], ifnone(n_words, 1), no_bar=no_bar, temperature=temperature, epsilon_cutoff=min_p)
+            text, = self.generate([item], ifnone(n_words, 1), no_bar=no_bar, temperature=temperature,
+                                   epsilon_cutoff=min_p)
             return text.text if isinstance(item, str) else [*item, *text.tokens]
         seq,model = self.split(item),get_model(self.model)
         ids = self.task.encode(seq).to(self._device)
