@@ -2,8 +2,6 @@
 from fastai.text.all import *
 
 from rnn_fastai.core import *
-from rnn_fastai.progress import *
-from rnn_fastai.files import *
 from rnn_fastai.data.conll import *
 from rnn_fastai.data.texts import *
 from rnn_fastai.data.splits import *
@@ -63,4 +61,3 @@ from rnn_fastai.learner.classifier import *
 from rnn_fastai.learner.tagger import *
 from rnn_fastai.learner.ulmfit import *
 from rnn_fastai.ship.bundle import *
-from rnn_fastai.recipes import *

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HONEST', 'STAGES', 'SETS', 'is_exact', 'train_demo',
-           'save_picture', 'honest_docs', 'honest_loaders', 'train_honest', 'read_data']
+           'save_picture', 'stream_scores', 'honest_docs', 'honest_loaders', 'train_honest', 'read_data']
 
 # %% ../nbs/750_recipes.ipynb #1b7ae226
+import math
 import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from torch.nn import functional as F
 
 from .core import suggest
 from .data.conll import read_columns, read_conllu
@@ -68,6 +71,16 @@ def save_picture(
     ax.figure.savefig(file, dpi=110)
     plt.close(ax.figure)
     return file
+
+# %% ../nbs/750_recipes.ipynb #49fba43b
+@torch.no_grad()
+def stream_scores(
+    learn:LMLearner, # A learner over loaders for a language model
+) -> dict[str, float]: # `accuracy`, `perplexity` and the number of `tokens`
+    "Scores over the validation stream, each token counted once (fastai counts a short last batch as a long one)."
+    with learn.no_bar(), learn.no_logging(): probs,y = learn.get_preds()
+    loss = F.nll_loss(probs.flatten(0, 1).clamp_min(1e-12).log(), y.flatten()).item()
+    return dict(accuracy=(probs.argmax(-1) == y).float().mean().item(), perplexity=math.exp(loss), tokens=y.numel())
 
 # %% ../nbs/750_recipes.ipynb #7a15b4e9
 HONEST_CONFIG = dict(emb_sz=200, n_hid=200, n_layers=1, input_p=0.5, embed_p=0.05, weight_p=0., output_p=0.1)

@@ -31,22 +31,55 @@ def test_every_module_has_its_notebook_and_the_other_way_round():
     assert {module_name(p) for p in MODULES} == {e for e in map(exports, NOTEBOOKS) if e}
     for nb in NOTEBOOKS:
         if exports(nb): assert nb.stem.split("_", 1)[1] == exports(nb)
+        assert re.match(r"\d{3}_", nb.name) or nb.name == "index.ipynb", nb
+
+
+def number(nb: Path) -> int: return int(nb.stem.split("_")[0])
 
 
 def test_modules_import_only_from_lower_numbers():
-    number = {exports(nb): nb.name.split("_")[0] for nb in NOTEBOOKS if exports(nb)}
+    numbers = {exports(nb): number(nb) for nb in NOTEBOOKS if exports(nb)}
+    assert len(set(numbers.values())) == len(numbers)
     for nb in NOTEBOOKS:
         if not exports(nb): continue
         src = "\n".join(source(c) for c in cells(nb) if source(c).startswith("#| export"))
         for name in re.findall(r"^from rnn_fastai\.(\S+) import", src, re.M):
-            assert number[name] < nb.name.split("_")[0], f"{nb.name} imports {name}"
+            assert numbers[name] < number(nb), f"{nb.name} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["core", "models.cells", "models.zoo", "generate"])
-def test_models_do_not_need_fastai(module):
+# Folders from the ground up; a module imports from its own folder and from those before it. `recipes` uses them all.
+FOLDERS = ["root", "data", "models", "generate", "inside", "callback", "learner", "ship", "recipes", "cli"]
+# `data` is made with fastai and pandas; what is built on torch alone does not know it.
+APART = {"models": {"data"}, "generate": {"data"}, "inside": {"data"}}
+
+
+def folder(module: str) -> str:
+    "The folder of a module; `recipes` stands above the others."
+    return "recipes" if module == "recipes" else module.split(".")[0] if "." in module else "root"
+
+
+def test_data_flows_one_way_between_folders():
+    for p in MODULES:
+        here = folder(module_name(p))
+        for n in ast.walk(ast.parse(p.read_text(encoding="utf8"))):
+            if not isinstance(n, ast.ImportFrom) or not n.level: continue
+            base = module_name(p).split(".")[:-n.level]
+            there = folder(".".join([*base, n.module or ""]).strip("."))
+            assert FOLDERS.index(there) <= FOLDERS.index(here), f"{p}:{n.lineno}"
+            assert there not in APART.get(here, ()), f"{p}:{n.lineno}"
+
+
+def test_the_root_holds_what_all_folders_use():
+    assert {module_name(p) for p in MODULES if "." not in module_name(p)} == {"core", "files", "progress", "recipes"}
+
+
+@pytest.mark.parametrize("name", ["models", "generate", "inside"])
+def test_what_needs_torch_alone_loads_alone(name):
     import subprocess
-    code = f"import sys, rnn_fastai.{module}; sys.exit(any(m == 'fastai' or m.startswith('fastai.') for m in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    heavy = {"fastai", "pandas", "pyarrow", "spacy", "sklearn"}
+    mods = [m for m in map(module_name, MODULES) if folder(m) == name]
+    code = "; ".join([*(f"import rnn_fastai.{m}" for m in mods), f"import sys; print(*{heavy} & set(sys.modules))"])
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == ""
 
 
 def test_readme_is_made_from_the_index():

@@ -76,5 +76,6 @@ class ChunkedCrossEntropy(Callback):
 # %% ../../nbs/525_callback.chunked_loss.ipynb #1d53d921
 def LeanLoss(*args, **kwargs) -> ChunkedCrossEntropy:
     "The former name of `ChunkedCrossEntropy`."
-    warnings.warn("LeanLoss is now called ChunkedCrossEntropy; the old name will go in the next version.", FutureWarning, stacklevel=2)
+    why = "LeanLoss is now called ChunkedCrossEntropy; the old name will go in the next version."
+    warnings.warn(why, FutureWarning, stacklevel=2)
     return ChunkedCrossEntropy(*args, **kwargs)

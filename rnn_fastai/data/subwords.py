@@ -159,7 +159,8 @@ class ByteLevelTokenizer(CorpusTokenizer):
         model_type:str='bpe', # How parts are learnt: 'bpe' or 'unigram'
         file:str|Path|None=None, # What `save` wrote; the settings are those of the file
     ):
-        if model_type not in _KINDS: raise ValueError(f"Unknown model_type {model_type!r}. {suggest(model_type, _KINDS)}")
+        if model_type not in _KINDS:
+            raise ValueError(f"Unknown model_type {model_type!r}. {suggest(model_type, _KINDS)}")
         special_toks = list(dict.fromkeys([*defaults.text_spec_tok, BOS]))
         least = _N_BYTES + len(special_toks)
         if check_count('vocab_sz', vocab_sz) < least:

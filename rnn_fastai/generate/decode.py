@@ -123,7 +123,8 @@ class Step(NamedTuple):
 _PART = 64   # tokens of a prompt read at once where logits are made of all
 
 @torch.no_grad()
-def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, part:int, on_progress:Callable|None) -> Any:
+def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, part:int,
+              on_progress:Callable|None) -> Any:
     "Read prompts of one length as `read_prompts` does, and keep the pairs of states and tokens."
     ids = torch.stack([p.as_subclass(Tensor) for p in prompts])                 # bs,sl+1
     sl = ids.size(1) - 1

@@ -219,7 +219,8 @@ def search_texts(
     for batch in _batches(texts, max(bs//how.width, 1), getattr(model, 'takes_lengths', False)):
         total = len(batch)*n_words
         def on_progress(share, behind=behind, total=total): tell(behind + int(share*total))
-        with evaluating(model): lists = beam_search(model, [t.start for t in batch], n_words, how, on_progress=on_progress)
+        with evaluating(model):
+            lists = beam_search(model, [t.start for t in batch], n_words, how, on_progress=on_progress)
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
         behind += len(batch)*n_words
     def result(t, h):

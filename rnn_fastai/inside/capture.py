@@ -142,7 +142,8 @@ def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Te
     if t.dim() == 1: t = t[:, None] if len(t) == bs and sl == 1 else t[None]
     if t.dim() != 2: return None,None
     layouts = [(w, ids) for w,ids in ((True, t), (False, t.T)) if first in (None, w) and len(ids) == bs]
-    layouts = [(w, ids) for w,ids in layouts if ids.size(1) == sl] or [(w, ids) for w,ids in layouts if ids.size(1) >= cursor+sl]
+    exact = [(w, ids) for w,ids in layouts if ids.size(1) == sl]
+    layouts = exact or [(w, ids) for w,ids in layouts if ids.size(1) >= cursor+sl]
     if not layouts: return None,None
     if len(layouts) == 2 and bs > 1:
         raise ValueError(f"The batch axis is unknown: ids of {tuple(t.shape)} may be rows of steps or steps of rows. "
@@ -414,7 +415,8 @@ class Capture:
         if not reverse: return t
         return reverse_padded(t.transpose(0, 1), None if seen.lengths is None else seen.lengths.cpu()).transpose(0, 1)
 
-    def _place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None, first:bool|None, seen:CellTrace|None, x:Any):
+    def _place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None, first:bool|None, seen:CellTrace|None,
+               x:Any):
         "Tell which steps are real, and which documents they belong to."
         known = self.opts.batch_first if self.opts.batch_first is not None else self.batch_first
         p.place(sl, bs, lengths, known if known is not None else first or None, self.opts.pad)

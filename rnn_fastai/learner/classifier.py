@@ -172,5 +172,6 @@ def combine_directions(
 # %% ../../nbs/625_learner.classifier.ipynb #b7f87ea3
 def both_ways(*args, **kwargs) -> Learner:
     "The former name of `combine_directions`."
-    warnings.warn("both_ways is now called combine_directions; the old name will go in the next version.", FutureWarning, stacklevel=2)
+    why = "both_ways is now called combine_directions; the old name will go in the next version."
+    warnings.warn(why, FutureWarning, stacklevel=2)
     return combine_directions(*args, **kwargs)

@@ -49,6 +49,7 @@ def _check_adaptation(cache:Any, dynamic:Any):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name}={value!r} must be a {kind.__name__}, such as {kind.__name__}(), or None.")
 
+# %% ../../nbs/610_learner.writing.ipynb #4ca58e77
 class WritingLearner(TextLearner):
     "A `Learner` whose model finds what comes next: it continues prompts, by itself or as it is told."
     _own_loss = CrossEntropyLossFlat()   # each output is one token of many

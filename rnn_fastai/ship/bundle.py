@@ -323,7 +323,8 @@ def save_bundle(
     model,name = get_model(learn.model),f'weights-{uuid4().hex[:12]}.pth'
     names = cells if task == 'tagger' and arch not in archs else archs
     facts = dict(format=_FORMAT, task=task, arch=names.key(arch), args=args, scores=scores,
-                 combine_directions=isinstance(model, BidirectionalEnsemble), weights=name, data=data_facts(task, learn.dls))
+                 combine_directions=isinstance(model, BidirectionalEnsemble), weights=name,
+                 data=data_facts(task, learn.dls))
     text,wgts = _as_json(facts),model.state_dict()
     try: again = _rebuild(json.loads(text), wgts, folder, "The learner's weights", next(model.parameters()).device)
     except TypeError as e: raise ValueError(f"args={args!r} do not build a learner for the task {task!r}: {e}") from e
