@@ -184,6 +184,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'rnn_fastai/callback/state.py'),
                                            'rnn_fastai.callback.state.StateFeeder.before_batch': ( 'callback.state.html#statefeeder.before_batch',
                                                                                                    'rnn_fastai/callback/state.py')},
+            'rnn_fastai.cli.entry': {'rnn_fastai.cli.entry.main': ('cli.entry.html#main', 'rnn_fastai/cli/entry.py')},
             'rnn_fastai.cli.main': { 'rnn_fastai.cli.main.EpochLines': ('cli.main.html#epochlines', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.EpochLines._line': ('cli.main.html#epochlines._line', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.EpochLines.after_fit': ( 'cli.main.html#epochlines.after_fit',

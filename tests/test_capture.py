@@ -1064,7 +1064,7 @@ def test_gradients_count(): # they come after the states, and are within the bud
 PEAK = """
 import sys, torch
 from rnn_fastai.all import Recurrent
-from rnn_fastai.capture import capture
+from rnn_fastai.inside.capture import capture
 from contextlib import nullcontext
 def peak(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))/1024
 budget,when_full,on = int(sys.argv[1])*2**20,sys.argv[2],sys.argv[3] == 'on'
@@ -1130,8 +1130,8 @@ def test_disk_full(tmp_path, monkeypatch):
 FULL = """
 import resource, signal, sys, torch, warnings
 from rnn_fastai.all import Recurrent
-from rnn_fastai.capture import capture
-from rnn_fastai.recording import Recording
+from rnn_fastai.inside.capture import capture
+from rnn_fastai.inside.recording import Recording
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 rnn = Recurrent('GRU', 3, 8, batch_first=True)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import rnn_fastai
-from rnn_fastai.cli.main import main
+from rnn_fastai.cli.entry import main
 
 COMMAND = Path(sys.executable).with_name('rnn_fastai')
 CALLS = dict(help=('--help',), unknown=('dmeo',), demo_help=('demo', '--help'))

@@ -29,6 +29,7 @@ from rnn_fastai import all as rf
 from rnn_fastai.data import cache as cache_module
 from rnn_fastai.data import corpus as corpus_module
 from rnn_fastai.data import loaders as loaders_module
+from rnn_fastai import progress as progress_module
 from rnn_fastai.data import texts as texts_module
 from rnn_fastai.data.tokenize import chunks_of
 
@@ -776,15 +777,15 @@ def test_report_of_loaders(capsys, is_lm, args, said):
 
 def test_slow_work_shows_a_bar_and_a_report_unless_told_not_to(capsys, monkeypatch):
     clock,made = count(0, 5),[]
-    for m in (texts_module, loaders_module):
+    for m in (progress_module, loaders_module):
         monkeypatch.setattr(m, 'time', SimpleNamespace(time=lambda: next(clock), monotonic=lambda: next(clock)))
-    monkeypatch.setattr(texts_module, 'progress_bar', lambda *a, **k: made.append(a) or FakeBar())
-    monkeypatch.setattr(texts_module, 'can_draw', lambda: True)
+    monkeypatch.setattr(progress_module, 'progress_bar', lambda *a, **k: made.append(a) or FakeBar())
+    monkeypatch.setattr(progress_module, 'can_draw', lambda: True)
     loaders(no_bar=True)
     assert (capsys.readouterr().out, made) == ('', [])
     dls = loaders()
     assert dls.train_ds.corpus.report in capsys.readouterr().out and len(made) == 1
-    monkeypatch.setattr(texts_module, 'can_draw', lambda: False)   # as in a pipe
+    monkeypatch.setattr(progress_module, 'can_draw', lambda: False)   # as in a pipe
     loaders()
     assert len(made) == 1
 

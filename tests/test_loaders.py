@@ -354,9 +354,9 @@ def test_what_cannot_be_done_is_refused(make):
     with pytest.raises(ValueError, match='batch_size|bs'): type(dl)(dl.dataset, batch_size=0)
 
 def test_letters_refuse_the_loop_of_items():
-    dls = tags(letters=True)
+    dls = tags(chars=True)
     dls.add_tfms([ft.Transform(lambda o: o)], 'after_item')
-    with pytest.raises(TypeError, match='letters=True.*after_item.*after_batch'): dls.one_batch()
+    with pytest.raises(TypeError, match='chars=True.*after_item.*after_batch'): dls.one_batch()
 
 @pytest.mark.parametrize('event', ['before_iter', 'after_iter'])
 @pytest.mark.parametrize('kind', KINDS)

@@ -272,7 +272,7 @@ def test_on_a_processor_without_bfloat16():
     code = """
 import torch
 from torch import nn
-from rnn_fastai.many import ManyNets
+from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.models.recurrent import Recurrent
 rnn,x = Recurrent('LSTM', 3, 4, 2, bidirectional=True, dropout=0.),torch.randn(5, 2, 3)
 nets = ManyNets('LSTM', 3, 4, 2, n_nets=2)

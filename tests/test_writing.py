@@ -596,7 +596,7 @@ def test_signatures_tell_all_options(name):
     own = dict(generate='prompts n_words n seed bs int8 cache dynamic no_bar',
         stream='prompt n_words seed int8 cache dynamic',
                beam_search='prompts n_words width n length_penalty groups diversity stop_tokens forbidden bs min_words')
-    more = ('temperature top_k top_p min_p typical_p likely_p repetition_penalty frequency_penalty presence_penalty '
+    more = ('temperature top_k top_p min_p typical_p epsilon_cutoff repetition_penalty frequency_penalty presence_penalty '
             'no_repeat_ngram forbidden required stop stop_tokens min_words no_unk decoder')
     if name == 'beam_search': more = ''
     assert not set(f'{own[name]} {more}'.split()) - set(params)
@@ -866,7 +866,7 @@ BAD = {   # options, what the message must name
     'top_p=nan': (dict(top_p=math.nan), ['top_p=nan']), 'top_p=str': (dict(top_p='0.5'), ["top_p='0.5'"]),
     'typical_p=0': (dict(typical_p=0), ['typical_p=0']), 'min_p=2': (dict(min_p=2), ['min_p=2']),
     'min_p=nan': (dict(min_p=math.nan), ['min_p=nan']),
-    'likely_p=-1': (dict(epsilon_cutoff=-1), ['likely_p=-1']), 'top_k=0': (dict(top_k=0), ['top_k=0']),
+    'epsilon_cutoff=-1': (dict(epsilon_cutoff=-1), ['epsilon_cutoff=-1']), 'top_k=0': (dict(top_k=0), ['top_k=0']),
     'top_k=2.5': (dict(top_k=2.5), ['top_k=2.5']),
     'top_k=999': (dict(top_k=999), ['top_k=999', str(len(VOCAB))]),
     'repetition_penalty=0': (dict(repetition_penalty=0), ['repetition_penalty=0']),

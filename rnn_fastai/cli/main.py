@@ -353,11 +353,7 @@ def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> i
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():
     "Run the command that the first argument names."
-    name,*rest = sys.argv[1:] or ['--help']
-    if name in ('-h', '--help'):
-        docs = '\n'.join(f"  {k}: {commands.get(k).__doc__}" for k in commands)
-        print(f"usage: rnn_fastai COMMAND [--help]\n\n{docs}")
-        return
+    name,*rest = sys.argv[1:]
     try: command = commands.get(name)
     except ValueError as e: sys.exit(f"rnn_fastai: {e}")
     sys.argv = [f'rnn_fastai {name}', *rest]
