@@ -821,7 +821,7 @@ BAD = {
     'config of a cell': (lambda: learner(config=dict(n_hid=3)), ValueError, ['config', "'LSTM'"]),
     'config entry': (lambda: learner(None, 'AWD_LSTM', dict(hidden=3)), ValueError, ["'hidden'"]),
     'letters and architecture': (lambda: learner(tag_loaders(chars=True), 'AWD_LSTM', ARCH), ValueError,
-                                 ["'AWD_LSTM'", 'letters=False']),
+                                 ["'AWD_LSTM'", 'chars=False']),
     'one tag': (lambda: learner(tag_loaders(sentences().assign(tags=lambda d: [['A']*len(t) for t in d.tokens]))),
                 ValueError, ["'A'"]),
     'no tags': (lambda: learner(text_loaders()), TypeError, ['TextDataLoaders', 'tags', 'TagDataLoaders']),

@@ -30,10 +30,11 @@ class LazyCrossEntropy:
         if isinstance(loss_func, LabelSmoothingCrossEntropyFlat): self.options = dict(label_smoothing=func.eps)
         elif type(func) is nn.CrossEntropyLoss:
             self.options = dict(ignore_index=func.ignore_index, label_smoothing=func.label_smoothing)
-        else: raise TypeError(f"LeanLoss is for cross-entropy, not for {type(loss_func).__name__}; leave it out.")
+        else: raise TypeError(f"ChunkedCrossEntropy is for cross-entropy, not for {type(loss_func).__name__}; "
+                              "leave it out.")
         if getattr(func, 'weight', None) is not None or func.reduction != 'mean':
-            raise ValueError("LeanLoss is for the plain mean of cross-entropy, not for weights or other reductions; "
-                             "leave it out.")
+            raise ValueError("ChunkedCrossEntropy is for the plain mean of cross-entropy, not for weights or other "
+                             "reductions; leave it out.")
         self.loss_func,self.chunk = loss_func,chunk
 
     def __call__(self, pred:Any, y:Tensor) -> Tensor:
@@ -55,8 +56,8 @@ class ChunkedCrossEntropy(Callback):
     def before_fit(self):
         parts = [m for m in get_model(self.learn.model).modules() if isinstance(m, LMDecoder)]
         if len(parts) != 1:
-            raise TypeError(f"LeanLoss is for language models with a decoder, which {type(self.learn.model).__name__} "
-                            "lacks; leave it out.")
+            raise TypeError("ChunkedCrossEntropy is for language models with a decoder, which "
+                            f"{type(self.learn.model).__name__} lacks; leave it out.")
         self.decoder = parts[0]
         if not isinstance(self.learn.loss_func, LazyCrossEntropy):
             self.learn.loss_func = LazyCrossEntropy(self.learn.loss_func, self.chunk)

@@ -238,7 +238,7 @@ class TaggerLearner(TextLearner):
 
 def _encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> ArchEncoder:
     "An architecture's encoder around sentences."
-    if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with letters=False.")
+    if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with chars=False.")
     vocab,pad = text_vocab(dls),text_vocab(dls).index(PAD)
     config = dict(arch_config(arch, 'config_clas', config), pad_token=pad)
     config.pop('output_p', None)

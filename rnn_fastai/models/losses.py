@@ -198,8 +198,8 @@ class LazyLogits:
         self.x,self.weight,self.bias = x,weight,bias
 
     def __getattr__(self, name):
-        raise AttributeError(f"LazyLogits has no {name!r}: LeanLoss makes no logits. Leave it out, or the metric that "
-                             "needs them.")
+        raise AttributeError(f"LazyLogits has no {name!r}: ChunkedCrossEntropy makes no logits. Leave it out, "
+                             "or the metric that needs them.")
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
