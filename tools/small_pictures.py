@@ -1,4 +1,4 @@
-"Makes the pictures in notebooks smaller: PNGs of at most 64 colours. Run it after notebooks were executed."
+"Makes the pictures in notebooks smaller: PNGs of at most 256 colours. Run it after notebooks were executed."
 import base64
 import io
 import json
@@ -15,7 +15,8 @@ def small_png(png: str) -> str:
     image = Image.open(io.BytesIO(base64.b64decode(png)))
     if image.mode == "P": return png
     out = io.BytesIO()
-    image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(out, "png", optimize=True)
+    few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(out, "png", optimize=True)
     new = base64.b64encode(out.getvalue()).decode()
     return new if len(new) < len(png) else png
 
