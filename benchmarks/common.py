@@ -70,7 +70,7 @@ def read(name: str) -> list:
 
 
 def save(name: str, rows: list, **extra):
-    "Write results; rows that were not run anew stay as they are."
+    "Write results; rows that were not run again stay as they are."
     new = {r["what"]: r for r in rows}
     kept = [new.pop(r["what"], r) for r in read(name)]
     write(name, kept + list(new.values()), **extra)

@@ -28,7 +28,7 @@ if SHARED.exists(): os.environ.setdefault("RNN_FASTAI_DATA", str(SHARED))
 
 
 def forget():
-    "Let go of every piece and word that was met: the next tokenizer starts cold, and loads spaCy anew."
+    "Let go of every piece and word that was met: the next tokenizer starts cold, and loads spaCy again."
     tokenize._piece_table.cache_clear()
     tokenize._load_spacy.cache_clear()
 

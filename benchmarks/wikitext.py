@@ -41,7 +41,7 @@ PUBLISHED = dict(plain=64.7, cache=50.6, dynamic=44.3)   # AWD-LSTM: salesforce/
 
 
 def tokens(split: str) -> list[str]:
-    "The published tokens of a split: words parted by blanks, `<eos>` after each line."
+    "The published tokens of a split: words separated by blanks, `<eos>` after each line."
     return [t for text in wikitext2(split).text for line in text.splitlines() for t in (*line.split(), "<eos>")]
 
 

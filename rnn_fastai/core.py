@@ -28,7 +28,7 @@ def suggest(
     folded = {o.casefold(): o for o in options}   # a name in the wrong case is near
     close = [folded[c] for c in get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}There is: {', '.join(map(repr, options)) or 'nothing'}."
+    return f"{hint}Available: {', '.join(map(repr, options)) or 'nothing'}."
 
 # %% ../nbs/000_core.ipynb #b75402da
 class Registry:

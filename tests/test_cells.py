@@ -1038,7 +1038,7 @@ def test_what_a_subclass_changes_is_used(cell):
     assert_close(rnn(x)[0], torch.stack(want), **EXACT)
 
 class Buffers(Cell):
-    "Buffers of both kinds, one of which a step sets anew."
+    "Buffers of both kinds, one of which a step sets again."
     def __init__(self, input_size, hidden_size, bias=True):
         super().__init__(input_size, hidden_size, bias)
         self.register_buffer('n_steps', torch.tensor(0))

@@ -53,7 +53,7 @@ def test_unknown_command(run):
     code,out,err = result('unknown')
     assert code == 1 and out == '' and 'Traceback' not in err
     assert "rnn_fastai: Unknown command 'dmeo'. Did you mean 'demo'?" in err
-    assert "There is: 'demo'" in run('qqq')[0] and 'Did you mean' not in run('qqq')[0]
+    assert "Available: 'demo'" in run('qqq')[0] and 'Did you mean' not in run('qqq')[0]
 
 def test_help_of_demo_lists_its_arguments():
     code,out,err = result('demo_help')

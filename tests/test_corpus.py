@@ -351,7 +351,7 @@ def test_damage_is_told_and_the_cache_built_anew(tmp_path, damage):
     same(rf.cached_corpus(make_texts(), cache=tmp_path/'k', no_bar=True, min_freq=1), want)
     entry, = (tmp_path/'k').iterdir()
     DAMAGE[damage](entry)
-    with pytest.warns(UserWarning, match='damaged.*built anew'): again = kept(tmp_path/'k', min_freq=1)
+    with pytest.warns(UserWarning, match='damaged.*built again'): again = kept(tmp_path/'k', min_freq=1)
     same(again, want)
     same(rf.Corpus.open(entry), want)
 
@@ -471,7 +471,7 @@ def kept(folder, texts=None, **kwargs):
 @pytest.fixture
 def no_build(monkeypatch):
     "Make building fail: what is found needs none."
-    def fails(): monkeypatch.setattr(rf.Corpus, 'from_texts', lambda *a, **k: pytest.fail('built anew'))
+    def fails(): monkeypatch.setattr(rf.Corpus, 'from_texts', lambda *a, **k: pytest.fail('built again'))
     return fails
 
 def test_cache_finds_what_it_kept(tmp_path, no_build):

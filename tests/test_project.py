@@ -160,6 +160,14 @@ def test_notebooks_are_lean_and_tested():
         assert n_tests >= n_exports - 1, (nb, n_exports, n_tests)   # the cell of imports needs none
 
 
+OLD_ENGLISH = r"\banew\b|parted by|\bbe had\b|fastai's sake|\bmates\b|for nothing|come what may|There is: |stopped to fall"
+
+
+def test_english_is_plain():
+    for nb in NOTEBOOKS:
+        for c in cells(nb): assert not re.search(OLD_ENGLISH, source(c)), (nb, re.search(OLD_ENGLISH, source(c)))
+
+
 def test_all_gives_fastais_names_and_ours():
     import fastai.text.all as fa
     import rnn_fastai.all as rf

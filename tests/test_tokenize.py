@@ -38,7 +38,7 @@ def theirs(texts, lang='en', special=None, **rules):
     return [list(t) for t in fc.TokenizeWithRules(fastai_words(lang, special), **rules)(texts)]
 
 @pytest.fixture(autouse=True)
-def anew():
+def again():
     "No test sees what the one before left in the caches that tokenizers share."
     forget()
 

@@ -47,7 +47,7 @@ def decided(learn, by=3):
     for p in learn.model.parameters(): p.data.mul_(by)
     return learn
 
-def awd(dls, cell='LSTM', emb_sz=136, n_hid=144):   # so large that matrices are laid out anew for generation
+def awd(dls, cell='LSTM', emb_sz=136, n_hid=144):   # so large that matrices are laid out again for generation
     torch.manual_seed(0)
     config = dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=2)
     return decided(rf.language_model_learner(dls, f'AWD_{cell}', config=config, pretrained=False))
@@ -119,7 +119,7 @@ def all_logits(model, ids):
     return getattr(out, 'logits', out)[0]
 
 def slow(learn, ids, n_words):
-    "The likeliest tokens, with all of the text read anew for each."
+    "The likeliest tokens, with all of the text read again for each."
     ids,n = list(ids),len(ids)
     for _ in range(n_words):
         logits = all_logits(learn.model, ids)[-1].clone()
@@ -307,7 +307,7 @@ def test_each_as_if_alone(kind, how):
 
 @pytest.mark.parametrize('cell', list(rf.cells))
 def test_small_models_of_every_cell_as_if_alone(cell):
-    "Matrices too small to be laid out anew, over fifty tokens; and words of equal logits."
+    "Matrices too small to be laid out again, over fifty tokens; and words of equal logits."
     learn = awd(loaders('words'), cell, 24, 32)
     w = learn.model[1].decoder
     with torch.no_grad():

@@ -19,7 +19,7 @@ def main() -> int:
     (ROOT/"README.md").write_text(make_readme(), encoding="utf8")
     after = _digests()
     changed = [str(f) for f in sorted(before.keys() | after.keys()) if before.get(f) != after.get(f)]
-    if changed: print("Not in step with the notebooks (now made anew; commit them):", *changed, sep="\n  ")
+    if changed: print("Not in step with the notebooks (now made again; commit them):", *changed, sep="\n  ")
     return int(bool(changed))
 
 

@@ -67,7 +67,7 @@ def fit_slanted(self:Learner,
 
 # %% ../../nbs/515_callback.schedule.ipynb #c392bea7
 class AveragedSGD(Callback):
-    "NT-ASGD: weights are averaged over all steps from the epoch on in which the validation loss stopped to fall."
+    "NT-ASGD: weights are averaged over all steps from the epoch on in which the validation loss stopped falling."
     order,run_valid = Recorder.order+1,True
     def __init__(self,
         patience:int=5, # Epochs in which the loss may be no better
@@ -130,7 +130,7 @@ def stream_widths(
     return np.diff(ends, prepend=0)
 
 class VariableLength(Callback):
-    "Cuts the training stream into batches of random length, anew every epoch, and scales the rate with the length."
+    "Cuts the training stream into batches of random length, drawn every epoch; the rate follows the length."
     order = ParamScheduler.order+1
     run_valid = False
     def __init__(self,

@@ -305,9 +305,9 @@ def generate(
     frequency_penalty:float=0., # Against words, for each time that they were written
     no_repeat_ngram:int=0, # No run of so many words twice
     stop:str=None, # String that ends a text, and is left out
-    stop_tokens:str='', # Words that end a text, parted by blanks
-    forbidden:str='', # Words that must not come, parted by blanks
-    required:str='', # Words that must come, parted by blanks
+    stop_tokens:str='', # Words that end a text, separated by blanks
+    forbidden:str='', # Words that must not come, separated by blanks
+    required:str='', # Words that must come, separated by blanks
     min_words:int=0, # Words before which no text ends
     beam:int=None, # Search the likeliest text with a beam of this width, instead of drawing
     seed:int=None, # The same seed makes the same text of a prompt

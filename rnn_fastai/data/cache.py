@@ -88,7 +88,7 @@ def _kept(path:Path) -> Corpus|None:
     "The corpus in `path`, where there is a sound one; a damaged one is told of."
     try: return Corpus.open(path)
     except FileNotFoundError: return None
-    except ValueError as e: warnings.warn(f"{e} It is built anew now.", stacklevel=4)
+    except ValueError as e: warnings.warn(f"{e} It is built again now.", stacklevel=4)
 
 def _sweep(folder:Path):
     "Delete what killed processes left half done, a day ago or earlier."

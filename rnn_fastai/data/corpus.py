@@ -244,7 +244,7 @@ class Corpus:
             ids,offsets = (np.load(path/f'{k}.npy', mmap_mode='r', allow_pickle=False) for k in ('ids', 'offsets'))
             return cls(np.asarray(ids), offsets, Vocab(map(_from_json, meta['vocab'])))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise ValueError(f"The saved corpus {path} is damaged ({e}). Delete the folder and build it anew.") from e
+            raise ValueError(f"The saved corpus {path} is damaged ({e}). Delete the folder and build it again.") from e
 
     @property
     def report(self) -> str:

@@ -110,7 +110,7 @@ class LMDataset:
 
     def decode(self,
         b:tuple, # Tensors of ids
-        full:bool=True, # For fastai's sake; a text shows itself either way
+        full:bool=True, # Ignored: a text shows itself either way
     ) -> tuple: # A `TitledStr` for each
         "Ids as text."
         join = ' '.join if self.tokenizer is None else self.tokenizer.decode
@@ -231,8 +231,8 @@ class LMDataLoader(ArrayDataLoader):
     @delegates(TfmdDL.__init__)
     def __init__(self,
         dataset:Any, # An `LMDataset`, or any data set of numericalized texts
-        lens:Any=None, # For fastai's sake: lengths are known from the corpus
-        cache:int=2, # For fastai's sake: there is nothing to cache
+        lens:Any=None, # Ignored: lengths are known from the corpus
+        cache:int=2, # Ignored: there is nothing to cache
         bs:int=64, # Rows of a batch
         seq_len:int=72, # Columns of a batch: tokens that a row goes on by
         num_workers:int=0, # Processes for fastai's loop, where a step of it is changed

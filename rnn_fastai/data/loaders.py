@@ -113,7 +113,7 @@ def doc_loaders(
     backwards:bool=False, # Read every text from its end
     bs:int=64, # Rows of a batch
     val_bs:int|None=None, # Rows of a validation batch; `bs` by default
-    shuffle:bool=True, # Other mates for each training document every epoch
+    shuffle:bool=True, # Reshuffle the batches every epoch
     val_shuffle:bool=False, # Shuffle the validation documents too
     drop_last:bool|None=None, # Leave out a training batch that is not full; by default if shuffled, and one is
     path:str|Path='.', # Where models are saved
@@ -187,7 +187,7 @@ class TextDataLoaders(fastai_data.TextDataLoaders):
         is_lm:bool=False, # Loaders for a language model
         valid_col:Any=None, # Column that is true for the rows to be held out; a random split by default
         tok_tfm:Any=None, # A tokenizer, or what `TextTokenizer` takes; fastai's rules and spaCy's words by default
-        tok_text_col:str='text', # For fastai's sake: no column of tokens is made
+        tok_text_col:str='text', # Ignored: no column of tokens is made
         seq_len:int=72, # Columns of a batch, for a language model
         backwards:bool=False, # Read every text from its end
         stratify:bool=False, # Hold out as many rows of each label

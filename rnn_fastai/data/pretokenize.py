@@ -147,7 +147,7 @@ class PieceTable:
         tokenize:Callable, # A text to its tokens
         pairs:dict[str, set], # First character of a token -> last characters before it that `tokenize` may link it with
         post:Callable, # Token to token, the rules for tokens
-        max_pieces:int=400_000, # Most pieces to keep; the table starts anew beyond it
+        max_pieces:int=400_000, # Most pieces to keep; the table starts again beyond it
     ):
         self._cut,self._tokenize,self._post,self.max_pieces = cut,tokenize,post,max_pieces
         self._links,self._lock = Links(pairs),threading.Lock()

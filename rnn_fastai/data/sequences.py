@@ -151,8 +151,8 @@ class SeqDataLoader(DataLoader):
         return self.task.vocab if self.task.kind == 'next' else [self.task.vocab, self.task.y_vocab]
 
     def new(self,
-        dataset:Any=None, # For fastai's sake
-        **kwargs # `tensors`, `bs`, `seq_len`, `shuffle`, `trim` or `device`; others are for fastai's sake
+        dataset:Any=None, # Ignored; kept for compatibility with fastai
+        **kwargs # `tensors`, `bs`, `seq_len`, `shuffle`, `trim` or `device`; others are ignored
     ) -> 'SeqDataLoader':
         "The same loader with other arguments."
         names = 'tensors', 'bs', 'seq_len', 'shuffle', 'trim', 'device'
@@ -162,7 +162,7 @@ class SeqDataLoader(DataLoader):
     def show_batch(self,
         b:Any=None, # A batch; the first one by default
         max_n:int=9, # Most rows to show
-        **kwargs # For fastai's sake
+        **kwargs # Ignored; kept for compatibility with fastai
     ):
         "Show inputs and targets as tokens."
         b = self.one_batch() if b is None else b
@@ -199,8 +199,8 @@ class SeqDataLoaders(DataLoaders):
         return type(self)(*dls, device=self.device)
 
     def test_dl(self,
-        test_items:Any, # For fastai's sake
-        **kwargs # For fastai's sake
+        test_items:Any, # Ignored; kept for compatibility with fastai
+        **kwargs # Ignored; kept for compatibility with fastai
     ):
         "Raises: new rows need loaders of their own, as it is not known here how they were cut."
         raise TypeError("SeqDataLoaders make no test loader; build loaders of the new rows with the same vocab, or "

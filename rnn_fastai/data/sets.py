@@ -39,7 +39,7 @@ _TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 def number_words(
     n:int, # A whole number from 0 to 999,999
-) -> str: # The number in English words, parted by blanks
+) -> str: # The number in English words, separated by blanks
     "Spell `n` as the human numbers data do: no hyphen, no 'and'. Raises `ValueError` out of range."
     if check_count('n', n, 0) > 999_999: raise ValueError(f"n={n} is too large: numbers are spelt up to 999,999.")
     if n < 20: return _ONES[n]
@@ -59,7 +59,7 @@ def human_numbers() -> pd.DataFrame: # Columns `text` (a number in words) and `v
 def number_runs(
     texts:list[str], # Numbers in words, in order
     lens:int|tuple[int, int]=100, # How many numbers to a run; or the least and the most, drawn at random
-    n_cuts:int=1, # How many times to cut all of `texts` into runs, each anew
+    n_cuts:int=1, # How many times to cut all of `texts` into runs, each time at other places
     sep:str=' . ', # What stands between two numbers
     seed:int=0, # Seed of the lengths
 ) -> list[str]: # A document a run, in order
@@ -79,7 +79,7 @@ def number_runs(
 def human_numbers_100(
     n_rows:int=2000, # How many times the one row is repeated
 ) -> pd.DataFrame: # A column `text`
-    "`n_rows` equal rows, each counting from one to one hundred, parted by commas."
+    "`n_rows` equal rows, each counting from one to one hundred, separated by commas."
     check_count('n_rows', n_rows)
     return pd.DataFrame({'text': [', '.join(number_words(n) for n in range(1, 101))]*n_rows})
 
@@ -185,7 +185,7 @@ def _reviews_to_csv(archive:Path, folder:Path):
 # %% ../../nbs/120_data.sets.ipynb #5c88bc5e
 @dataclass(frozen=True)
 class _Set:
-    "Where a public set is to be had. Names and addresses have {} for the split."
+    "Where a public set is found. Names and addresses have {} for the split."
     folder:str # Name of its folder
     file:str # Name of a split's file
     splits:tuple # Names of its splits
@@ -281,12 +281,12 @@ def _read_reviews(path:Path, split:str) -> pd.DataFrame:
 def imdb(
     splits:str|Iterable[str]=('train', 'test'), # Also `unsup`: reviews without a label
 ) -> pd.DataFrame: # Columns `text`, `label` (neg, pos, unsup), `rating` (1-10; 0 for unsup), `split`, `is_valid` (test)
-    "IMDB's reviews (Maas et al. 2011), by label and number. Raises `RuntimeError` where they are not to be had."
+    "IMDB's reviews (Maas et al. 2011), by label and number. Raises `RuntimeError` where they cannot be found."
     return _read_splits('imdb', splits, _read_reviews)
 
 # %% ../../nbs/120_data.sets.ipynb #ba21e501
 def imdb_sample() -> pd.DataFrame: # Columns `label` (negative, positive), `text`, `is_valid`
-    "fastai's 1,000 reviews from IMDB, 200 for validation. Raises `RuntimeError` where they are not to be had."
+    "fastai's 1,000 reviews from IMDB, 200 for validation. Raises `RuntimeError` where they cannot be found."
     return _read_csv(_located(_SETS['imdb_sample'], 'all'), {'label': str, 'text': str, 'is_valid': bool})
 
 # %% ../../nbs/120_data.sets.ipynb #e05f4f55
@@ -309,7 +309,7 @@ def _read_articles(path:Path, split:str) -> pd.DataFrame:
 def wikitext2(
     splits:str|Iterable[str]=('train', 'valid', 'test'), # Which parts
 ) -> pd.DataFrame: # Columns `text` (an article), `split`, `is_valid` (not train)
-    "WikiText-2 (Merity et al. 2016), a row an article. Raises `RuntimeError` where it is not to be had."
+    "WikiText-2 (Merity et al. 2016), a row an article. Raises `RuntimeError` where it cannot be found."
     return _read_splits('wikitext2', splits, _read_articles)
 
 # %% ../../nbs/120_data.sets.ipynb #09037f1e
@@ -320,5 +320,5 @@ def _read_treebank(path:Path, split:str) -> pd.DataFrame:
 def ud_ewt(
     splits:str|Iterable[str]=('train', 'dev', 'test'), # Which parts
 ) -> pd.DataFrame: # The columns of `read_conllu`, `split`, `is_valid` (not train)
-    "UD English EWT (Silveira et al. 2014), a row a sentence. Raises `RuntimeError` where it is not to be had."
+    "UD English EWT (Silveira et al. 2014), a row a sentence. Raises `RuntimeError` where it cannot be found."
     return _read_splits('ud_ewt', splits, _read_treebank)

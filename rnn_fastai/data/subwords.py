@@ -192,7 +192,7 @@ class ByteLevelTokenizer(CorpusTokenizer):
     def train(self,
         texts:Iterable[str], # Texts, read once, one after the other
     ) -> 'ByteLevelTokenizer': # The tokenizer itself
-        "Learn the parts anew. `ValueError` where there is no text; nothing changes then."
+        "Learn the parts again. `ValueError` where there is no text; nothing changes then."
         if isinstance(texts, str): raise TypeError("texts must be several texts, such as a list, not one text.")
         full = (t for t in _checked_texts(texts) if t)
         first = next(full, None)

@@ -168,7 +168,7 @@ class TagDataset(DocDataset):
 
     def decode(self,
         b:tuple, # Ids of one sentence; its targets
-        full:bool=True, # For fastai's sake
+        full:bool=True, # Ignored; kept for compatibility with fastai
     ) -> tuple: # Texts
         "Tokens of one sentence without padding, and its tags; tags of predictions where a token starts is not known."
         ids = b[0].as_subclass(Tensor)
@@ -177,7 +177,7 @@ class TagDataset(DocDataset):
 
     def decode_tags(self,
         y:Tensor, # Targets of one sentence
-    ) -> TitledStr: # Names, parted by blanks; `·` where none counts
+    ) -> TitledStr: # Names, separated by blanks; `·` where none counts
         "Targets as names."
         return TitledStr(' '.join('·' if i == TAG_IGNORE else self.tags[i] for i in y.tolist()))
 
@@ -232,7 +232,7 @@ class TagDataLoader(DocDataLoader):
         b:Any=None, # A batch; the first one by default
         max_n:int=9, # Most sentences to show
         show:bool=True, # Show them; else give them to be shown
-        **kwargs # For fastai's sake
+        **kwargs # Ignored; kept for compatibility with fastai
     ):
         "Show sentences and their tags."
         b = self.one_batch() if b is None else b
@@ -301,7 +301,7 @@ class TagDataLoaders(DataLoaders):
 
     def test_dl(self,
         test_items:Any, # A frame, texts, or lists of tokens
-        rm_type_tfms:Any=None, # For fastai's sake
+        rm_type_tfms:Any=None, # Ignored; kept for compatibility with fastai
         with_labels:bool=False, # Read tags too
         **kwargs
     ) -> TagDataLoader:

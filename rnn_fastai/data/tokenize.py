@@ -101,7 +101,7 @@ class WordTokenizer(SpacyTokenizer):
     def __init__(self,
         lang:str='en', # A language code that spaCy knows
         special_toks:list[str]|None=None, # Tokens never to be cut; fastai's `defaults.text_spec_tok` by default
-        buf_sz:int=400_000, # Most pieces to keep; the cache starts anew beyond it
+        buf_sz:int=400_000, # Most pieces to keep; the cache starts again beyond it
     ):
         self.lang,self.buf_sz = lang,check_count('buf_sz', buf_sz)
         self.special_toks = list(defaults.text_spec_tok if special_toks is None else special_toks)

@@ -38,8 +38,8 @@ def _text_vectors(lines:Iterable[str], file:Path, keep:set|None) -> dict[str, np
         width = line.count(' ') if width is None else width
         word,*nums = line.rsplit(' ', width) if width else [line]   # a word may hold blanks
         if not width or len(nums) != width:
-            raise ValueError(f"{file}, line {i}: {len(nums)} numbers, parted by blanks, after {word!r}; there should "
-                             f"be {width or 'some'}.")
+            raise ValueError(f"{file}, line {i}: {len(nums)} numbers, separated by blanks, after {word!r}; "
+                             f"there should be {width or 'some'}.")
         if word in vecs or keep is not None and word not in keep: continue
         try: vec = np.array(nums, dtype=np.float32)
         except ValueError as e:

@@ -17,7 +17,7 @@ from ..models.packed import pack, thin_linear
 from ..models.recurrent import Recurrent
 
 # %% ../../nbs/305_generate.prepack.ipynb #062a537c
-_FEW_STEPS = 8   # a kernel lays out its weights anew at each call, in the time of about as many steps
+_FEW_STEPS = 8   # a kernel lays out its weights again at each call, in the time of about as many steps
 
 def _set_reading(rnn:Recurrent, reproducible:bool):
     "Say how several steps are taken. Of torch's kernels on the CPU, that of the LSTM alone adds up a row as if alone."

@@ -119,7 +119,7 @@ def score_ids(
     docs:list[Tensor], # Ids of each document: one at least
     bs:int=32, # Documents read together, at most; one by one with `dynamic`
     cache:NeuralCache|None=None, # A cache of past states, which each document begins empty
-    dynamic:DynamicEvaluation|None=None, # Gradient steps on a copy of the model, which each document begins anew
+    dynamic:DynamicEvaluation|None=None, # Gradient steps on a copy of the model, which each document begins again
     on_progress:Callable|None=None, # Called after each segment with the share of tokens that are done
     budget:int=2**24, # Logits made at once, at most
 ) -> list[Tensor]: # For each document: float32, one number less than it has tokens

@@ -32,7 +32,7 @@ class Codec:
     encode:Callable            # A list of prompts to ids of each: n
     decode:Callable            # A list of ids to a text
     backwards:bool=False       # The model reads and writes from the end
-    words:bool=False           # A text is its tokens, parted by blanks
+    words:bool=False           # A text is its tokens, separated by blanks
 
     def ids(self,
         tokens:list, # Tokens, or one

@@ -237,7 +237,7 @@ class Capture:
 
     # To and from the model
     def attach(self,
-        once:bool=False, # Detach by itself when the model was called, come what may
+        once:bool=False, # Detach by itself when the model was called, even if that fails
     ):
         "Start to watch. Raises `RuntimeError` where another capture does."
         self.modules = {}

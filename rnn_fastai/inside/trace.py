@@ -53,7 +53,7 @@ def _before(first:Tensor, every:Tensor, a:int, b:int) -> Tensor:
     return every[a-1:b-1] if a else torch.cat([first[None].to(every.dtype), every[:b-1]])
 
 def _fill(cell:Cell, seen:CellTrace, out:dict[str, Tensor], block:int):
-    "Write gates and states to `out` (bs,sl,features each) where they must be made anew."
+    "Write gates and states to `out` (bs,sl,features each) where they must be made again."
     sl,bs = seen.x.shape[:2]
     n = max(block//(bs*4*cell.hidden_size), 1)
     whole,state = len(seen.states) == len(cell.states),seen.before

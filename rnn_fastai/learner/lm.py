@@ -83,7 +83,7 @@ class LMLearner(WritingLearner, fastai_learner.LMLearner):
         min_p:float|None=None, # Least probability of a token to be generated
         no_bar:bool=False, # Show no progress bar
         decoder:Callable=decode_spec_tokens, # Turns tokens for capitals and repetitions into words
-        only_last_word:bool=False, # For fastai's sake: each step reads the last token alone; the state holds the rest
+        only_last_word:bool=False, # Ignored: each step reads the last token alone; the state holds the rest
     ) -> str: # The prompt and the tokens that come after (before it, for a backwards model)
         """Continue a prompt; an empty one begins a text, and one without a known word goes on from `xxunk`, with a
         warning. Raises `ValueError` for numbers out of range."""
@@ -126,7 +126,7 @@ def language_model_learner(
     splitter:Callable|None=None, # Parameter groups of a model; the architecture's own by default
     **kwargs
 ) -> LMLearner: # With pretrained weights, frozen up to the last group
-    "A language model `Learner`. Raises `ValueError` for an unknown `arch`, `RuntimeError` if weights cannot be had."
+    "A language model `Learner`. Raises `ValueError` for an unknown `arch`, `RuntimeError` if weights cannot be found."
     arch,facts,in_fastai = find_arch(arch)
     files = pretrained_files(facts, backwards) if pretrained and pretrained_fnames is None else None
     if in_fastai: model = _fastai_language_model(arch, facts, len(text_vocab(dls)), config, drop_mult)

@@ -78,7 +78,7 @@ class RNNLearner(WritingLearner):
         self._add_callbacks(alpha, beta)
 
     def predict(self,
-        item:Any, # A sequence: a string (characters; or words, parted by blanks, where tokens are longer), or a list
+        item:Any, # A sequence: a string (characters; or words, separated by blanks, where tokens are longer), or a list
         n_words:int|None=None, # Tokens to generate, one by default; for a decoder, the most to write, 50 by default
         temperature:float=1., # For generation: below 1 the likely get likelier; 0 always takes the most likely token
         min_p:float|None=None, # For generation: least probability of a token

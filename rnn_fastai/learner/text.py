@@ -84,7 +84,7 @@ class TextLearner(fastai_learner.TextLearner):
     def save(self,
         file:str|Path, # Name of the file, in the learner's folder of models
         with_opt:bool=True, # Save the optimizer's state too
-        **kwargs # For fastai's sake
+        **kwargs # Ignored; kept for compatibility with fastai
     ) -> Path: # The file
         "Write weights, and the optimizer's state where there is one; fastai's learner reads the file too."
         if rank_distrib(): return
@@ -100,7 +100,7 @@ class TextLearner(fastai_learner.TextLearner):
         with_opt:bool|None=None, # Load the optimizer's state: by default where the file has one that fits
         device:Any=None, # Where tensors go; the loaders' device by default
         strict:bool=True, # All names must be there on both sides
-        **kwargs # For fastai's sake
+        **kwargs # Ignored; kept for compatibility with fastai
     ) -> 'TextLearner': # `self`
         "Read weights by name. Raises `ValueError` for a damaged file or weights that do not fit; the model then stays."
         state = read_weights(self._file(file), ifnone(device, self.dls.device))

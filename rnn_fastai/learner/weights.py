@@ -39,7 +39,7 @@ def check_named(
     if not isinstance(wgts, dict) or not wgts or not all(isinstance(k, str) for k in wgts) \
             or not all(isinstance(w, Tensor) for w in wgts.values()):
         what = type(wgts).__name__ + (" of other things" if isinstance(wgts, (dict, list, tuple)) and wgts else "")
-        raise ValueError(f"{source} holds {what}, not weights by name; save it anew.")
+        raise ValueError(f"{source} holds {what}, not weights by name; save it again.")
     return wgts
 
 def write_weights(
@@ -74,12 +74,12 @@ def read_weights(
             return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as e:
         code = re.search(r'(?i)unsupported (?:global|class).*', str(e))
-        if code is None: raise ValueError(f"{file} is damaged, or no file of weights; copy or save it anew.") from e
+        if code is None: raise ValueError(f"{file} is damaged, or no file of weights; copy or save it again.") from e
         raise ValueError(f"{file} holds objects besides weights, or is damaged. As reading it could run code, it is "
                          f"not read: {code[0]}") from e
     except Exception as e:   # a damaged file of the old format may raise anything
         raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or no file of weights; copy "
-                         f"or save it anew. {e}") from e
+                         f"or save it again. {e}") from e
 
 # %% ../../nbs/600_learner.weights.ipynb #c2dcaad1
 def canonical_names(
@@ -319,8 +319,8 @@ def fetch_pretrained(
     try: folder = untar_data(url, c_key='model')
     except Exception as e:   # whatever the network, the archive or the disk may raise: the remedy is the same
         archive.unlink(missing_ok=True)   # one that was cut off would be taken for whole the next time
-        raise RuntimeError(f"Pretrained weights could not be had from {url} ({type(e).__name__}: {e}). Unpacked ones "
-                           f"are looked for in {home}/{Path(url).stem}. For random weights, pass "
+        raise RuntimeError(f"Pretrained weights could not be downloaded from {url} ({type(e).__name__}: {e}). "
+                           f"Unpacked ones are looked for in {home}/{Path(url).stem}. For random weights, pass "
                            "pretrained=False.") from e
     found = [next(iter(sorted(folder.glob(f'*.{ext}'))), None) for ext in ('pth', 'pkl')]
     if None in found:

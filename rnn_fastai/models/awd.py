@@ -117,7 +117,7 @@ class AWD_LSTM(nn.Module):
         return out,tuple(new)
 
     def reset(self):
-        "For fastai's sake: there is no state in the model to reset."
+        "Do nothing: there is no state in the model to reset."
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         names = [k for k in state_dict if k.startswith(prefix)]
@@ -171,7 +171,7 @@ class LanguageModel(nn.Sequential):
         return 'lengths' in inspect.signature(self[0].forward).parameters
 
     def reset(self):
-        "For fastai's sake: there is no state in the model to reset."
+        "Do nothing: there is no state in the model to reset."
 
 def arch_config(
     arch:Any, # A registered architecture, or its name

@@ -100,7 +100,7 @@ class Cell(nn.Module):
         before:tuple[Tensor, ...], # Entries of the state before them: n,features; h alone, where a kernel ran the steps
         want:set[str], # Names of gates that are needed; others may be given too
     ) -> dict[str, Tensor]: # By the names in `gate_names`: n,hid
-        "The gates of steps, for those who look inside; made anew, all steps in one product."
+        "The gates of steps, for those who look inside; made again, all steps in one product."
         return {}
 
     def all_states(self,

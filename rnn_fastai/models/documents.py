@@ -151,7 +151,7 @@ class TextClassifier(nn.Sequential):
         return DocumentOutput(logits, raw, raw, real_steps(read.out.size(1), read.lengths))
 
     def reset(self):
-        "For fastai's sake: there is no state in the model to reset."
+        "Do nothing: there is no state in the model to reset."
 
 def _head_args(n_class:Any, lin_ftrs:Any, ps:Any, y_range:Any) -> tuple[list, list]:
     "Sizes and dropouts of the head's hidden layers, checked."

@@ -223,7 +223,7 @@ class LazyLogits:
         return linear_cross_entropy(self.x, self.weight, self.bias, y, **kwargs)
 
     def argmax(self,
-        dim:int=-1, # For fastai's sake: the likeliest word is wanted
+        dim:int=-1, # Ignored: the likeliest word is wanted
     ) -> Tensor: # bs,sl
         "The likeliest word of each step, a row of the batch at a time."
         return torch.stack([F.linear(x, self.weight, self.bias).argmax(-1) for x in self.x])

@@ -79,7 +79,7 @@ class PackedWeight(Tensor):
 def packed_product(
     w:Tensor, # A weight: n_out,n_in
     reproducible:bool=False, # No bit of a row's product depends on how many rows there are
-) -> Callable|None: # (x, bias) -> ...,n_out; none where oneDNN cannot be had for it
+) -> Callable|None: # (x, bias) -> ...,n_out; none where oneDNN has none
     "Products by blocks for one row or two, and from oneDNN's own layout for more. They have no gradient."
     ok = torch.backends.mkldnn.is_available() and w.device.type == 'cpu' and w.dtype == torch.float32
     if not (ok and hasattr(torch.ops.mkldnn, '_linear_pointwise')): return

@@ -350,9 +350,10 @@ class Recurrent(nn.Module):
         if self.backend != 'auto':
             if reasons[self.backend] is None:
                 lacks = "zoneout acts between steps" if zone else f"{name} has none"
-                raise ValueError(f"backend={self.backend!r} cannot be had: {lacks}. Take 'auto', 'loop' or 'compile'.")
+                raise ValueError(f"backend={self.backend!r} is not available: {lacks}. "
+                                 "Use 'auto', 'loop' or 'compile'.")
             return self.backend,"as asked for"
-        # A kernel on the CPU lays out its weights anew at every call, which costs several times a step itself.
+        # A kernel on the CPU lays out its weights again at every call, which costs several times a step itself.
         few = n_steps <= self.few_steps and (torch.device(device).type == 'cpu' or not cell.kernel)
         pick = 'loop' if few else next(b for b in ('fused', 'scan', 'loop') if reasons[b])
         return pick,reasons[pick]
