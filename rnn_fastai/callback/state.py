@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastcore.xtras import is_listy
 from torch import Tensor
 
-from ..models.state import fit_state, map_state, reset_state
+from ..models.state import detach_state, fit_state, reset_state
 
 # %% ../../nbs/505_callback.state.ipynb #e53044bb
 class ModelResetter(fastai_rnn.ModelResetter):
@@ -48,7 +48,7 @@ class RNNCallback(fastai_rnn.RNNCallback):
         if isinstance(out, Tensor): return
         self.learn.pred,self.raw_out,self.out = [o[-1] if is_listy(o) else o for o in out[:3]]
         self.real = getattr(out, 'real', None)
-        if hasattr(out, 'state'): self.state,self._bs = map_state(Tensor.detach, out.state),len(self.xb[0])
+        if hasattr(out, 'state'): self.state,self._bs = detach_state(out.state),len(self.xb[0])
 
     def after_cancel_batch(self): self._unfeed()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core import Registry, check_count, suggest
 from .dropout import RNNDropout, WordDropout
 from .cells import cells, get_cell
-from .state import fit_state, map_state
+from .state import detach_state, fit_state
 from .recurrent import Recurrent
 from .heads import LMDecoder
 
@@ -225,7 +225,7 @@ class StatefulEncoder(nn.Module):
     def forward(self, ids:Tensor, from_embeds:bool=False) -> Tensor:   # bs,sl, or bs,sl,emb -> bs,sl,emb
         if len(ids) != self.bs: self.bs,self.hidden = len(ids),fit_state(self.hidden, len(ids))
         out,state = self.module(ids, tuple(self.hidden), from_embeds)
-        self.hidden = list(map_state(Tensor.detach, state))
+        self.hidden = list(detach_state(state))
         return out
 
     def __getattr__(self, name):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check_count, check_prob
-from .state import fit_state, map_state
+from .state import detach_state, fit_state, map_state
 from .recurrent import right_padded
 from .heads import PoolingClassifier, real_steps
 from .awd import arch_config, archs
@@ -115,7 +115,7 @@ class DocumentEncoder(nn.Module):
             x,state = rnn(x, fit_state(start, len(ids)), lengths)
             with torch.no_grad():                                            # the backward one goes on to the beginning
                 go = map_state(lambda s: torch.stack([torch.zeros_like(s[0]), s[1]]), fit_state(state, n))
-                before,end = rnn(before, map_state(Tensor.detach, go), early_n)
+                before,end = rnn(before, detach_state(go), early_n)
         last = join_directions(state)
         first = torch.cat([join_directions(end)[:, last.size(1)//2:], last[n:, last.size(1)//2:]])
         return x,torch.cat([last[:, :last.size(1)//2], first], 1)

@@ -50,7 +50,7 @@ def detach_state(
     state:Any, # A tensor, or nested tuples of tensors
 ) -> Any: # The same nest
     "A state that no gradient goes through."
-    return state.detach() if isinstance(state, Tensor) else tuple(detach_state(s) for s in state)
+    return map_state(Tensor.detach, state)
 
 # %% ../../nbs/215_models.state.ipynb #bd1f60fc
 def reset_state(
