@@ -92,6 +92,7 @@ def label_keys(
                               f"(`df.dropna(subset=[{name!r}])`) or label them.")
     return keys
 
+# %% ../../nbs/155_data.documents.ipynb #47140588
 class Labels:
     "How labels are read as targets, and how targets are shown: made from the labels of the training rows."
     def __init__(self,

@@ -99,6 +99,7 @@ class WordChars:
         longest = max(int((rows > 0).sum(1).max()), 1)
         return torch.from_numpy(rows[:, :longest]),torch.from_numpy(which).view(len(docs), -1)
 
+# %% ../../nbs/160_data.tags.ipynb #101c30a3
 class TagDataset(DocDataset):
     "Sentences with a target for each token; an item is a `TensorText` and, where there are tags, targets."
     kind,what = TensorCategory,'Sentence'

@@ -51,6 +51,7 @@ class NeuralCache:
         raise TypeError(f"The cache compares states, and the model gives none: {type(out).__name__} lacks `raw`, the "
                         "states of the last layer. Leave cache out.")
 
+# %% ../../nbs/310_generate.adapt.ipynb #71655685
 class CacheMemory:
     "What a `NeuralCache` keeps for the rows of a batch: a ring of pairs, of fixed size. No gradient goes through it."
     def __init__(self,
@@ -185,6 +186,7 @@ class DynamicEvaluation:
                 if on_progress is not None: on_progress((k+1)/n)
         return replace(self, stats=total)
 
+# %% ../../nbs/310_generate.adapt.ipynb #85ab6375
 class Adapted:
     "A copy of a model, in evaluation mode, whose weights go on from those of the model."
     def __init__(self,

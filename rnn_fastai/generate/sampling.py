@@ -179,6 +179,7 @@ def check_seed(
     "Raise `ValueError` unless it is a whole number of at least 0, a generator, or None."
     if seed is not None and not isinstance(seed, torch.Generator): check_count('seed', seed, 0)
 
+# %% ../../nbs/300_generate.sampling.ipynb #cfd2202b
 class Sampling:
     "How the next token is picked. Raises `ValueError` for numbers out of range and options that exclude each other."
     def __init__(self,
@@ -234,6 +235,7 @@ class Sampling:
         if min_words > n_words:
             raise ValueError(f"min_words={min_words} is more than n_words={n_words}; lower one.")
 
+# %% ../../nbs/300_generate.sampling.ipynb #c7838070
 class _Runs:
     "What came after each run of n-1 tokens of a text; asked and added to in a time that does not grow with the text."
     def __init__(self, tokens:list[int], n:int):
