@@ -59,6 +59,7 @@ def _parts(splits:tuple, items:Any) -> list[tuple]:
 
 _SAID = ['dataset', 'n', 'shuffle', 'device', 'bs', 'verbose']   # arguments of loaders that ours name themselves
 
+# %% ../../nbs/170_data.loaders.ipynb #14d17ea5
 @delegates(LMDataLoader.__init__, but=[*_SAID, 'seq_len', 'lens', 'cache'])
 def lm_loaders(
     texts:list[str], # A text a row

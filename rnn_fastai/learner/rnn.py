@@ -174,6 +174,7 @@ def _layer(cell:Any, n_in:int, n_hid:int|None, args:dict) -> Recurrent:
     rnn.batch_first = True   # which concerns the layout only
     return rnn
 
+# %% ../../nbs/620_learner.rnn.ipynb #b20c82a8
 def sequence_model(
     task:SeqTask, # What is predicted from what
     cell:Any, # A cell's name, a class of cells, a `Recurrent`, or an `nn.RNN`, `nn.LSTM` or `nn.GRU`

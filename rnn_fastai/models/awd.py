@@ -54,6 +54,7 @@ awd_lstm_clas_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bid
 awd_lstm_lm_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bidir=False, output_p=0.1,
                           hidden_p=0.15, input_p=0.25, embed_p=0.02, weight_p=0.2, tie_weights=True, out_bias=True)
 
+# %% ../../nbs/235_models.awd.ipynb #fec121ce
 @archs.register(config_lm=awd_lstm_lm_config, split_lm=awd_lstm_lm_split, hid_name='emb_sz',
                 config_clas=awd_lstm_clas_config, split_clas=awd_lstm_clas_split,
                 url='https://s3.amazonaws.com/fast-ai-modelzoo/wt103-fwd.tgz',

@@ -47,6 +47,7 @@ def last_part(
     at = torch.arange(int(lengths.max()), device=ids.device)
     return ids.gather(1, (first[:, None] + at).clamp(max=ids.size(1)-1)).masked_fill(~real_steps(len(at), lengths), pad)
 
+# %% ../../nbs/245_models.documents.ipynb #51789286
 class DocumentEncoder(nn.Module):
     "Reads documents with an encoder (`module`): ids in, states of the last `max_len` steps of each document out."
     def __init__(self,
