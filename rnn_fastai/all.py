@@ -23,6 +23,9 @@ from rnn_fastai.models.dropout import *
 from rnn_fastai.models.scan import *
 from rnn_fastai.models.cells import *
 from rnn_fastai.models.state import *
+from rnn_fastai.models.padding import *
+from rnn_fastai.models.kernels import *
+from rnn_fastai.models.steps import *
 from rnn_fastai.models.recurrent import *
 from rnn_fastai.models.losses import *
 from rnn_fastai.models.heads import *

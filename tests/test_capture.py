@@ -28,6 +28,7 @@ from rnn_fastai.models.state import fit_state
 from rnn_fastai.inside.capture import capture
 from rnn_fastai.models.cells import cells, get_cell
 from rnn_fastai.models.dropout import drop_weight
+from rnn_fastai.models import recurrent
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.inside.recording import Recording
@@ -403,15 +404,13 @@ def test_fastai_awd_lstm(train):
 
 @pytest.mark.parametrize('arch,kind', [('AWD_LSTM', 'LSTM'), ('AWD_GRU', 'GRU'), ('AWD_QRNN', 'QRNN')])
 @pytest.mark.parametrize('train', [True, False])
-def test_zoo_models(arch, kind, train):
+def test_zoo_models(arch, kind, train, monkeypatch):
     torch.manual_seed(0)
     lm = get_language_model(arch, 12, dict(emb_sz=5, n_hid=6, n_layers=2)).train(train)
     for p in lm.parameters(): p.data.normal_(0, 0.5)
     state,seen = None,[]
-    def spy(rnn):   # the masks that were drawn, from the outside
-        drops = rnn._drops
-        rnn._drops = lambda: seen.append(drops()) or seen[-1]
-    for r in lm[0].rnns: spy(r)
+    drop_weights = recurrent._Pass._drop_weights   # the masks that were drawn, from the outside
+    monkeypatch.setattr(recurrent._Pass, '_drop_weights', lambda p: seen.append(drop_weights(p)) or seen[-1])
     starts = [None, None]
     for n in (4, 4, 2):
         ids = torch.randint(2, 12, (n, 7))

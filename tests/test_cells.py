@@ -18,13 +18,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.testing import assert_close
 
 from rnn_fastai.models import cells as cells_module
-from rnn_fastai.models import recurrent
+from rnn_fastai.models import recurrent, steps
 from rnn_fastai.models.packed import thin_linear
 from rnn_fastai.models.scan import linear_scan
 from rnn_fastai.models.cells import (Cell, GRUCell, LSTMCell, LinearCell, MinGRUCell, MogrifierLSTMCell, QRNNCell,
                                      RNNCell, cells, check_cell, get_cell)
 from rnn_fastai.models.dropout import drop_weight
-from rnn_fastai.models.recurrent import Recurrent, check_lengths, last_steps, reverse_padded
+from rnn_fastai.models.padding import check_lengths, last_steps, reverse_padded
+from rnn_fastai.models.recurrent import Recurrent
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 CASES = [('RNN', {}), ('RNN', dict(nonlinearity='relu')), ('LSTM', {}), ('LSTM', dict(proj_size=2)), ('GRU', {}),
@@ -987,7 +988,7 @@ def test_own_cell_dropped_and_zoned(cell, args):
     assert differ(run(0), run(1)) and not differ(run(0), run(0))
     assert check_grads(build(cell, 2, 3, weight_p=0.5, zoneout_p=0.3, **args))
     with torch.no_grad():   # only what `dropped` names is dropped
-        seen = rnn._drops()[0]
+        seen = recurrent._Pass(rnn, rnn.cells, x, None).drops[0]
         assert set(seen) == set(cell.dropped) and all((w == 0).any() for w in seen.values())
     rnn.eval()
     assert not differ(run(0), run(1))
@@ -1167,16 +1168,16 @@ def test_zoneout_does_not_see_the_stabiliser():
 @pytest.fixture
 def dynamo():
     torch._dynamo.reset()
-    recurrent._compiled_steps.cache_clear()
+    steps._compiled_steps.cache_clear()
     yield
     torch._dynamo.reset()
-    recurrent._compiled_steps.cache_clear()
+    steps._compiled_steps.cache_clear()
 
 @by_case
 def test_chunks_of_steps(name, args, monkeypatch):
     "What `compile` does, with the compiler left out: for every length the same as the loop."
     monkeypatch.setattr(torch, 'compile', lambda f, **kwargs: f)
-    recurrent._compiled_steps.cache_clear()
+    steps._compiled_steps.cache_clear()
     kwargs = dict(num_layers=2, bidirectional=True, weight_p=0.3, zoneout_p=0.3, **args)
     a,b = (build(name, backend=k, **kwargs) for k in ('loop', 'compile'))
     for sl,lengths in ((7, None), (8, [8, 1, 3]), (9, [9, 8, 2]), (17, None)):
@@ -1186,7 +1187,7 @@ def test_chunks_of_steps(name, args, monkeypatch):
             out,last = rnn(torch.linspace(-3, 3, sl*9).view(sl, 3, 3).double().cos(), lengths=lengths)
             res.append((out, last, grads(total(out, last), list(rnn.parameters()))))
         assert_close(res[0], res[1], **EXACT)
-    recurrent._compiled_steps.cache_clear()
+    steps._compiled_steps.cache_clear()
 
 @pytest.mark.parametrize('name', ['GRU', 'sLSTM', 'minGRU'])
 def test_a_chunk_is_one_graph(name, dynamo):
@@ -1196,7 +1197,7 @@ def test_a_chunk_is_one_graph(name, dynamo):
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             gx = rnn.cells[0].project(torch.randn(3, 2, 3))
-            found = torch._dynamo.explain(recurrent._steps)(rnn.cells[0], gx, state, None, (), ())
+            found = torch._dynamo.explain(steps.take_steps)(rnn.cells[0], gx, state, None, (), ())
         assert (found.graph_count, found.graph_break_count) == (1, 0)
 
 def test_compile_serves_many_cells(dynamo, monkeypatch):

@@ -17,7 +17,8 @@ from rnn_fastai.models.losses import OneHotMSE, linear_cross_entropy
 from rnn_fastai.models.heads import LMDecoder, PoolingClassifier, pool_states
 from rnn_fastai.models.seq2seq import Attention
 from rnn_fastai.models.packed import pack
-from rnn_fastai.models.recurrent import Recurrent, reverse_padded
+from rnn_fastai.models.padding import reverse_padded
+from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
 from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.models.seq2seq import Seq2Seq, SequenceModel

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.models.ensemble import ManyNets
-from rnn_fastai.models import recurrent
+from rnn_fastai.models import kernels
 from rnn_fastai.models.cells import cells, get_cell
 from rnn_fastai.models.documents import get_text_classifier
 from rnn_fastai.models.losses import linear_cross_entropy
@@ -207,7 +207,7 @@ def test_autocast(name, backend, lengths, dtype, processor):
 
 def test_the_lstm_runs_in_single_precision(monkeypatch):
     "Where there is no kernel, it is the result of float32, rounded once; double precision stays as it is."
-    monkeypatch.setattr(recurrent, '_lacks_lstm', lambda x: torch.is_autocast_enabled('cpu'))
+    monkeypatch.setattr(kernels, '_lacks_lstm', lambda x: torch.is_autocast_enabled('cpu'))
     rnn,x = Recurrent('LSTM', 3, 4),torch.randn(5, 2, 3)
     with torch.autocast('cpu', torch.bfloat16): out,(h,c) = rnn(x)
     want,(wh,wc) = rnn(x)

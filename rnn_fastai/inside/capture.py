@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..core import check_count, suggest
 from ..models.cells import Cell
-from ..models.recurrent import Recurrent, CellTrace, last_steps, reverse_padded
+from ..models.padding import last_steps, reverse_padded
+from ..models.recurrent import CellTrace, Recurrent
 from ..models.seq2seq import OneHot
 from .trace import (BLOCK, allocate, look_inside, pick_layers, state_grads, torch_cell, torch_seen,
                                      torch_weights)

@@ -22,7 +22,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..data.loaders import label_vocab, text_vocab
-from ..models.recurrent import reverse_padded, right_padded
+from ..models.padding import reverse_padded, right_padded
 from ..models.losses import answer_kind
 from ..models.heads import pool_states
 from ..models.documents import chunk_padded, get_text_classifier

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..core import check_count, check_prob
 from .state import detach_state, fit_state, map_state
-from .recurrent import right_padded
-from .heads import PoolingClassifier, real_steps
+from .padding import real_steps, right_padded
+from .heads import PoolingClassifier
 from .awd import arch_config, archs
 
 # %% ../../nbs/245_models.documents.ipynb #1033e923

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core import check_count, flush_denormals, seeded, transforms_active
 from .cells import check_input, get_cell
-from .recurrent import run_kernel
+from .kernels import run_kernel
 
 # %% ../../nbs/255_models.ensemble.ipynb #fb7245f8
 class _Fading(torch.autograd.Function):

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..core import check_count, check_prob
 from .dropout import RNNDropout, WordDropout
 from .cells import check_like
-from .recurrent import Recurrent, right_padded
+from .padding import right_padded
+from .recurrent import Recurrent
 from .heads import check_pool, pool_states
 from .awd import LMOutput
 

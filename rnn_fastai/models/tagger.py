@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..core import check_count, full_precision
 from .dropout import RNNDropout, WordDropout
-from .recurrent import Recurrent, check_lengths
+from .padding import check_lengths
+from .recurrent import Recurrent
 
 # %% ../../nbs/250_models.tagger.ipynb #909d8288
 class CRF(nn.Module):
