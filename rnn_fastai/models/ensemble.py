@@ -63,6 +63,15 @@ class _PlainNets(torch.autograd.Function):
         return gz,torch.einsum('snbi,snbj->nij', gz, before),None
 
 
+# %% ../../nbs/255_models.ensemble.ipynb #a478fe8a
+def _one_layer(weights:dict, part:slice, n_hid:int) -> list[Tensor]:
+    "Weights of one large layer for some of the nets: gate by gate, and within a gate net by net."
+    def by_gate(w): return w[part].unflatten(1, (-1, n_hid)).transpose(0, 1)        # gates,nets,hid,...
+    ws = {n: by_gate(w) for n,w in weights.items()}
+    blocks = torch.diag_embed(ws['weight_hh'].permute(0, 2, 3, 1))                  # gates,hid,hid,nets,nets
+    ws['weight_hh'] = blocks.permute(0, 3, 1, 4, 2).flatten(3)                      # gates,nets,hid,nets*hid
+    return [w.flatten(0, 2) for w in ws.values()]
+
 # %% ../../nbs/255_models.ensemble.ipynb #9e89cffc
 _WIDTH = 200   # units of a layer that nets share; measured on a CPU
 
@@ -88,19 +97,12 @@ class ManyNets(nn.Module):
         self.rnn,self.head = (nn.ParameterDict([(n, nn.Parameter(torch.stack([m.state_dict()[n] for m in mods])))
                                                 for n in mods[0].state_dict()]) for mods in zip(*made, strict=True))
 
-    def _weights(self, part:slice) -> list[Tensor]:
-        "Weights of one large layer for some of the nets: gate by gate, and within a gate net by net."
-        def by_gate(w): return w[part].unflatten(1, (-1, self.n_hid)).transpose(0, 1)   # gates,nets,hid,...
-        ws = {n: by_gate(w) for n,w in self.rnn.items()}
-        blocks = torch.diag_embed(ws['weight_hh'].permute(0, 2, 3, 1))                  # gates,hid,hid,nets,nets
-        ws['weight_hh'] = blocks.permute(0, 3, 1, 4, 2).flatten(3)                      # gates,nets,hid,nets*hid
-        return [w.flatten(0, 2) for w in ws.values()]
-
     def _states(self, x:Tensor, part:slice) -> Tensor:
         "States of some of the nets: nets,sl,bs,hid."
         n = len(range(self.n_nets)[part])
         h0 = x.new_zeros(1, x.size(1), n*self.n_hid)
-        out,_ = run_kernel(self.kernel, x, (h0,)*self.n_states, self._weights(part), self.bias, training=self.training)
+        out,_ = run_kernel(self.kernel, x, (h0,)*self.n_states, _one_layer(self.rnn, part, self.n_hid), self.bias,
+                           training=self.training)
         return out.unflatten(-1, (n, self.n_hid)).movedim(-2, 0)
 
     def _plain_states(self, x:Tensor) -> Tensor:

@@ -6,8 +6,6 @@
 __all__ = ['KERNEL_WEIGHTS', 'compact_weights', 'hold_state', 'run_kernel', 'check_seen_dropout']
 
 # %% ../../nbs/217_models.kernels.ipynb #b8be3295
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
