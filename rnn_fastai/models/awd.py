@@ -35,7 +35,7 @@ def canonical_name(
 
 # %% ../../nbs/235_models.awd.ipynb #38b95675
 def awd_lstm_lm_split(
-    model:nn.Module, # A `LanguageModel` over an `AWD_LSTM`
+    model:Any, # A `LanguageModel` over an `AWD_LSTM`
 ) -> list[list[nn.Parameter]]: # A list of parameters for each group
     "Groups for discriminative rates: each layer, then embedding and decoder, which are trained first."
     enc,dec = model[0],model[1]
@@ -43,7 +43,7 @@ def awd_lstm_lm_split(
     return [list(rnn.parameters()) for rnn in enc.rnns] + [last]
 
 def awd_lstm_clas_split(
-    model:nn.Module, # A classifier over an `AWD_LSTM`
+    model:Any, # A classifier over an `AWD_LSTM`
 ) -> list[list[nn.Parameter]]: # A list of parameters for each group
     "Groups for discriminative rates: the embedding, each layer, then the head, which is trained first."
     enc = model[0].module

@@ -25,14 +25,20 @@ cells = Registry('cell')
 
 class CellEquations(nn.Module):
     "What a layer needs to know of one time step. A subclass writes `step`, and overrides what else differs."
-    gates = 1                  # blocks of `hidden_size` rows in `weight_ih` and `weight_hh`
-    recurrent = True           # has `weight_hh` and `bias_hh`
-    states = ('h',)            # names of the state's entries; the first is the output
-    dropped = ('weight_hh',)   # what weight drop acts on
-    zoned = None               # entries of the state that zoneout acts on; all by default
-    kernel = None              # torch's fused kernel for all steps: 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
-    scan = None                # a method (gx, state) -> all entries of the state at all steps, without a loop of `step`
-    gate_names = ()            # what `inside` gives
+    gates:int = 1                              # blocks of `hidden_size` rows in `weight_ih` and `weight_hh`
+    recurrent:bool = True                      # has `weight_hh` and `bias_hh`
+    states:tuple[str, ...] = ('h',)            # names of the state's entries; the first is the output
+    dropped:tuple[str, ...] = ('weight_hh',)   # what weight drop acts on
+    zoned:tuple[str, ...]|None = None          # entries of the state that zoneout acts on; all by default
+    kernel:Any = None                          # torch's fused kernel: 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
+    scan:Any = None                            # a method (gx, state) -> all entries of the state at all steps
+    gate_names:tuple[str, ...] = ()            # what `inside` gives
+    input_size:int                             # features of the input
+    hidden_size:int                            # features of the state
+    weight_ih:nn.Parameter                     # gates*hid,n_in
+    weight_hh:nn.Parameter                     # gates*hid,features of h
+    bias_ih:nn.Parameter|None                  # gates*hid
+    bias_hh:nn.Parameter|None                  # gates*hid
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -258,7 +264,8 @@ class LSTMCell(Cell):
     i, f, g, o = W_ih x + b_ih + W_hh h + b_hh, in four blocks;
     c' = sigmoid(f) c + sigmoid(i) tanh(g);
     h' = sigmoid(o) tanh(c'), times W_hr where there is a projection."""
-    gates,states,kernel = 4,('h', 'c'),'lstm'
+    gates,states = 4,('h', 'c')
+    kernel:Any = 'lstm'
     gate_names = 'input', 'forget', 'cell', 'output'
     def __init__(self,
         input_size:int, # Features of the input
@@ -560,7 +567,9 @@ class QRNNCell(Cell):
     """Quasi-recurrent cell with fo-pooling ([Bradbury et al., 2016](https://arxiv.org/abs/1611.01576)):
     z, f, o = W_ih x + W_ip x_(t-1) + b_ih, in three blocks; c' = sigmoid(f) c + (1 - sigmoid(f)) tanh(z);
     h' = sigmoid(o) c'. The state also keeps p, what x gives to the gates of the next step."""
-    gates,recurrent,dropped,zoned = 3,False,('weight_ih', 'weight_ip'),('c',)
+    gates,recurrent,zoned = 3,False,('c',)
+    states:tuple[str, ...] = 'h', 'c', 'p'
+    dropped:tuple[str, ...] = 'weight_ih', 'weight_ip'
     gate_names = 'cell', 'forget', 'output'
     def __init__(self,
         input_size:int, # Features of the input
@@ -570,8 +579,8 @@ class QRNNCell(Cell):
     ):
         if type(window) is not int or window not in (1, 2):
             raise ValueError(f"window={window!r} must be 1 or 2 steps of input.")
-        self.window,self.states = window,('h', 'c', 'p')[:window+1]
-        if window == 1: self.dropped = ('weight_ih',)
+        self.window = window
+        if window == 1: self.states,self.dropped = ('h', 'c'),('weight_ih',)
         super().__init__(input_size, hidden_size, bias)
 
     @property

@@ -53,7 +53,7 @@ def join_states(
 ) -> Any: # One state of all rows
     "Put states of different rows together."
     if isinstance(states[0], Tensor): return torch.cat(states, 1)
-    return tuple(map(join_states, zip(*states, strict=True)))
+    return tuple(join_states(list(s)) for s in zip(*states, strict=True))
 
 def join_directions(
     state:Any, # State of one layer: a tensor, or h and more, each directions,bs,hid
@@ -67,7 +67,7 @@ class DocumentEncoder(nn.Module):
     "Reads documents with an encoder (`module`): ids in, states of the last `max_len` steps of each document out."
     def __init__(self,
         seq_len:int, # Steps that are read at a time where no gradient is wanted
-        module:nn.Module, # Takes ids, state and lengths, and gives states (bs,sl,hid) and the last state
+        module:Any, # A module: takes ids, state and lengths, and gives states (bs,sl,hid) and the last state
         pad_idx:int=1, # Id of padding
         max_len:int|None=72*20, # Last steps of a document that are given, and trained through; all with none
     ):
@@ -108,7 +108,8 @@ class DocumentEncoder(nn.Module):
     @torch.no_grad()
     def _skim(self, ids:Tensor, lengths:Tensor) -> Any:
         "The state after each row, the longest of which come first."
-        state,ended = None,[]
+        state:Any = None
+        ended:list = []
         for i in range(0, ids.size(1), self.seq_len):
             rows,left = int((lengths > i).sum()),int((lengths > i+self.seq_len).sum())
             part = ids[:rows, i:i+self.seq_len]

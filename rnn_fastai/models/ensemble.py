@@ -64,7 +64,7 @@ class _PlainNets(torch.autograd.Function):
 
 
 # %% ../../nbs/255_models.ensemble.ipynb #a478fe8a
-def _one_layer(weights:dict, part:slice, n_hid:int) -> list[Tensor]:
+def _one_layer(weights:Any, part:slice, n_hid:int) -> list[Tensor]:
     "Weights of one large layer for some of the nets: gate by gate, and within a gate net by net."
     def by_gate(w): return w[part].unflatten(1, (-1, n_hid)).transpose(0, 1)        # gates,nets,hid,...
     ws = {n: by_gate(w) for n,w in weights.items()}

@@ -63,12 +63,13 @@ def pool_states(
 ) -> Tensor: # bs,hid, or bs,3*hid
     "One vector for each sequence, of its real steps only. Raises `ValueError` for an unknown `pool`."
     if check_pool(pool) == 'last': return last
-    pad = None if lengths is None else ~real_steps(out.size(1), lengths.to(out.device))[..., None]
+    if lengths is not None: lengths = lengths.to(out.device)
+    pad = None if lengths is None else ~real_steps(out.size(1), lengths)[..., None]
     made = [last] if pool == 'concat' else []
     if pool in ('max', 'concat'): made.append((out if pad is None else out.masked_fill(pad, -torch.inf)).max(1)[0])
     if pool in ('mean', 'concat'):
-        if pad is None: made.append(out.mean(1))
-        else: made.append(out.masked_fill(pad, 0.).sum(1)/lengths.to(out.device, out.dtype)[:, None])
+        if lengths is None or pad is None: made.append(out.mean(1))
+        else: made.append(out.masked_fill(pad, 0.).sum(1)/lengths.to(out.dtype)[:, None])
     return torch.cat(made, 1)
 
 # %% ../../nbs/230_models.heads.ipynb #ea42e372
@@ -118,5 +119,5 @@ class PoolingClassifier(nn.Module):
         lengths:Tensor|None=None, # Length of each sequence: bs; all fill the batch by default
     ) -> Tensor: # bs,n_out
         "Outputs of sequences."
-        check_like(out, self.layers[0][0].weight)
+        check_like(out, next(self.layers.parameters()))
         return self.layers(pool_states(out, last, lengths, self.pool))

@@ -6,8 +6,10 @@
 __all__ = ['KERNEL_WEIGHTS', 'compact_weights', 'hold_state', 'run_kernel', 'check_seen_dropout']
 
 # %% ../../nbs/217_models.kernels.ipynb #b8be3295
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .state import map_state
 from .padding import padded_steps
@@ -69,7 +71,7 @@ def run_kernel(
 
 # %% ../../nbs/217_models.kernels.ipynb #f0d48213
 def check_seen_dropout(
-    layer:nn.Module, # A `Recurrent`, or a layer of torch's
+    layer:Any, # A `Recurrent`, or a layer of torch's
     device:torch.device, # Where it runs
 ):
     "Raise `RuntimeError` where a kernel draws a dropout between layers that cannot be drawn again."

@@ -48,7 +48,7 @@ _ACTIVATIONS = {'labels': lambda x: x.softmax(-1), 'log labels': torch.exp, 'mul
 class AnsweringLoss:
     "A loss of torch's, with the activation and decoding of what it is for; everything else about it is the original's."
     def __init__(self,
-        func:Callable, # The loss
+        func:Any, # The loss
         kind:str, # 'labels', 'log labels', 'multilabel', 'probabilities' or 'values'
     ):
         self.func,self.kind = func,kind
@@ -109,7 +109,7 @@ class _OwnLoss(AnsweringLoss):
     def __call__(self, *args, **kwargs): return self.func(*args, **kwargs)
     def activation(self, x:Tensor) -> Tensor: return self._find('activation')(x)
     def decodes(self, x:Tensor) -> Tensor: return self._find('decodes')(x)
-    def _find(self, name:str) -> Callable: return getattr(self.func, name, None) or getattr(self.own, name, lambda x: x)
+    def _find(self, name:str) -> Callable: return getattr(self.func, name, getattr(self.own, name, lambda x: x))
 
 # %% ../../nbs/225_models.losses.ipynb #faf74215
 def _cross_entropy_grads(x:Tensor, weight:Tensor, bias:Tensor|None, y:Tensor, ignore_index:int,

@@ -8,7 +8,7 @@ __all__ = ['thin_linear', 'PackedWeight', 'packed_product', 'int8_product', 'pac
 # %% ../../nbs/200_models.packed.ipynb #17326c98
 import math
 import warnings
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,13 @@ def thin_linear(
 class PackedWeight(Tensor):
     "A weight that answers `F.linear` with a product of its own, and is the plain weight in all else."
     dtype,device = torch.float32,torch.device('cpu')   # always; to ask the tensor takes microseconds of every step
+    product:Callable
     @staticmethod
     def __new__(cls,
         w:Tensor, # The weight: n_out,n_in
         product:Callable, # (x: ...,n_in, bias: n_out, or none) -> ...,n_out
     ):
-        self = w.detach().as_subclass(cls)
+        self:Any = w.detach().as_subclass(cls)
         self.product = product
         return self
 
@@ -82,8 +83,9 @@ def packed_product(
 ) -> Callable|None: # (x, bias) -> ...,n_out; none where oneDNN has none
     "Products by blocks for one row or two, and from oneDNN's own layout for more. They have no gradient."
     ok = torch.backends.mkldnn.is_available() and w.device.type == 'cpu' and w.dtype == torch.float32
-    if not (ok and hasattr(torch.ops.mkldnn, '_linear_pointwise')): return
-    w,made = w.detach(),[]
+    if not (ok and hasattr(torch.ops.mkldnn, '_linear_pointwise')): return None
+    w = w.detach()
+    made:list = []
     blocks = _blocks(w)
     def product(x, bias=None):
         n = x.numel()//x.size(-1)
@@ -134,7 +136,7 @@ def pack(
     reproducible:bool=False, # No bit of a row's result depends on how many rows there are
 ) -> nn.Module: # `model`
     "Give all matrices of a model, but those of embeddings, a second layout. See `packed_product`, `int8_product`."
-    made = {}   # a weight that is used twice is packed once
+    made:dict[int, Any] = {}   # a weight that is used twice is packed once
     for m in model.modules():
         if isinstance(m, (nn.Embedding, nn.EmbeddingBag)): continue
         for name,p in m._parameters.items():

@@ -29,8 +29,9 @@ from .steps import run_cell, with_weights
 # %% ../../nbs/220_models.recurrent.ipynb #1fd94b14
 class _SharedCells:
     "Cells whose parameters and buffers belong to a layer, under torch's names; the layer lends them for each call."
+    slots:list[tuple[nn.Module, str, str, str]]   # module within a cell, its store, the name there and in the layer
     def __init__(self, layer:nn.Module, cells:tuple[Cell, ...], suffixes:list[str]):
-        self.cells,self.slots = cells,[]   # slots: module within a cell, its store, the name there and in the layer
+        self.cells,self.slots = cells,[]
         for c,suffix in zip(cells, suffixes, strict=True):
             for path,m in c.named_modules(): self._register(layer, type(c).__name__, m, path, suffix)
 
@@ -102,7 +103,7 @@ def _plan(cell:Cell, asked:str, zone:bool, few:bool) -> tuple[str, str]:
     name = type(cell).__name__
     lacks = f"{name} changes the equations of {_fast_parent(cell)}" if _fast_parent(cell) else \
             f"{name} has neither a kernel nor a scan"
-    reasons = dict(fused=f"torch has a kernel, {cell.kernel}" if cell.kernel and not zone else None,
+    reasons:dict[str, Any] = dict(fused=f"torch has a kernel, {cell.kernel}" if cell.kernel and not zone else None,
                    scan=f"{name} is linear in its state" if cell.scan and not zone else None,
                    compile="compiled in chunks of steps, which takes a while at the first call",
                    loop="so few steps need no more" if few else "zoneout acts between steps" if zone else
@@ -207,14 +208,14 @@ def _repack(x:Tensor, like:PackedSequence) -> PackedSequence:
     return PackedSequence(x[real], *like[1:])
 
 # %% ../../nbs/220_models.recurrent.ipynb #0e3fad7e
-def _check_state(layer:'RecurrentBase', state:Any, x:Tensor, flat:bool) -> tuple[Tensor, ...]:
+def _check_state(layer:'Recurrent', state:Any, x:Tensor, flat:bool) -> tuple[Tensor, ...]:
     "Entries of the state before the first step: layers*directions,bs,features."
     if state is None: return layer.zero_state(x)
     n,bs,cell = len(layer._shared.cells),x.size(1),layer._cell
     state = check_state(state, cell.states, [(n, k) if flat else (n, bs, k) for k in cell.sizes], x)
     return tuple(s.unsqueeze(1) for s in state) if flat else state
 
-def _check_call(layer:'RecurrentBase', x:Any, state:Any,
+def _check_call(layer:'Recurrent', x:Any, state:Any,
                 lengths:Any) -> tuple[_Layout, Tensor, tuple, Tensor|None]:
     "Layout, input as sl,bs,features, state as layers*directions,bs,features, and lengths; checked."
     packed = x if isinstance(x, PackedSequence) else None
@@ -263,9 +264,9 @@ def _run_kernel(layer:'Recurrent', cells:tuple[Cell, ...], drops:list[dict], x:T
     kind,n_dir,plain = cells[0].kernel,2 if layer.bidirectional and len(cells) > 1 else 1,ws[0]
     if lengths is not None: x,ws[0] = hold_state(kind, x, ws[0], lengths)
     if x.is_cuda and (any(drops) or ws[0] is not plain): ws = compact_weights(ws)
-    n_rows = x.size(1)
-    if n_rows < layer.min_rows: x,*state = (torch.cat([t]*layer.min_rows, 1) for t in (x, *state))
-    out,last = run_kernel(kind, x, tuple(state), ws, layer.bias, len(cells)//n_dir, layer.dropout, layer.training,
+    n_rows,given = x.size(1),(x, *state)
+    if n_rows < layer.min_rows: given = tuple(torch.cat([t]*layer.min_rows, 1) for t in given)
+    out,last = run_kernel(kind, given[0], given[1:], ws, layer.bias, len(cells)//n_dir, layer.dropout, layer.training,
                           n_dir == 2)
     if n_rows < layer.min_rows: out,last = out[:, :n_rows],tuple(s[:, :n_rows] for s in last)
     return out,last if lengths is None else (last_steps(out, lengths)[None], *last[1:])
@@ -323,7 +324,8 @@ class _Pass:
 
     def _cell(self, i:int, x:Tensor, state:tuple) -> tuple[Tensor, tuple]:
         "Output and last state of cell `i`."
-        layer,noise = self.layer,(None,)*len(self.layer._zone)
+        layer = self.layer
+        noise:tuple = (None,)*len(layer._zone)
         if self.backend == 'fused':
             out,last = _run_kernel(layer, self.cells[i:i+1], self.drops[i:i+1], x, tuple(s[None] for s in state),
                                    self.lengths)
@@ -333,7 +335,7 @@ class _Pass:
             draws = {n: torch.rand(*x.shape[:2], n, device=x.device) for n in dict.fromkeys(sizes)}
             noise = tuple(draws[n] for n in sizes)
         keep = 1 if layer.watch is None else len(state)
-        edit = {} if layer.edit is None else dict(edit=partial(layer.edit, i))
+        edit:dict = {} if layer.edit is None else dict(edit=partial(layer.edit, i))
         every,last = with_weights(self.cells[i], self.drops[i], run_cell, x, state, self.lengths, self.backend,
                                   zone=layer._zone, noise=noise, keep=keep, **edit)
         return self._show(i, x, state, every, noise, last)
@@ -345,16 +347,16 @@ class _Pass:
         return self.layer.watch(i, seen, every[0], last)
 
 # %% ../../nbs/220_models.recurrent.ipynb #893d881b
-def _is_next_step(layer:'RecurrentBase', x:Any, lengths:Any) -> bool:
+def _is_next_step(layer:'Recurrent', x:Any, lengths:Any) -> bool:
     "Whether this is one step in evaluation, with nothing to drop, show or change between layers."
     plain = not (layer.training or layer.bidirectional or layer._zone or layer.check_nan)
     unseen = layer.watch is None and layer.edit is None
     return (plain and unseen and layer._backend in ('auto', 'loop') and lengths is None and isinstance(x, Tensor)
             and x.dim() == 3 and x.size(int(layer.batch_first)) == 1 and not (x.is_cuda and layer._cell.kernel))
 
-def _next_step(layer:'RecurrentBase', cells:tuple[Cell, ...], x:Tensor,
+def _next_step(layer:'Recurrent', cells:tuple[Cell, ...], x:Any,
                state:Any) -> tuple[Tensor, Any]:
-    "What `forward` does in that case, without its preparations, which would take longer than a small step itlayer."
+    "What `forward` does in that case, without its preparations, which would take longer than a small step itself."
     time,first = int(layer.batch_first),cells[0]
     x = check_input(x, layer.input_size, (3,), first.weight_ih).squeeze(time)                 # bs,n_in
     if state is None: state = layer.zero_state(x)

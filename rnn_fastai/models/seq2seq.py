@@ -48,12 +48,13 @@ class Attention(nn.Module):
 # %% ../../nbs/240_models.seq2seq.ipynb #6302f13f
 class OneHot(nn.Module):
     "Ids to one-hot vectors."
+    like:Tensor   # has the model's type, and follows its changes
     def __init__(self,
         n:int, # How many ids there are
     ):
         super().__init__()
         self.n = check_count('n', n)
-        self.register_buffer('like', torch.empty(0), persistent=False)   # has the model's type, and follows its changes
+        self.register_buffer('like', torch.empty(0), persistent=False)
 
     def forward(self, ids:Tensor) -> Tensor:   # ... -> ...,n
         return F.one_hot(ids.as_subclass(Tensor), self.n).to(self.like.dtype)
@@ -159,7 +160,7 @@ class StateInput(nn.Module):
 class Seq2Seq(nn.Module):
     "A decoder that starts from the state of an encoder, or from a state looked up for one token."
     def __init__(self,
-        encoder:nn.Module, # A `SequenceModel` whose outputs and state are used, or a `StateInput`
+        encoder:Any, # A `SequenceModel` whose outputs and state are used, or a `StateInput`
         inp:nn.Module, # Ids of the target to features
         rnn:Recurrent, # Reads them; `batch_first`
         n_out:int, # Size of the target's vocabulary
@@ -167,7 +168,7 @@ class Seq2Seq(nn.Module):
     ):
         super().__init__()
         self.encoder,self.inp,self.rnn = encoder,inp,rnn
-        source = getattr(encoder, 'rnn', None)
+        source:Any = getattr(encoder, 'rnn', None)
         if attention and source is None:
             raise ValueError("attention=True needs an encoder over a sequence, not one token.")
         both = source is not None and source.bidirectional
@@ -182,12 +183,11 @@ class Seq2Seq(nn.Module):
         if isinstance(self.encoder, StateInput): return self.encoder(src),(None, None)
         out,state = self.encoder.encode(src)
         if self.bridge is not None:   # both directions of a layer make one state
-            both = state if isinstance(state, tuple) else (state,)
-            both = (torch.cat([s[0::2], s[1::2]], -1) for s in both)
+            both = (torch.cat([s[0::2], s[1::2]], -1) for s in (state if isinstance(state, tuple) else (state,)))
             state = tuple(b(s).tanh() for b,s in zip(self.bridge, both, strict=True))
             if len(state) == 1: state = state[0]
         pad = self.encoder.pad
-        return state,(out, None if pad is None else (src != pad).sum(1))
+        return state,(out, None if pad is None else src.ne(pad).sum(1))
 
     def step(self,
         tgt:Tensor, # Ids of the target so far, or of its next steps: bs,sl

@@ -57,8 +57,9 @@ def reset_state(
     model:nn.Module, # Any model
 ) -> bool: # Whether there was a `reset` to call
     "Make a model forget the state that it keeps inside, where it or parts of it have a method `reset`."
-    if callable(getattr(model, 'reset', None)):
-        model.reset()
+    reset = getattr(model, 'reset', None)
+    if callable(reset):
+        reset()
         return True
     return any([reset_state(m) for m in model.children()])
 

@@ -45,7 +45,7 @@ def take_steps(
 _CHUNK = 8   # steps compiled as one: more take longer to compile, fewer run slower
 
 @cache
-def _compiled_steps(kind:type[Cell]):
+def _compiled_steps(kind:Any) -> Callable:
     "`take_steps`, compiled for a class of cells."
     name,defaults = f'steps_of_{kind.__name__}',take_steps.__defaults__
     return torch.compile(FunctionType(take_steps.__code__.replace(), globals(), name, defaults))
@@ -62,10 +62,11 @@ def take_compiled_steps(
     "The same by compiled chunks."
     if gx.requires_grad:   # else the first chunk, whose state needs no gradient, would be compiled apart
         state = tuple(s if s.requires_grad else s.detach().requires_grad_() for s in state)
+    kind:Any = type(cell)
     outs = []
     for i in range(0, len(gx), _CHUNK):
-        part,*rest = (t if t is None else t[i:i+_CHUNK] for t in (gx, pad, *noise))
-        run = _compiled_steps(type(cell)) if len(part) == _CHUNK else take_steps
+        part,*rest = gx[i:i+_CHUNK],*(None if t is None else t[i:i+_CHUNK] for t in (pad, *noise))
+        run:Callable = _compiled_steps(kind) if len(part) == _CHUNK else take_steps
         out,state = run(cell, part, state, rest[0], zone, tuple(rest[1:]), keep)
         outs.append(out)
     return tuple(torch.cat(s) for s in zip(*outs, strict=True)),state

@@ -139,13 +139,14 @@ class ArchEncoder(nn.Module):
         self.module,self.n_out,self.pad,self.drop = module,n_out,pad,RNNDropout(drop)
 
     def forward(self, ids:Tensor) -> Tensor:   # bs,sl -> bs,sl,n_out
-        lengths = check_lengths((ids != self.pad).sum(1), *ids.shape, ids.device)
+        bs,sl = ids.shape
+        lengths = check_lengths((ids != self.pad).sum(1), bs, sl, ids.device)
         return self.drop(self.module(ids, None, lengths=lengths)[0])
 
 class Tagger(nn.Sequential):
     "An encoder (`model[0]`) and a linear head (`model[1]`): sentences in, a score for each label at each token out."
     def __init__(self,
-        encoder:nn.Module, # Sentences to states; knows its `n_out`
+        encoder:Any, # Sentences to states; a module that knows its `n_out`
         n_out:int, # How many labels there are
         crf:bool=False, # Score pairs of neighbours too: `model.crf`, which the loss and the decoder use
     ):
