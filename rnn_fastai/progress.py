@@ -17,7 +17,7 @@ from fastprogress.core import IN_NOTEBOOK
 def running_total(
     tell:Callable, # Told the sum so far
 ) -> Callable: # Takes what is added
-    "From a function that is told sums, such as a progress bar's, to one that is told what is added to them."
+    "From a function that takes sums, such as a progress bar's, to one that takes what is added to them."
     done = 0
     def add(n):
         nonlocal done
@@ -46,5 +46,5 @@ def progress(
         if bar is None and total and not no_bar and time.time() - start > _AFTER and can_draw():
             bar = progress_bar(range(total), leave=False)
             bar.update(0)
-            bar.start_t = start   # the time that is left is told from the beginning of the work
+            bar.start_t = start   # the time left is estimated from the beginning of the work
         if bar is not None: bar.update(min(done, total))

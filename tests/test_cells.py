@@ -837,7 +837,7 @@ ERRORS = {
     'no tensor': (lambda: Recurrent(NoTensor, 3, 2), TypeError, ["NoTensor.step", "NoneType", "tensor"]),
     'unknown cell': (lambda: Recurrent('lstm', 5, 4), ValueError, ["'lstm'", "Did you mean 'LSTM'", "register"]),
     'instance': (lambda: get_cell(GRUCell(2, 2)), TypeError, ["GRUCell(2, 2)", "a name or a class, not an instance"]),
-    'no cell': (lambda: Recurrent(nn.LSTM, 5, 4), TypeError, ["LSTM is no cell", "subclass Cell", "minGRU"]),
+    'no cell': (lambda: Recurrent(nn.LSTM, 5, 4), TypeError, ["LSTM is not a cell", "subclass Cell", "minGRU"]),
     'input_size': (lambda: Recurrent('GRU', 0, 4), ValueError, ["input_size=0", "at least 1"]),
     'hidden_size': (lambda: Recurrent('GRU', 5, -1), ValueError, ["hidden_size=-1", "at least 1"]),
     'hidden_size, kind': (lambda: Recurrent('GRU', 5, 4.), ValueError, ["hidden_size=4.0", "whole number"]),

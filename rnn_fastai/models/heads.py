@@ -56,7 +56,7 @@ def check_pool(
     return pool
 
 def pool_states(
-    out:Tensor, # States at all steps: bs,sl,hid; whatever they are where there is padding
+    out:Tensor, # States at all steps: bs,sl,hid; ignored where there is padding
     last:Tensor, # State that each sequence ends with, from both ends where there are two directions: bs,hid
     lengths:Tensor|None=None, # Length of each sequence: bs; all fill the batch by default
     pool:str='concat', # 'last', 'max', 'mean', or all three: 'concat'

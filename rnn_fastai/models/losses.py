@@ -26,7 +26,7 @@ _KINDS = {'labels': (nn.CrossEntropyLoss, F.cross_entropy, nn.MultiMarginLoss, F
                      F.huber_loss, nn.PoissonNLLLoss, F.poisson_nll_loss)}
 
 def _torch_kind(loss_func:Any) -> str|None:
-    "What torch's loss is for; none for a loss of somebody's own."
+    "What torch's loss is for; none for other losses."
     while isinstance(loss_func, partial): loss_func = loss_func.func
     def is_one(known): return isinstance(loss_func, known) if isinstance(known, type) else loss_func is known
     return next((kind for kind,losses in _KINDS.items() if any(map(is_one, losses))), None)
@@ -104,7 +104,7 @@ def with_answers(
     return loss_func if own is None or not callable(loss_func) else _OwnLoss(loss_func, own)
 
 class _OwnLoss(AnsweringLoss):
-    "A loss of somebody's own, called as it is; what it lacks comes from another loss."
+    "A loss of the user's own, called as it is; what it lacks comes from another loss."
     def __init__(self, func:Callable, own:Any): self.func,self.own,self.kind = func,own,answer_kind(own)
     def __call__(self, *args, **kwargs): return self.func(*args, **kwargs)
     def activation(self, x:Tensor) -> Tensor: return self._find('activation')(x)

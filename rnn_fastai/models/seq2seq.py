@@ -106,7 +106,7 @@ class SequenceModel(nn.Module):
         self.pool,self.drop = check_pool(pool),RNNDropout(check_prob('drop', drop))
         self.word_dp = WordDropout(check_prob('embed_p', embed_p))
         if embed_p and not isinstance(inp, nn.Embedding):
-            raise ValueError(f"embed_p={embed_p} drops words of an embedding; {type(inp).__name__} is none.")
+            raise ValueError(f"embed_p={embed_p} drops words of an embedding; {type(inp).__name__} is not one.")
         if not rnn.batch_first: raise ValueError("The recurrent layer must be built with batch_first=True.")
         if stream and rnn.bidirectional:
             raise ValueError("bidirectional=True reads the next token before it is predicted; read one way only.")
