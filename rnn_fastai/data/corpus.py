@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, Sized
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from fastcore.basics import defaults, ifnone
 from ..core import check_count
 from ..progress import progress
 from ..files import write_folder
-from .texts import texts_of
+from .texts import hold_texts, texts_of
 from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 
 # %% ../../nbs/130_data.corpus.ipynb #51c8dc8a
@@ -231,13 +231,13 @@ class Corpus(_FlatDocuments):
         "Tokenize, count, make the vocabulary and numericalize, in one pass; a tokenizer that must learn does it first."
         tokenizer = ifnone(tokenizer, TextTokenizer())
         if not tokenizer.trained:
-            if hasattr(texts, '__next__'): texts = list(texts)   # read twice: to train, and to build
+            texts = hold_texts(texts, text_cols)   # read twice: to train, and to build
             tokenizer.train(texts_of(texts, text_cols))
         pa.default_memory_pool().release_unused()   # which reading a large frame leaves much of
-        total = len(texts) if hasattr(texts, '__len__') and not isinstance(texts, str) else None
-        parts = tokenizer.number_all(chunks_of(texts_of(texts, text_cols)))
-        vocab = ifnone(vocab, tokenizer.vocab)
-        parts = progress(parts, total, lambda part: len(part[1]), no_bar)
+        texts = texts_of(texts, text_cols)
+        parts = tokenizer.number_all(chunks_of(texts))
+        total = len(texts) if isinstance(texts, Sized) else None
+        parts,vocab = progress(parts, total, lambda part: len(part[1]), no_bar),ifnone(vocab, tokenizer.vocab)
         freq = ifnone(min_freq, tokenizer.min_freq)
         return cls(*_numericalize(parts, tokenizer.toks, vocab, freq, max_vocab, special_toks))
 
