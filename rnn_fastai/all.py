@@ -12,6 +12,7 @@ from rnn_fastai.data.corpus import *
 from rnn_fastai.data.subwords import *
 from rnn_fastai.data.cache import *
 from rnn_fastai.data.vectors import *
+from rnn_fastai.data.task import *
 from rnn_fastai.data.lm import *
 from rnn_fastai.data.documents import *
 from rnn_fastai.data.tags import *

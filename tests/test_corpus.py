@@ -199,6 +199,12 @@ def test_numericalize_of_fastai_gives_the_same_ids():
     c = rf.Corpus.from_tokens(docs, min_freq=2)
     assert content(c) == ([num(d).tolist() for d in docs], list(num.vocab))
 
+@pytest.mark.parametrize('rules', [None, []], ids=['rules', 'no_rules'])
+def test_words_that_post_rules_make_one_token_are_counted_together(rules):
+    tok = rf.TextTokenizer(rules=rules, post_rules=[str.lower])
+    corpus = rf.Corpus.from_texts(['one one oNe', 'oNE'], tokenizer=tok, min_freq=4)
+    assert corpus.vocab.count('one') == 1 and (corpus.ids == corpus.vocab.o2i['one']).sum() == 4
+
 def test_ties_follow_the_first_sight_over_chunks(monkeypatch):
     texts = ['b a', 'c b', 'a c', 'd', 'd e e']   # all twice
     for size in (1, 2, 4, 100):

@@ -25,7 +25,7 @@ from typing import Any, Iterable
 import numpy as np
 from fastai.data.external import fastai_path
 
-from .texts import texts_of
+from .texts import hold_texts, texts_of
 from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 from .corpus import Corpus
 
@@ -33,7 +33,7 @@ from .corpus import Corpus
 def fingerprint(
     o:Any, # A setting, a function, a tokenizer, or lists, sets and dictionaries of them
 ) -> Any: # What JSON can hold, equal for equal things
-    "What tells `o` from others, also in another process. Raises `TypeError` where that cannot be said."
+    "A description of `o` that is equal for equal things, in other processes too. Raises `TypeError` where there is none."
     if o is None or isinstance(o, (str, int, float)): return o
     if isinstance(o, bytes): return o.hex()
     if isinstance(o, (list, tuple)): return [fingerprint(v) for v in o]
@@ -67,7 +67,7 @@ def corpus_key(
     texts:Iterable[str], # Texts
     **settings # All that tokens and ids depend on
 ) -> str: # A short name
-    "Name of a corpus after its content and settings. Raises `TypeError` for settings that cannot be told from others."
+    "Name of a corpus after its content and settings. Raises `TypeError` for settings that no key can name."
     packages = [platform.python_version(), *map(version, ('rnn_fastai', 'fastai', 'spacy', 'tokenizers'))]
     try: known = fingerprint(settings)
     except RecursionError as e: raise TypeError("A setting refers to itself.") from e
@@ -77,15 +77,16 @@ def corpus_key(
         h.update(''.join(part).encode('utf8', 'surrogatepass'))
     return h.hexdigest()
 
-# %% ../../nbs/140_data.cache.ipynb #57b7dc8a
+# %% ../../nbs/140_data.cache.ipynb #4bab50e4
 def cache_folder(
     cache:bool|str|Path, # A folder, or true for the one of fastai's data
 ) -> Path: # The folder
     "Where corpora are kept."
     return fastai_path('data')/'rnn_fastai'/'corpora' if cache is True else Path(cache)
 
+# %% ../../nbs/140_data.cache.ipynb #57b7dc8a
 def _kept(path:Path) -> Corpus|None:
-    "The corpus in `path`, where there is a sound one; a damaged one is told of."
+    "The corpus in `path`, where there is a sound one. Warns of a damaged one."
     try: return Corpus.open(path)
     except FileNotFoundError: return None
     except ValueError as e: warnings.warn(f"{e} It is built again now.", stacklevel=4)
@@ -107,7 +108,7 @@ def cached_corpus(
 ) -> Corpus:
     "`Corpus.from_texts`, or what it gave for the same texts and settings before. A full disk is only warned of."
     tokenizer = TextTokenizer() if tokenizer is None else tokenizer
-    if hasattr(texts, '__next__'): texts = list(texts)   # read twice: for the key, and to build
+    texts = hold_texts(texts, text_cols)   # read twice: for the key, and to build
     if not tokenizer.trained: tokenizer.train(texts_of(texts, text_cols))   # what it learns is part of the key
     def build(): return Corpus.from_texts(texts, text_cols, tokenizer, no_bar=no_bar, **settings)
     if not cache: return build()

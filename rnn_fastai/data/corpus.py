@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, Sized
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from fastcore.basics import defaults, ifnone
 from ..core import check_count
 from ..progress import progress
 from ..files import write_folder
-from .texts import texts_of
+from .texts import hold_texts, texts_of
 from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 
 # %% ../../nbs/130_data.corpus.ipynb #51c8dc8a
@@ -87,11 +87,92 @@ class Vocab(list):
         "Ids that stand for no token."
         return [i for i,t in enumerate(self) if t == FAKE]
 
-# %% ../../nbs/130_data.corpus.ipynb #26fb9b76
+# %% ../../nbs/130_data.corpus.ipynb #436ddb43
 def _id_dtype(n:int) -> np.dtype:
     "The smallest unsigned type for ids below `n`."
     return np.min_scalar_type(max(n-1, 0))
 
+class _FlatDocuments:
+    "Documents as one flat array of ids, with the offsets of each."
+    def __init__(self,
+        ids:np.ndarray, # All ids, document after document
+        offsets:np.ndarray, # Where each document starts, and where the last one ends: documents + 1 numbers
+        vocab:Vocab, # What the ids stand for
+    ):
+        if len(offsets) == 0: raise ValueError("offsets is empty; it holds one more number than there are documents.")
+        if offsets[0] != 0 or offsets[-1] != len(ids):
+            raise ValueError(f"offsets must run from 0 to the number of ids, {len(ids)}; they run from {offsets[0]} to "
+                             f"{offsets[-1]}.")
+        self.ids,self.offsets,self.vocab = ids,np.asarray(offsets, dtype=np.int64),vocab
+        if (np.diff(self.offsets) < 0).any(): raise ValueError("offsets must not fall: each starts a document.")
+
+    @classmethod
+    def from_ids(cls,
+        docs:Iterable[Iterable[int]], # Ids of each document
+        vocab:Iterable[str]=(), # What the ids stand for
+    ) -> 'Corpus':
+        "A corpus of documents that are numericalized already."
+        docs = [np.asarray(d, dtype=np.int64) for d in docs]
+        ids = np.concatenate(docs) if docs else np.zeros(0, dtype=np.int64)
+        if ids.min(initial=0) < 0: raise ValueError(f"An id is negative: {ids.min()}. Ids count from 0.")
+        vocab = vocab if isinstance(vocab, Vocab) else Vocab(vocab)
+        top = max(len(vocab), int(ids.max(initial=0)) + 1)
+        return cls(ids.astype(_id_dtype(top)), np.cumsum([0, *map(len, docs)]), vocab)
+
+    @property
+    def lens(self) -> np.ndarray:
+        "Length of each document, in tokens."
+        return np.diff(self.offsets)
+
+    def __len__(self): return len(self.offsets) - 1
+    def __getitem__(self, i):
+        if not -len(self) <= i < len(self): raise IndexError(f"document {i} of {len(self)}")
+        i %= len(self)
+        return self.ids[self.offsets[i]:self.offsets[i+1]]
+
+# %% ../../nbs/130_data.corpus.ipynb #4778eb24
+class _Tally:
+    "How often each numbered token occurs, and which came first."
+    def __init__(self): self.counts,self.order = np.zeros(0, dtype=np.int64),[]
+
+    def add(self, ids:np.ndarray):
+        "Count more tokens."
+        counts = np.bincount(ids, minlength=len(self.counts))
+        counts[:len(self.counts)] += self.counts
+        was = np.zeros(len(counts), dtype=bool)
+        was[:len(self.counts)] = self.counts > 0
+        new,first = np.unique(ids[~was[ids]], return_index=True)
+        self.order.append(new[np.argsort(first)])
+        self.counts = counts
+
+    def counter(self, toks:list[str]) -> Counter:
+        "Counts by token, in the order in which they were met: that is how fastai settles ties."
+        order = np.concatenate(self.order) if self.order else np.zeros(0, dtype=np.int64)
+        return Counter(dict(zip(map(toks.__getitem__, order.tolist()), self.counts[order].tolist(), strict=True)))
+
+def _numericalize(
+    parts:Iterable[tuple[np.ndarray, np.ndarray]], # Numbers of tokens; where those of each document end
+    toks:list[str], # What the numbers mean, once all parts are read
+    vocab:Iterable[str]|None, # Vocabulary to use; made from the counts by default
+    *settings # Further arguments of `Vocab.from_counts`
+) -> tuple[np.ndarray, np.ndarray, Vocab]: # What `Corpus` is made from
+    "Ids and offsets of numbered tokens, read part by part, and their vocabulary."
+    tally,numbers,ends,n = _Tally(),[],[np.zeros(1, dtype=np.int64)],0
+    for ids,stops in parts:
+        tally.add(ids)
+        numbers.append(ids)
+        ends.append(stops + n)
+        n += len(ids)
+    vocab = Vocab.from_counts(tally.counter(toks), *settings) if vocab is None else Vocab.check(vocab)
+    final = np.array([vocab.o2i.get(t, 0) for t in toks], dtype=_id_dtype(len(vocab)))
+    out = np.empty(n, dtype=final.dtype)
+    while numbers:   # from the end, so that each part is let go when it is done
+        ids = numbers.pop()
+        out[n-len(ids):n] = final[ids]
+        n -= len(ids)
+    return out,np.concatenate(ends),vocab
+
+# %% ../../nbs/130_data.corpus.ipynb #b5755347
 _FORMAT = 1   # of a saved corpus
 _FILES = {'ids.npy', 'offsets.npy', 'corpus.json'}
 
@@ -118,39 +199,24 @@ def _save_array(file:Path, a:np.ndarray):
     try: np.load(file, mmap_mode='r')
     except ValueError as e: raise OSError(errno.ENOSPC, f"{file.name} was cut short") from e
 
-class _Tally:
-    "How often each numbered token occurs, and which came first."
-    def __init__(self): self.counts,self.order = np.zeros(0, dtype=np.int64),[]
+def _write_corpus(folder:Path, ids:np.ndarray, offsets:np.ndarray, vocab:list[str]):
+    "Write the files of a corpus into a folder."
+    for k,a in (('ids', ids), ('offsets', offsets)): _save_array(folder/f'{k}.npy', a)
+    toks = list(map(_to_json, vocab))
+    meta = dict(format=_FORMAT, vocab=toks, digest=_digests(folder, toks))
+    (folder/'corpus.json').write_text(json.dumps(meta), encoding='utf8')
 
-    def add(self, ids:np.ndarray):
-        "Count more tokens."
-        counts = np.bincount(ids, minlength=len(self.counts))
-        counts[:len(self.counts)] += self.counts
-        was = np.zeros(len(counts), dtype=bool)
-        was[:len(self.counts)] = self.counts > 0
-        new,first = np.unique(ids[~was[ids]], return_index=True)
-        self.order.append(new[np.argsort(first)])
-        self.counts = counts
+def _read_corpus(folder:Path) -> tuple[np.ndarray, np.ndarray, Vocab]:
+    "What `_write_corpus` wrote; the arrays stay on the disk. Raises `ValueError` where the content has changed."
+    meta = json.loads((folder/'corpus.json').read_text(encoding='utf8'))
+    if (meta['format'], meta['digest']) != (_FORMAT, _digests(folder, meta['vocab'])):
+        raise ValueError("its content is not what was saved")
+    ids,offsets = (np.load(folder/f'{k}.npy', mmap_mode='r', allow_pickle=False) for k in ('ids', 'offsets'))
+    return np.asarray(ids),offsets,Vocab(map(_from_json, meta['vocab']))
 
-    def counter(self, toks:list[str]) -> Counter:
-        "Counts by token, in the order in which they were met: that is how fastai settles ties."
-        order = np.concatenate(self.order) if self.order else np.zeros(0, dtype=np.int64)
-        return Counter(dict(zip(map(toks.__getitem__, order.tolist()), self.counts[order].tolist(), strict=True)))
-
-class Corpus:
-    "Documents as one flat array of ids, with the offsets of each."
-    def __init__(self,
-        ids:np.ndarray, # All ids, document after document
-        offsets:np.ndarray, # Where each document starts, and where the last one ends: documents + 1 numbers
-        vocab:Vocab, # What the ids stand for
-    ):
-        if len(offsets) == 0: raise ValueError("offsets is empty; it holds one more number than there are documents.")
-        if offsets[0] != 0 or offsets[-1] != len(ids):
-            raise ValueError(f"offsets must run from 0 to the number of ids, {len(ids)}; they run from {offsets[0]} to "
-                             f"{offsets[-1]}.")
-        self.ids,self.offsets,self.vocab = ids,np.asarray(offsets, dtype=np.int64),vocab
-        if (np.diff(self.offsets) < 0).any(): raise ValueError("offsets must not fall: each starts a document.")
-
+# %% ../../nbs/130_data.corpus.ipynb #26fb9b76
+class Corpus(_FlatDocuments):
+    "Documents as one flat array of ids, with the offsets of each and the vocabulary: from texts, tokens, ids or files."
     @classmethod
     def from_texts(cls,
         texts:Any, # A frame; a CSV or Parquet file; a folder of text files; or an iterable of texts
@@ -165,14 +231,15 @@ class Corpus:
         "Tokenize, count, make the vocabulary and numericalize, in one pass; a tokenizer that must learn does it first."
         tokenizer = ifnone(tokenizer, TextTokenizer())
         if not tokenizer.trained:
-            if hasattr(texts, '__next__'): texts = list(texts)   # read twice: to train, and to build
+            texts = hold_texts(texts, text_cols)   # read twice: to train, and to build
             tokenizer.train(texts_of(texts, text_cols))
         pa.default_memory_pool().release_unused()   # which reading a large frame leaves much of
-        total = len(texts) if hasattr(texts, '__len__') and not isinstance(texts, str) else None
-        parts = tokenizer.number_all(chunks_of(texts_of(texts, text_cols)))
-        vocab = ifnone(vocab, tokenizer.vocab)
-        return cls._from_numbers(progress(parts, total, lambda part: len(part[1]), no_bar), tokenizer.toks, vocab,
-                                 ifnone(min_freq, tokenizer.min_freq), max_vocab, special_toks)
+        texts = texts_of(texts, text_cols)
+        parts = tokenizer.number_all(chunks_of(texts))
+        total = len(texts) if isinstance(texts, Sized) else None
+        parts,vocab = progress(parts, total, lambda part: len(part[1]), no_bar),ifnone(vocab, tokenizer.vocab)
+        freq = ifnone(min_freq, tokenizer.min_freq)
+        return cls(*_numericalize(parts, tokenizer.toks, vocab, freq, max_vocab, special_toks))
 
     @classmethod
     def from_tokens(cls,
@@ -185,49 +252,14 @@ class Corpus:
         "Count, make the vocabulary, and numericalize, in one pass over the documents."
         given = TextTokenizer(iter, rules=[], post_rules=[])   # each document is its own tokens
         parts = given.number_all([list(docs)])
-        return cls._from_numbers(parts, given.toks, vocab, min_freq, max_vocab, special_toks)
-
-    @classmethod
-    def _from_numbers(cls, parts:Iterable[tuple], toks:list[str], vocab:Iterable[str]|None, *how) -> 'Corpus':
-        "A corpus of numbered tokens, part by part; `toks` says what the numbers mean once all parts are read."
-        tally,numbers,ends,n = _Tally(),[],[np.zeros(1, dtype=np.int64)],0
-        for ids,stops in parts:
-            tally.add(ids)
-            numbers.append(ids)
-            ends.append(stops + n)
-            n += len(ids)
-        vocab = Vocab.from_counts(tally.counter(toks), *how) if vocab is None else Vocab.check(vocab)
-        final = np.array([vocab.o2i.get(t, 0) for t in toks], dtype=_id_dtype(len(vocab)))
-        out = np.empty(n, dtype=final.dtype)
-        while numbers:   # from the end, so that each part is let go when it is done
-            ids = numbers.pop()
-            out[n-len(ids):n] = final[ids]
-            n -= len(ids)
-        return cls(out, np.concatenate(ends), vocab)
-
-    @classmethod
-    def from_ids(cls,
-        docs:Iterable[Iterable[int]], # Ids of each document
-        vocab:Iterable[str]=(), # What the ids stand for
-    ) -> 'Corpus':
-        "A corpus of documents that are numericalized already."
-        docs = [np.asarray(d, dtype=np.int64) for d in docs]
-        ids = np.concatenate(docs) if docs else np.zeros(0, dtype=np.int64)
-        if ids.min(initial=0) < 0: raise ValueError(f"An id is negative: {ids.min()}. Ids count from 0.")
-        vocab = vocab if isinstance(vocab, Vocab) else Vocab(vocab)
-        top = max(len(vocab), int(ids.max(initial=0)) + 1)
-        return cls(ids.astype(_id_dtype(top)), np.cumsum([0, *map(len, docs)]), vocab)
+        return cls(*_numericalize(parts, given.toks, vocab, min_freq, max_vocab, special_toks))
 
     def save(self,
         path:str|Path, # A folder to write
     ) -> Path: # The folder
         "Write arrays and vocabulary. Raises `OSError` for a full disk or a folder of other things, which stay."
-        path,vocab = Path(path),list(map(_to_json, self.vocab))
-        def write(folder):
-            for k in ('ids', 'offsets'): _save_array(folder/f'{k}.npy', getattr(self, k))
-            meta = dict(format=_FORMAT, vocab=vocab, digest=_digests(folder, vocab))
-            (folder/'corpus.json').write_text(json.dumps(meta), encoding='utf8')
-        write_folder(path, write, _FILES)
+        path = Path(path)
+        write_folder(path, lambda folder: _write_corpus(folder, self.ids, self.offsets, self.vocab), _FILES)
         return path
 
     @classmethod
@@ -237,12 +269,7 @@ class Corpus:
         "Open a saved corpus, memory-mapped. Raises `ValueError` for damaged files, `FileNotFoundError` for none."
         path = Path(path)
         if not path.is_dir(): raise FileNotFoundError(f"There is no saved corpus {path}.")
-        try:
-            meta = json.loads((path/'corpus.json').read_text(encoding='utf8'))
-            if (meta['format'], meta['digest']) != (_FORMAT, _digests(path, meta['vocab'])):
-                raise ValueError("its content is not what was saved")
-            ids,offsets = (np.load(path/f'{k}.npy', mmap_mode='r', allow_pickle=False) for k in ('ids', 'offsets'))
-            return cls(np.asarray(ids), offsets, Vocab(map(_from_json, meta['vocab'])))
+        try: return cls(*_read_corpus(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise ValueError(f"The saved corpus {path} is damaged ({e}). Delete the folder and build it again.") from e
 
@@ -253,17 +280,6 @@ class Corpus:
         n_empty = np.count_nonzero(self.lens <= 1)   # the opening `xxbos` at most
         return (f"{len(self):,} documents, {n_empty:,} of them empty; {n:,} tokens, {n_unk/max(n, 1):.2%} of them "
                 f"unknown; {len(self.vocab):,} types")
-
-    @property
-    def lens(self) -> np.ndarray:
-        "Length of each document, in tokens."
-        return np.diff(self.offsets)
-
-    def __len__(self): return len(self.offsets) - 1
-    def __getitem__(self, i):
-        if not -len(self) <= i < len(self): raise IndexError(f"document {i} of {len(self)}")
-        i %= len(self)
-        return self.ids[self.offsets[i]:self.offsets[i+1]]
 
     def __repr__(self):
         return f"Corpus({len(self):,} documents, {len(self.ids):,} tokens, {len(self.vocab):,} types, {self.ids.dtype})"

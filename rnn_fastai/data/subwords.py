@@ -41,7 +41,7 @@ class CharTokenizer(CorpusTokenizer):
         self._table = np.full(0x110000, -1, dtype=np.int32)
         self._table[[ord(c) for c in toks[1:]]] = np.arange(1, len(toks))
 
-    def settings(self):
+    def settings(self) -> dict:
         "Nothing: characters are characters."
         return {}
 
@@ -78,14 +78,28 @@ class CharTokenizer(CorpusTokenizer):
 
     def __repr__(self): return f"CharTokenizer({len(self.toks):,} tokens)"
 
-# %% ../../nbs/135_data.subwords.ipynb #43fd1555
-_N_BYTES = 256
-
+# %% ../../nbs/135_data.subwords.ipynb #a6be2c28
 def _library() -> Any:
     "The library `tokenizers`; asked for only where it is needed."
     try: import tokenizers
     except ImportError as e: raise ImportError("Subwords need the library `tokenizers`: pip install tokenizers") from e
     return tokenizers
+
+# %% ../../nbs/135_data.subwords.ipynb #cf17c3ba
+def _checked_texts(
+    texts:Iterable[str], # Texts
+) -> Iterator[str]:
+    "The same texts, one by one; raises for what is no text, with its number."
+    for i,t in enumerate(texts):
+        if not isinstance(t, str): raise TypeError(f"Text {i} is no text but {type(t).__name__}: {t!r}.")
+        try: t.encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(f"Text {i} has half of a surrogate pair, {t[e.start]!r}, at {e.start}: it has no bytes. "
+                             "Replace it by t.encode('utf8', 'replace').decode(), or use `CharTokenizer`.") from e
+        yield t
+
+# %% ../../nbs/135_data.subwords.ipynb #43fd1555
+_N_BYTES = 256
 
 def _new_bpe(lib:Any, **kwargs) -> tuple[Any, Any]:
     return lib.models.BPE(),lib.trainers.BpeTrainer(min_frequency=2, **kwargs)
@@ -101,13 +115,17 @@ def _train_model(
     model_type:str, # 'bpe' or 'unigram'
 ) -> Any: # The library's tokenizer
     "Learn a byte-level model, without special tokens, from texts that are read once."
+    if isinstance(texts, str): raise TypeError("texts must be several texts, such as a list, not one text.")
+    full = (t for t in _checked_texts(texts) if t)
+    first = next(full, None)
+    if first is None: raise ValueError("There is no text to train on: no texts, or only empty ones.")
     lib = _library()
     byte_level = lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model,trainer = _KINDS[model_type](lib, vocab_size=size, show_progress=False,
                                        initial_alphabet=sorted(byte_level.alphabet()))
     tok = lib.Tokenizer(model)
     tok.pre_tokenizer,tok.decoder = byte_level,lib.decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainer=trainer)
+    tok.train_from_iterator(chain([first], full), trainer=trainer)
     if model_type == 'unigram': tok.model = _put_in_order(tok, size)
     return tok
 
@@ -137,17 +155,39 @@ def _shown(
     taken = {*special_toks, FAKE}
     return [t.join(_MARKS) if t in taken else t for t in toks]
 
-def _checked_texts(
-    texts:Iterable[str], # Texts
-) -> Iterator[str]:
-    "The same texts, one by one; raises for what is no text, with its number."
-    for i,t in enumerate(texts):
-        if not isinstance(t, str): raise TypeError(f"Text {i} is no text but {type(t).__name__}: {t!r}.")
-        try: t.encode()
-        except UnicodeEncodeError as e:
-            raise ValueError(f"Text {i} has half of a surrogate pair, {t[e.start]!r}, at {e.start}: it has no bytes. "
-                             "Replace it by t.encode('utf8', 'replace').decode(), or use `CharTokenizer`.") from e
-        yield t
+# %% ../../nbs/135_data.subwords.ipynb #af877531
+class _ByteModel:
+    "The library's tokenizer, its tokens numbered after the special ones."
+    def __init__(self, tok:Any, special_toks:list[str]):
+        self.tok,self.special_toks = tok,special_toks
+        self.toks = [*special_toks, *_shown(tok, special_toks)]
+
+    def number(self, texts:Iterable[str], batch:int) -> tuple[np.ndarray, np.ndarray]:   # `batch` characters at a time
+        "Numbers of all tokens, each text opened by `xxbos`; where those of each text end."
+        shift = len(self.special_toks)
+        bos = self.special_toks.index(BOS) - shift
+        parts,sizes = [np.zeros(0, dtype=np.int32)],[]
+        for part in chunks_of(_checked_texts(texts), batch):
+            found = self.tok.encode_batch_fast(part, add_special_tokens=False)
+            rows = [np.array([bos, *e.ids], dtype=np.int32) for e in found]
+            parts += rows
+            sizes += map(len, rows)
+        return np.concatenate(parts) + np.int32(shift),np.cumsum(sizes, dtype=np.int64)
+
+    def decode(self, toks:Iterable[str]) -> str:
+        "The text of tokens, without special ones."
+        return self.tok.decoder.decode([t.strip(_MARKS) for t in _without_specials(toks, self.special_toks)])
+
+# %% ../../nbs/135_data.subwords.ipynb #f2a15961
+def _special_toks(vocab_sz:int, model_type:str) -> list[str]:
+    "Special tokens of a vocabulary. Raises `ValueError` for an unknown kind, or a size that cannot hold all bytes."
+    if model_type not in _KINDS: raise ValueError(f"Unknown model_type {model_type!r}. {suggest(model_type, _KINDS)}")
+    special_toks = list(dict.fromkeys([*defaults.text_spec_tok, BOS]))
+    least = _N_BYTES + len(special_toks)
+    if check_count('vocab_sz', vocab_sz) < least:
+        raise ValueError(f"vocab_sz={vocab_sz} must be at least {least}: {_N_BYTES} bytes and {len(special_toks)} "
+                         "special tokens.")
+    return special_toks
 
 # %% ../../nbs/135_data.subwords.ipynb #ec120f4d
 class ByteLevelTokenizer(CorpusTokenizer):
@@ -159,50 +199,36 @@ class ByteLevelTokenizer(CorpusTokenizer):
         model_type:str='bpe', # How parts are learnt: 'bpe' or 'unigram'
         file:str|Path|None=None, # What `save` wrote; the settings are those of the file
     ):
-        if model_type not in _KINDS:
-            raise ValueError(f"Unknown model_type {model_type!r}. {suggest(model_type, _KINDS)}")
-        special_toks = list(dict.fromkeys([*defaults.text_spec_tok, BOS]))
-        least = _N_BYTES + len(special_toks)
-        if check_count('vocab_sz', vocab_sz) < least:
-            raise ValueError(f"vocab_sz={vocab_sz} must be at least {least}: {_N_BYTES} bytes and {len(special_toks)} "
-                             "special tokens.")
-        self._take(vocab_sz, model_type, special_toks, None)
+        self._take(vocab_sz, model_type, _special_toks(vocab_sz, model_type), None)
         if file is not None: self._read(file)
 
-    def _take(self, vocab_sz:int, model_type:str, special_toks:list[str], model:Any):
-        "Set everything; `model` is the library's tokenizer, None as long as it is not trained."
-        vocab = None if model is None else [*special_toks, *_shown(model, special_toks)]
-        self.vocab_sz,self.model_type,self.special_toks,self._model = vocab_sz,model_type,special_toks,model
-        self.vocab,self.toks = vocab,vocab or []
+    def _take(self, vocab_sz:int, model_type:str, special_toks:list[str], model:str|None):
+        "Set everything; `model` is the library's JSON, None as long as it is not trained."
+        self.vocab_sz,self.model_type,self.special_toks = vocab_sz,model_type,special_toks
+        self._set_model(None if model is None else _library().Tokenizer.from_str(model))
+
+    def _set_model(self, tok:Any):
+        self.trained,self._model = tok is not None,None if tok is None else _ByteModel(tok, self.special_toks)
+        self.vocab = self._model and self._model.toks
+        self.toks = self.vocab or []
 
     def _read(self, file:str|Path):
-        data,lib = Path(file).read_bytes(),_library()
+        data,_ = Path(file).read_bytes(),_library()   # a library that is missing is no fault of the file
         try:
             state = json.loads(data)
-            model = lib.Tokenizer.from_str(json.dumps(state.pop('model')))
-            self._take(**state, model=model)
+            self._take(**{**state, 'model': json.dumps(state['model'])})
         except Exception as e:   # the library raises nothing narrower
             raise ValueError(f"{file} is nothing that `ByteLevelTokenizer.save` wrote: {e!r}") from e
-
-    @property
-    def trained(self) -> bool:
-        "Whether it has learnt its parts, by `train` or from a file."
-        return self._model is not None
 
     def train(self,
         texts:Iterable[str], # Texts, read once, one after the other
     ) -> 'ByteLevelTokenizer': # The tokenizer itself
         "Learn the parts again. `ValueError` where there is no text; nothing changes then."
-        if isinstance(texts, str): raise TypeError("texts must be several texts, such as a list, not one text.")
-        full = (t for t in _checked_texts(texts) if t)
-        first = next(full, None)
-        if first is None: raise ValueError("There is no text to train on: no texts, or only empty ones.")
-        model = _train_model(chain([first], full), self.vocab_sz - len(self.special_toks), self.model_type)
-        self._take(self.vocab_sz, self.model_type, self.special_toks, model)
+        self._set_model(_train_model(texts, self.vocab_sz - len(self.special_toks), self.model_type))
         return self
 
     def _need_model(self) -> Any:
-        if self.trained: return self._model
+        if self._model is not None: return self._model
         raise ValueError("The tokenizer is not trained: call `train` with texts, pass it to a loader that does, or "
                          "read one by `ByteLevelTokenizer.load`.")
 
@@ -210,31 +236,19 @@ class ByteLevelTokenizer(CorpusTokenizer):
         texts:list[str], # Texts
     ) -> tuple[np.ndarray, np.ndarray]: # Numbers of all tokens, int32 (`toks` explains them); where those of a text end
         "Numbers of the tokens of `texts`. `ValueError` where it is not trained, or a text is no valid Unicode."
-        model,shift = self._need_model(),len(self.special_toks)
-        bos = self.special_toks.index(BOS) - shift
-        parts,sizes = [np.zeros(0, dtype=np.int32)],[]
-        for part in chunks_of(_checked_texts(texts), self._batch):
-            found = model.encode_batch_fast(part, add_special_tokens=False)
-            rows = [np.array([bos, *e.ids], dtype=np.int32) for e in found]
-            parts += rows
-            sizes += map(len, rows)
-        return np.concatenate(parts) + np.int32(shift),np.cumsum(sizes, dtype=np.int64)
+        return self._need_model().number(texts, self._batch)
 
     def decode(self,
         toks:Iterable[str], # Tokens
     ) -> str: # A text
         "The text, without special tokens; bytes that are no whole character become `�`. `ValueError` if not trained."
-        toks = _without_specials(toks, self.special_toks)
-        return self._need_model().decoder.decode([t.strip(_MARKS) for t in toks])
-
-    def _state(self) -> dict:
-        return {k: getattr(self, k) for k in ('vocab_sz', 'model_type', 'special_toks')}
+        return self._need_model().decode(toks)
 
     def save(self,
         file:str|Path, # Where to write
     ):
         "Write settings and parts as JSON, to be read by `load`. `ValueError` where it is not trained."
-        state = {**self._state(), 'model': json.loads(self._need_model().to_str())}
+        state = {**self.settings(), 'model': json.loads(self._need_model().tok.to_str())}
         Path(file).write_text(json.dumps(state, ensure_ascii=False), encoding='utf8')
 
     @classmethod
@@ -244,14 +258,13 @@ class ByteLevelTokenizer(CorpusTokenizer):
         "The tokenizer saved in `file`. `ValueError`, with the name of the file, for anything else."
         return cls(file=file)
 
-    def settings(self):
+    def settings(self) -> dict:
         "Sizes, and the model."
-        return {**self._state(), 'model': self._model and self._model.to_str()}
+        model = self._model and self._model.tok.to_str()
+        return dict(vocab_sz=self.vocab_sz, model_type=self.model_type, special_toks=self.special_toks, model=model)
 
     def __getstate__(self): return self.settings()
-    def __setstate__(self, state):
-        model = state['model'] and _library().Tokenizer.from_str(state['model'])
-        self._take(**{**state, 'model': model})
+    def __setstate__(self, state): self._take(**state)
 
     def __repr__(self):
         n = f"{len(self.vocab):,} tokens" if self.trained else f"not trained, for {self.vocab_sz:,} tokens"
