@@ -27,19 +27,21 @@ from .trace import (BLOCK, allocate, look_inside, pick_layers, state_grads, torc
                                      torch_weights)
 from .recording import FolderStore, Recording, SEGMENT
 
-# %% ../../nbs/410_inside.capture.ipynb #b29f368f
+# %% ../../nbs/410_inside.capture.ipynb #18894ab3
 class _Options(NamedTuple):
     parts:tuple         # names of parts; 'states', 'gates' and 'all' stand for several
     vocab:list|None     # tokens by id
     pad:int|None        # id of padding
-    batch_first:bool|None  # how ids lie; told from shapes by default
-    batches:Any         # a slice of passes
+    batch_first:bool|None  # ids are bs,sl; found from shapes by default
+    batches:Any         # numbers of the passes to keep
     steps:slice         # of a document in a pass
     dtype:torch.dtype
     budget:int          # bytes
     when_full:str       # 'stop', 'sample' or 'spill'
 
-_ID_TYPES = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+    @property
+    def grads(self) -> bool: return any(p.startswith(_GRADS) for p in self.parts)
+
 _GRADS = 'grad_'   # before a state's name: the gradient of the loss with regard to it
 _OTHER = 'states', 'gates', 'x', 'logits', 'all', 'out'
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16}
@@ -64,124 +66,29 @@ def _check_parts(parts:Any, cells:list[Cell]) -> tuple[str, ...]:
     if not parts: raise ValueError("parts is empty; there would be nothing to record.")
     return parts
 
-def _check_plain(model:nn.Module):
-    "Raise `TypeError` for a model whose inside cannot be seen."
-    for name,m in model.named_modules():
-        what = 'scripted' if isinstance(m, torch.jit.ScriptModule) else \
-            'compiled' if hasattr(m, '_orig_mod') or getattr(m, '_compiled_call_impl', None) is not None else None
-        if what:
-            how = " (`model._orig_mod`)" if hasattr(m, '_orig_mod') else ""
-            raise TypeError(f"{name or 'The model'} is {what}, and its layers cannot be watched. Capture the module it "
-                            f"was {what} from{how}.")
-
-# %% ../../nbs/410_inside.capture.ipynb #e8aca0a5
-class _Pass:
-    "One batch on its way through the model: its ids, which steps are real, and what was recorded so far."
-    def __init__(self, ids:list[Tensor], number:int, keep:bool, training:bool, cursor:int):
-        self.roots,self.looked_up,self.cursor = ids,[],cursor   # ids given to the model; those that it looked up
-        self.number,self.keep,self.training = number,keep,training
-        self.mask,self.ids,self.first = None,None,None   # bs,sl both; whether ids were given so
-        self.unread = None   # ids beyond, which the next call of the layer reads, or which are padding
-        self.arrays,self.calls,self.waiting = {},{},[]
-
-    @property
-    def nbytes(self) -> int: return sum(a.nbytes for a in self.arrays.values())
-
-    def first_ids(self) -> Tensor|None: return next(iter(self.looked_up + self.roots), None)
-
-    def place(self, sl:int, bs:int, lengths:Tensor|None, first:bool|None, pad:int|None):
-        "Tell which steps are real, and their ids."
-        def given(t): return any(torch.equal(t, r) for r in self.roots)   # unlike positions, which are looked up too
-        for t in sorted(self.looked_up, key=given, reverse=True) + self.roots:
-            self.ids,self.first = _ids_rows(t, sl, bs, self.cursor, first)
-            if self.ids is not None: break
-        if self.ids is not None: self.ids,self.unread = self.ids[:, :sl],self.ids[:, sl:]
-        if self.looked_up and self.ids is None: self.refuse(sl, bs)
-        self.mask = torch.ones(bs, sl, dtype=torch.bool)
-        self.padded = lengths is not None
-        if self.padded: self.mask = torch.arange(sl) < lengths.cpu()[:, None]
-        elif self.ids is not None and pad is not None: self.mask = self.ids != pad
-
-    def refuse(self, sl:int, bs:int):
-        "Raise `ValueError`: steps and ids do not go together."
-        shapes = ' and '.join(str(tuple(t.shape)) for t in self.looked_up + self.roots)
-        raise ValueError(f"The batch axis is unknown: the ids are {shapes}, and the layer read {sl} steps of {bs} "
-                         "rows. Capture layers that read one step for each id.")
-
-    def settle(self, doc:Tensor, pos:Tensor, steps:slice):
-        "Tell where the steps go that are kept: document of each row, its steps so far, which of the new ones."
-        bs,sl = self.mask.shape
-        at = self.mask.cumsum(1) - 1                                            # bs,sl: which real step this is
-        kept = self.mask
-        if steps != slice(None):
-            kept = torch.zeros_like(kept)
-            for k,m in zip(kept, self.mask, strict=True): k[m.nonzero()[:, 0][_as_index(steps, int(m.sum()))]] = True
-        self.rows = None if kept.all() else kept.flatten().nonzero()[:, 0]
-        b,t = kept.nonzero(as_tuple=True)
-        self.row,self.pos,self.doc,self.n_rows = b.numpy(),(pos[b] + at[b, t]).numpy(),doc.numpy(),len(b)
-
-    def segments(self) -> np.ndarray:
-        "Runs of steps that follow each other in a row."
-        first = np.flatnonzero(np.r_[True, (np.diff(self.row) != 0) | (np.diff(self.pos) != 1)][:self.n_rows])
-        segs = np.zeros(len(first), SEGMENT)
-        segs['row'],segs['pos'],segs['start'] = self.row[first],self.pos[first],first
-        segs['n'] = np.diff(np.r_[first, self.n_rows])
-        segs['doc'],segs['batch'],segs['training'] = self.doc[segs['row']],self.number,self.training
-        return segs
-
-    def row_ids(self) -> np.ndarray|None:
-        "Ids of the steps that are kept."
-        if self.ids is None: return None
-        ids = self.ids.flatten()
-        ids = ids if self.rows is None else ids[self.rows]
-        own = allocate(ids.shape, np.int64)
-        own[:] = ids.numpy()
-        return own
-
-def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Tensor|None, bool|None]:
-    "Ids as bs,sl, from `cursor` on, if they are such, and whether they lay so; `ValueError` for two ways to read them."
-    if t.dim() == 1: t = t[:, None] if len(t) == bs and sl == 1 else t[None]
-    if t.dim() != 2: return None,None
-    layouts = [(w, ids) for w,ids in ((True, t), (False, t.T)) if first in (None, w) and len(ids) == bs]
-    exact = [(w, ids) for w,ids in layouts if ids.size(1) == sl]
-    layouts = exact or [(w, ids) for w,ids in layouts if ids.size(1) >= cursor+sl]
-    if not layouts: return None,None
-    if len(layouts) == 2 and bs > 1:
-        raise ValueError(f"The batch axis is unknown: ids of {tuple(t.shape)} may be rows of steps or steps of rows. "
-                         "Pass batch_first=True or False.")
-    w,ids = layouts[0]
-    return ids[:, cursor:].cpu(),None if bs == 1 else w
-
-def _as_index(steps:slice, n:int) -> Tensor: return torch.arange(n)[list(range(n)[steps])]
-
-# %% ../../nbs/410_inside.capture.ipynb #4ed91438
-class _Around:
-    "Stands in for a module's `forward`; a copy of the module gets its own `forward` back."
-    def __init__(self, module:nn.Module, around:Callable):
-        self.module,self.around,self.forward = module,around,module.forward
-
-    def __call__(self, *args, **kwargs): return self.around(self.forward, *args, **kwargs)
-    def __reduce__(self): return getattr,(self.module, 'forward')   # the copy's own, as it has no other yet
-
-class _Watch:
-    "What a `Recurrent` calls as its `watch`; a copy of the layer is not watched."
-    def __init__(self, f:Callable): self.f = f
-    def __call__(self, *args): return self.f(*args)
-    def __reduce__(self): return type(None),()
-
-# %% ../../nbs/410_inside.capture.ipynb #58fbf885
+# %% ../../nbs/410_inside.capture.ipynb #1ff3b867
 def _argument(value:Any, name:str, options:tuple) -> Any:
     if value not in options: raise ValueError(f"{name}={value!r} is unknown. {suggest(str(value), options)}")
     return value
 
-def _options(parts:Any, vocab:Any, pad:int|None, batch_first:bool|None, batches:Any, steps:slice, dtype:str, budget:int,
-             when_full:str) -> _Options:
+def _options(parts:tuple, vocab:Any=None, pad:int|None=None, batch_first:bool|None=None, batches:Any=None,
+             steps:slice=slice(None), dtype:str='float32', budget:int=2**30, when_full:str='stop') -> _Options:
     "Raise `ValueError` or `TypeError` for options out of range."
     if not isinstance(steps, slice): raise TypeError(f"steps={steps!r} must be a slice of a document's steps.")
     dtype = _DTYPES[_argument(dtype, 'dtype', tuple(_DTYPES))]
     kept = range(2**62) if batches is None else range(2**62)[batches] if isinstance(batches, slice) else set(batches)
     return _Options(parts, vocab, pad, batch_first, kept, steps, dtype, check_count('budget', int(budget)),
                     _argument(when_full, 'when_full', ('stop', 'sample', 'spill')))
+
+def _check_plain(model:nn.Module):
+    "Raise `TypeError` for a model whose inside cannot be seen."
+    for name,m in model.named_modules():
+        kind = 'scripted' if isinstance(m, torch.jit.ScriptModule) else \
+            'compiled' if hasattr(m, '_orig_mod') or getattr(m, '_compiled_call_impl', None) is not None else None
+        if kind:
+            remedy = " (`model._orig_mod`)" if hasattr(m, '_orig_mod') else ""
+            raise TypeError(f"{name or 'The model'} is {kind}, and its layers cannot be watched. Capture the module it "
+                            f"was {kind} from{remedy}.")
 
 def _join_vocabs(model:nn.Module, vocab:list|None, others:dict) -> tuple[dict, list|None]:
     "Where the ids of embeddings start that have another vocabulary, and all vocabularies one after the other."
@@ -194,333 +101,71 @@ def _join_vocabs(model:nn.Module, vocab:list|None, others:dict) -> tuple[dict, l
         vocab = [*vocab, *more]
     return starts,vocab
 
-class Capture:
-    "Watches a model's layers between `attach` and `detach`, and puts what they hold into `rec`. See `capture`."
-    def __init__(self,
-        model:nn.Module, # Any module with recurrent layers
-        layers:Any=None, # Names or numbers of layers, or of modules that hold them; all recurrent ones by default
-        parts:Any='states', # 'states', 'gates', 'h' or any other name, 'x', 'logits', 'grad_h', ...; 'all'
-        vocab:list|None=None, # Tokens by id
-        pad:int|None=None, # Id of padding, for layers that are not given lengths
-        vocabs:dict|None=None, # Other vocabularies, by the names of modules that look ids of them up
-        batch_first:bool|None=None, # Ids are bs,sl; told from shapes by default
-        batches:Any=None, # Which batches to keep, a slice or a list of numbers; all by default
-        steps:slice=slice(None), # Which steps of each document in a batch to keep; `slice(-1, None)` for the last
-        dtype:str='float32', # 'float32' or 'float16'
-        budget:int=2**30, # Most bytes in memory
-        when_full:str='stop', # Then 'stop'; or 'sample', every second batch, then every fourth, ...; or 'spill'
-        folder:Any=None, # A new folder, to which 'spill' writes each batch at once
-    ):
-        _check_plain(model)
-        self.model,self.layers = model,pick_layers(model, layers)
-        self.cells = {n: self._cell(m, i) for n,(m,i) in self.layers.items()}
-        parts = _check_parts(parts, [c for c in self.cells.values() if c is not None])
-        self.starts,vocab = _join_vocabs(model, vocab, vocabs or {})
-        self.opts = _options(parts, vocab, pad, batch_first, batches, steps, dtype, budget, when_full)
-        if (when_full == 'spill') != (folder is not None):
-            raise ValueError("when_full='spill' and `folder`, where to write, go together; give both or none.")
-        self.rec = Recording(None if folder is None else FolderStore(folder, vocab), vocab)
-        self.grads = any(p.startswith(_GRADS) for p in self.opts.parts)
-        for n,(m,_) in self.layers.items():
-            if self.grads and not isinstance(m, Recurrent):
-                raise ValueError(f"{n} is {type(m).__name__}; gradients of states are recorded for `Recurrent` alone. "
-                                 "`Recurrent.from_torch(layer)` makes one on the same parameters.")
-        self.current,self.n_passes,self.stride,self.full,self.batch_first = None,0,1,False,None
-        self.largest,self.largest_rows = 0,0   # bytes and steps of the largest batch so far
-        self.ends,self.row_docs,self.row_pos,self.n_docs = {},torch.zeros(0).long(),torch.zeros(0).long(),0
-
-    @staticmethod
-    def _cell(module:nn.Module, i:int) -> Cell|None:
-        "The cell that knows the parts of a layer; none for other modules."
-        if isinstance(module, Recurrent): return module.cells[i]
-        if isinstance(module, Cell): return module
-        return torch_cell(module) if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) else None
-
-    # To and from the model
-    def attach(self,
-        once:bool=False, # Detach by itself when the model was called, even if that fails
-    ):
-        "Start to watch. Raises `RuntimeError` where another capture does."
-        self.modules = {}
-        for name,(m,i) in self.layers.items(): self.modules.setdefault(m, {})[i] = name
-        for m,names in self.modules.items():
-            if m in _watched:
-                raise RuntimeError(f"{next(iter(names.values()))} is captured already. One capture takes any number of "
-                                   "layers and parts; give them to the outer one.")
-        self.wrapped = []
-        for m in self.model.modules():
-            if isinstance(m, (nn.Embedding, OneHot)): self._wrap(m, partial(self._look_up, self.starts.get(m, 0)))
-        for m,names in self.modules.items():
-            _watched.add(m)
-            if isinstance(m, Recurrent): m.watch = _Watch(partial(self._recurrent, m, names))
-            elif isinstance(m, nn.RNNBase): self._wrap(m, partial(self._torch, m, names))
-            elif isinstance(m, (Cell, nn.RNNCellBase)): self._wrap(m, partial(self._one_step, names[0]))
-            else: self._wrap(m, partial(self._other, names[0]))
-        self._wrap(self.model, self._root_once if once else self._root)   # last, so that it is outermost
-
-    def _wrap(self, module:nn.Module, around:Callable):
-        "Have `around` called with the module's `forward`, and its arguments."
-        self.wrapped.append((module, vars(module).get('forward')))
-        module.forward = _Around(module, around)
-
-    def detach(self):
-        "Leave the model as it was."
-        for m,forward in reversed(self.wrapped):
-            del m.forward
-            if forward is not None: m.forward = forward
-        for m in self.modules:
-            _watched.discard(m)
-            if isinstance(m, Recurrent): del m.watch
-        self.wrapped,self.modules = [],{}
-
-    def _root(self, forward, *args, **kwargs):
-        self.finish()
-        tensors = [a.as_subclass(Tensor) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        self._begin([t for t in tensors if t.dtype in _ID_TYPES])
-        try: out = forward(*args, **kwargs)
-        except BaseException:
-            self.current = None   # half a batch is none
-            raise
-        self._root_after(out)
-        return out
-
-    def _root_once(self, forward, *args, **kwargs):
-        try: return self._root(forward, *args, **kwargs)
-        finally: self.detach()
-
-    def _begin(self, ids:list[Tensor], cursor:int=0) -> _Pass:
-        keep = not self.full and self.n_passes in self.opts.batches and self.n_passes % self.stride == 0
-        self.current = p = _Pass(ids, self.n_passes, keep, self.model.training, cursor)
-        self.n_passes += 1
-        return p
-
-    def _look_up(self, start, forward, *args, **kwargs):
-        "An embedding is asked for ids."
-        p = self.current
-        if p is None or p.calls:
-            self.finish()
-            p = self._begin([])
-        p.looked_up.append(next(iter((*args, *kwargs.values()))).as_subclass(Tensor) + start)
-        return forward(*args, **kwargs)
-
-    @torch.no_grad()
-    def _root_after(self, out):
-        p = self.current
-        if p is None: return
-        self._steps_done(p)
-        pad = -1 if self.opts.pad is None else self.opts.pad
-        if p.unread is not None and not p.padded and (p.unread != pad).any():
-            self.current = None
-            p.refuse(*p.mask.shape[::-1])
-        if p.mask is not None and {'logits', 'all'} & set(self.opts.parts): self._logits(p, out)
-        if not self.grads: self.finish()
-
-    # What layers tell
-    def _recurrent(self, layer, names, i, seen, out, last):
-        if i not in names: return out,last
-        own = seen._replace(x=seen.x.detach(), before=tuple(s.detach() for s in seen.before),
-                            states=tuple(s.detach() for s in seen.states),
-                            weights={n: w.detach() for n,w in seen.weights.items()})
-        reverse = layer.bidirectional and i % 2 == 1
-        p = self._record(names[i], own, reverse, layer.batch_first)
-        if not (self.grads and p.keep and out.requires_grad): return out,last
-        mine = {n: w.detach().clone() for n,w in layer.cells[i].named_parameters()}   # the optimizer may change them
-        wait = _Waiting(names[i], own._replace(weights={**mine, **own.weights}), reverse)
-        p.waiting.append(wait)
-        return wait.listen(out, last)
-
-    def _torch(self, layer, names, forward, input, hx=None):
-        rng = torch.get_rng_state()
-        out = forward(input, hx)
-        for i,seen in enumerate(torch_seen(layer, input, hx, out[0], rng)):
-            if i in names: self._record(names[i], seen, layer.bidirectional and i % 2 == 1, layer.batch_first)
-        return out
-
-    def _one_step(self, name, forward, *args, **kwargs):
-        "A cell that a module steps by hand: its steps are put together when the model is done."
-        out = forward(*args, **kwargs)
-        given = {**dict(zip(('x', 'state'), args, strict=False)), **kwargs}   # torch's names are input and hx
-        x,state = given.get('x', given.get('input')),given.get('state', given.get('hx'))
-        flat = x.dim() == 1
-        def row(t): return t.detach()[None] if flat else t.detach()
-        def entries(s): return tuple(map(row, s if isinstance(s, tuple) else (s,)))
-        new,x = entries(out),row(x)
-        before = tuple(torch.zeros_like(e) for e in new) if state is None else entries(state)
-        p = self.current or self._begin([])
-        p.calls.setdefault(name, []).append((x, before, new))
-        return out
-
-    def _steps_done(self, p:_Pass):
-        "Record the cells that were stepped by hand."
-        for name,calls in list(p.calls.items()):
-            if calls is None: continue
-            xs,befores,news = zip(*calls, strict=True)
-            x,every = torch.stack(xs),tuple(torch.stack(s) for s in zip(*news, strict=True))
-            module = self.layers[name][0]
-            ws = {} if isinstance(module, Cell) else torch_weights(module)
-            del p.calls[name]
-            self._record(name, CellTrace(x, befores[0], every, None, ws, (), ()), False, None)
-
-    def _other(self, name, forward, *args, **kwargs):
-        "A module that is no recurrent layer: its first tensor."
-        out = forward(*args, **kwargs)
-        t = next((o for o in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(o, Tensor)), None)
-        if t is None: raise TypeError(f"{name} gives {type(out).__name__}, no tensor that could be recorded.")
-        p = self.current or self._begin([])
-        if p.mask is None:
-            if t.dim() not in (2, 3):
-                raise ValueError(f"The batch axis of {name} is unknown: it gives {tuple(t.shape)}, not bs,sl,features.")
-            bs,sl = (1, t.size(0)) if t.dim() == 2 else t.shape[:2]
-            ids = p.first_ids()
-            if self.opts.batch_first is False or (ids is not None and ids.shape == (sl, bs) != (bs, sl)): bs,sl = sl,bs
-            self._place(p, name, sl, bs, None, True, None, None)
-        p.calls[name] = None
-        t = _rows_first(t, p.mask.shape, name)
-        if self._room(p, t.size(-1)): self._keep(p, name, 'out', t)
-        return out
-
-    # Where steps belong
-    def _record(self, name:str, seen:CellTrace, reverse:bool, first:bool|None) -> _Pass:
-        "Keep the parts of a layer that are wanted."
-        p = self.current or self._begin([])
-        sl,bs = seen.x.shape[:2]
-        if name in p.calls:   # called again in one pass: these are the next steps of the same ids
-            self.finish()
-            p,old = self._begin(p.roots, p.cursor + p.mask.size(1)),p
-            p.looked_up = old.looked_up
-        p.calls[name] = None
-        if p.mask is None: self._place(p, name, sl, bs, seen.lengths, first, None if reverse else seen, seen.x)
-        elif p.mask.shape != (bs, sl):
-            raise ValueError(f"Layers take different numbers of steps: {name} reads {sl} steps of {bs} rows, others "
-                             f"{p.mask.size(1)} of {p.mask.size(0)}. Capture them apart, with `layers`.")
-        cell = self.cells[name]
-        parts = _cell_parts(cell, self.opts.parts)
-        sizes = {'x': seen.x.size(-1), **dict(zip(cell.states, cell.sizes, strict=True))}
-        n = sum(sizes.get(k.removeprefix(_GRADS), cell.hidden_size) for k in parts)
-        if not parts or not self._room(p, n): return p
-        names = [k for k in parts if not k.startswith(_GRADS)]
-        block = min(BLOCK, max(self.opts.budget//400, 2**14))   # the work takes no more than a tenth of the budget
-        made = []
-        def new(shape, dtype):
-            made.append(allocate(shape, _NUMPY[dtype]))
-            return torch.from_numpy(made[-1])
-        got = look_inside(cell, seen, names, self.opts.dtype, block, new)
-        for (k,t),a in zip(got.items(), made, strict=True):
-            if reverse or p.rows is not None: self._keep(p, name, k, self._in_order(t, seen, reverse))
-            else: p.arrays[name, k] = a.reshape(-1, a.shape[-1])
-        return p
-
-    @staticmethod
-    def _in_order(t:Tensor, seen:CellTrace, reverse:bool) -> Tensor:
-        "bs,sl,features in the order of the text."
-        if not reverse: return t
-        return reverse_padded(t.transpose(0, 1), None if seen.lengths is None else seen.lengths.cpu()).transpose(0, 1)
-
-    def _place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None, first:bool|None, seen:CellTrace|None,
-               x:Any):
-        "Tell which steps are real, and which documents they belong to."
-        known = self.opts.batch_first if self.opts.batch_first is not None else self.batch_first
-        p.place(sl, bs, lengths, known if known is not None else first or None, self.opts.pad)
-        self.batch_first = p.first if self.batch_first is None else self.batch_first
-        if p.ids is None and x is not None: p.ids = _one_hot_ids(x)
-        n,same = p.mask.sum(1),torch.zeros(bs, dtype=torch.bool)
-        if seen is not None:
-            h,old = seen.before[0],self.ends.get(name)
-            if old is not None:
-                k = min(len(old), bs)
-                equal,some = (h[:k] == old[:k]).all(-1),(h[:k] != 0).any(-1)
-                # A rectifier's state may be zero in a row of a batch that goes on.
-                same[:k] = (equal & (some | (equal.all() & some.any()))).cpu()
-            self.ends = {name: last_steps(seen.states[0].detach(), seen.lengths).clone()}
-        new = self.n_docs + torch.arange(bs)
-        doc,pos = new,torch.zeros(bs, dtype=torch.long)
-        k = min(len(self.row_docs), bs)
-        doc[:k],pos[:k] = torch.where(same[:k], self.row_docs[:k], doc[:k]),torch.where(same[:k], self.row_pos[:k], 0)
-        self.n_docs,self.row_docs,self.row_pos = self.n_docs+bs,doc,pos+n
-        p.settle(doc, pos, self.opts.steps)
-
-    # What is kept
-    def _room(self, p:_Pass, features:int) -> bool:
-        "Whether there is room for so many more numbers a step; makes room, as `when_full` has it."
-        if not p.keep: return False
-        budget,need = self.opts.budget,p.nbytes + p.n_rows*(features*self.opts.dtype.itemsize + 8)   # 8 for the id
-        if need > budget:
-            self.current = None
-            raise ValueError(f"budget={budget:,} bytes is too small for one batch, which takes {need:,} or more. Give "
-                             "it more, fewer layers or parts, smaller batches, or dtype='float16'.")
-        # From the first layer on: as much as the largest batch took, so that no half of a batch is in the way.
-        need = max(need, min(self.largest, budget)*(p.n_rows == self.largest_rows))
-        while p.keep and self.rec.store.nbytes + need > budget:
-            if self.opts.when_full == 'stop':
-                self._stop(f"The budget of {budget:,} bytes was full after {p.number} batches; here are no others.")
-                p.keep = False
-            else:
-                self.stride *= 2
-                self.rec.keep_batches(lambda b: b % self.stride == 0)
-                self.rec.notes[:] = [f"Of {self.stride} batches one is here; the budget is {budget:,} bytes."]
-                p.keep = p.number % self.stride == 0
-        if not p.keep: p.arrays.clear()
-        return p.keep
-
-    def _stop(self, why:str):
-        self.full = True
-        self.rec.notes.append(why)
-        warnings.warn(why, stacklevel=2)
-
-    def _keep(self, p:_Pass, name:str, part:str, t:Tensor):
-        "Keep a copy of the real steps of bs,sl,features."
-        if not p.keep: return
-        rows = t.detach() if p.rows is None else t.detach().flatten(0, 1)[p.rows.to(t.device)]
-        a = allocate(rows.shape, _NUMPY[self.opts.dtype])
-        torch.from_numpy(a).copy_(rows)
-        p.arrays[name, part] = a.reshape(-1, a.shape[-1])
-
-    def _logits(self, p:_Pass, out:Any):
-        "Logits of every step; or of a row, which go to its last step."
-        first = isinstance(out, (tuple, list)) and not isinstance(out, PackedSequence)
-        t = getattr(out, 'logits', out[0] if first else out)
-        if isinstance(t, PackedSequence): t,_ = pad_packed_sequence(t, batch_first=True)
-        if not isinstance(t, Tensor) or t.dim() not in (2, 3):
-            if 'logits' not in self.opts.parts: return   # 'all' takes what there is
-            raise TypeError(f"The model gives {type(out).__name__}, which holds no logits that could be recorded.")
-        bs,sl = p.mask.shape
-        if t.dim() == 2 and len(t) == bs and (sl, bs) != (1, 1) and not (bs == 1 and sl == len(t)):
-            every = t.new_full((bs, sl, t.size(1)), torch.nan)
-            every[torch.arange(bs), (p.mask*torch.arange(1, sl+1)).argmax(1)] = t.detach()
-            t = every
-        if self._room(p, t.size(-1)): self._keep(p, 'output', 'logits', _rows_first(t, p.mask.shape, 'The output'))
-
-    def finish(self):
-        "Put what the last batch left into the recording."
-        p = self.current
-        if p is None: return
-        self._steps_done(p)
-        self.current = None
-        for w in p.waiting:
-            for n,g in w.grads(self.cells[w.name]).items():
-                if n in self.opts.parts: self._keep(p, w.name, n, self._in_order(g, w.seen, w.reverse))
-        if not (p.keep and p.arrays): return
-        if p.nbytes > self.largest: self.largest,self.largest_rows = p.nbytes + 8*p.n_rows,p.n_rows
-        try: self.rec.add(p.arrays, p.segments(), p.row_ids())
-        except OSError as e:
-            self._stop(f"Batch {p.number} could not be written ({e.strerror or e}); what came before it is here, and "
-                       "nothing more is captured.")
-
-_watched = weakref.WeakSet()   # modules that a capture watches
-
-def _rows_first(t:Tensor, shape:tuple, name:str) -> Tensor:
-    "Output of a module as bs,sl,features."
-    if t.dim() == 2 and shape[0] == 1: t = t[None]
-    if t.shape[:2] == shape: return t
-    if t.dim() == 3 and (t.size(1), t.size(0)) == tuple(shape): return t.transpose(0, 1)
-    raise ValueError(f"The batch axis of {name} is unknown: it gives {tuple(t.shape)} where layers read {shape[1]} "
-                     f"steps of {shape[0]} rows. Leave it out.")
+# %% ../../nbs/410_inside.capture.ipynb #fe39dd6a
+def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Tensor|None, bool|None]:
+    "Ids as bs,sl, from `cursor` on, and whether they lay so; none if they do not fit. `ValueError` if both ways fit."
+    if t.dim() == 1: t = t[:, None] if len(t) == bs and sl == 1 else t[None]
+    if t.dim() != 2: return None,None
+    layouts = [(w, ids) for w,ids in ((True, t), (False, t.T)) if first in (None, w) and len(ids) == bs]
+    exact = [(w, ids) for w,ids in layouts if ids.size(1) == sl]
+    layouts = exact or [(w, ids) for w,ids in layouts if ids.size(1) >= cursor+sl]
+    if not layouts: return None,None
+    if len(layouts) == 2 and bs > 1:
+        raise ValueError(f"The batch axis is unknown: ids of {tuple(t.shape)} may be rows of steps or steps of rows. "
+                         "Pass batch_first=True or False.")
+    w,ids = layouts[0]
+    return ids[:, cursor:].cpu(),None if bs == 1 else w
 
 def _one_hot_ids(x:Tensor) -> Tensor|None:
     "Ids of one-hot rows, sl,bs,features, as bs,sl; none where they are not one-hot."
     if x.size(-1) < 2 or not (((x == 0) | (x == 1)).all() and (x.sum(-1) == 1).all()): return None
     return x.argmax(-1).T.cpu()
 
+# %% ../../nbs/410_inside.capture.ipynb #36caa3ff
+class _Places(NamedTuple):
+    "Which steps of a batch are real, and where those that are kept go."
+    mask:Tensor          # bs,sl: real steps
+    ids:Tensor|None      # bs,sl
+    docs:np.ndarray      # document of each row of the batch
+    row:np.ndarray       # row of the batch of each step that is kept
+    pos:np.ndarray       # its step in its document
+    kept:Tensor|None     # numbers of kept steps among all of the batch, row by row; none where all are kept
+
+    @property
+    def n(self) -> int: return len(self.row)
+
+    def take(self, t:Tensor) -> Tensor:
+        "The steps of bs,sl,features that are kept."
+        return t if self.kept is None else t.flatten(0, 1)[self.kept.to(t.device)]
+
+    def segments(self, number:int, training:bool) -> np.ndarray:
+        "Runs of steps that follow each other in a row."
+        first = np.flatnonzero(np.r_[True, (np.diff(self.row) != 0) | (np.diff(self.pos) != 1)][:self.n])
+        segs = np.zeros(len(first), SEGMENT)
+        segs['row'],segs['pos'],segs['start'] = self.row[first],self.pos[first],first
+        segs['n'] = np.diff(np.r_[first, self.n])
+        segs['doc'],segs['batch'],segs['training'] = self.docs[segs['row']],number,training
+        return segs
+
+    def kept_ids(self) -> np.ndarray|None:
+        "Ids of the steps that are kept."
+        if self.ids is None: return None
+        ids = self.take(self.ids[..., None]).flatten()
+        own = allocate(ids.shape, np.int64)
+        own[:] = ids.numpy()
+        return own
+
+def _places(mask:Tensor, ids:Tensor|None, docs:Tensor, pos:Tensor, steps:slice) -> _Places:
+    "Places of the real steps that `steps` keeps; rows go on with documents `docs`, of which `pos` steps were read."
+    kept,at = mask,mask.cumsum(1) - 1                                          # bs,sl: which real step this is
+    if steps != slice(None):
+        kept = torch.zeros_like(mask)
+        for k,m in zip(kept, mask, strict=True): k[m.nonzero()[:, 0].tolist()[steps]] = True
+    b,t = kept.nonzero(as_tuple=True)
+    rest = None if kept.all() else kept.flatten().nonzero()[:, 0]
+    return _Places(mask, ids, docs.numpy(), b.numpy(), (pos[b] + at[b, t]).numpy(), rest)
+
+# %% ../../nbs/410_inside.capture.ipynb #8b5619f1
 class _Waiting:
     "Steps whose gradients come when the loss is known."
     def __init__(self, name:str, seen:CellTrace, reverse:bool):
@@ -538,13 +183,470 @@ class _Waiting:
         self.found[n] = self.found[n] + g if n in self.found else g
 
     def grads(self, cell:Cell) -> dict[str, Tensor]:
-        "Whole gradients, bs,sl,features in the order of reading, by name; none where there was no backward pass."
+        "Whole gradients, bs,sl,features in the order of the text, by name; none where there was no backward pass."
         if not self.found: return {}
         sl,bs = self.seen.x.shape[:2]
         shapes = (sl, bs, cell.sizes[0]),*((bs, n) for n in cell.sizes)
         out,*last = (self.found.get(i, self.seen.x.new_zeros(shape)) for i,shape in enumerate(shapes))
         every = state_grads(cell, self.seen, out, tuple(last))
-        return {_GRADS+n: g.transpose(0, 1).cpu() for n,g in zip(cell.states, every, strict=True)}
+        return {_GRADS+n: _in_order(g.transpose(0, 1).cpu(), self.seen, self.reverse)
+                for n,g in zip(cell.states, every, strict=True)}
+
+def _in_order(t:Tensor, seen:CellTrace, reverse:bool) -> Tensor:
+    "bs,sl,features in the order of the text."
+    if not reverse: return t
+    return reverse_padded(t.transpose(0, 1), None if seen.lengths is None else seen.lengths.cpu()).transpose(0, 1)
+
+# %% ../../nbs/410_inside.capture.ipynb #5101eeac
+class _Pass:
+    "One batch on its way through the model: its ids, where its steps go, and what was recorded so far."
+    def __init__(self, number:int, keep:bool, training:bool, roots:list[Tensor], looked_up:list[Tensor], cursor:int):
+        self.number,self.keep,self.training = number,keep,training
+        self.roots,self.looked_up,self.cursor = roots,looked_up,cursor   # ids given to the model; those it looked up
+        self.places,self.unread = None,None   # ids that the next call of the layer reads, or that are padding
+        self.called,self.stepped = set(),{}   # layers that are recorded; cells, and their steps so far
+        self.arrays,self.waiting = {},[]
+
+    @property
+    def nbytes(self) -> int: return sum(a.nbytes for a in self.arrays.values())
+
+    def first_ids(self) -> Tensor|None: return next(iter(self.looked_up + self.roots), None)
+
+    def find_ids(self, sl:int, bs:int, first:bool|None) -> tuple[Tensor|None, bool|None]:
+        "Ids of `sl` steps of `bs` rows and of what follows, and whether they lay so. Raises `ValueError` if none fit."
+        def given(t): return any(torch.equal(t, r) for r in self.roots)   # unlike positions, which are looked up too
+        for t in sorted(self.looked_up, key=given, reverse=True) + self.roots:
+            ids,layout = _ids_rows(t, sl, bs, self.cursor, first)
+            if ids is not None: return ids,layout
+        if self.looked_up: self.refuse(sl, bs)
+        return None,None
+
+    def refuse(self, sl:int, bs:int):
+        "Raise `ValueError`: steps and ids do not go together."
+        shapes = ' and '.join(str(tuple(t.shape)) for t in self.looked_up + self.roots)
+        raise ValueError(f"The batch axis is unknown: the ids are {shapes}, and the layer read {sl} steps of {bs} "
+                         "rows. Capture layers that read one step for each id.")
+
+    def keep_rows(self, name:str, part:str, t:Tensor, dtype:torch.dtype):
+        "Keep a copy of the steps of bs,sl,features that are wanted."
+        if not self.keep: return
+        rows = self.places.take(t.detach())
+        a = allocate(rows.shape, _NUMPY[dtype])
+        torch.from_numpy(a).copy_(rows)
+        self.arrays[name, part] = a.reshape(-1, a.shape[-1])
+
+    def take_steps(self) -> list[tuple[str, CellTrace]]:
+        "The cells that were stepped by hand, each with all its steps; they are forgotten here."
+        stepped,self.stepped = self.stepped,{}
+        return [(name, _join_steps(module, calls)) for name,(module,calls) in stepped.items()]
+
+def _join_steps(module:nn.Module, calls:list[tuple]) -> CellTrace:
+    "Steps of a cell, each an input, a state before and a state after, as one trace."
+    xs,befores,news = zip(*calls, strict=True)
+    weights = {} if isinstance(module, Cell) else torch_weights(module)
+    states = tuple(torch.stack(s) for s in zip(*news, strict=True))
+    return CellTrace(torch.stack(xs), befores[0], states, None, weights, (), ())
+
+# %% ../../nbs/410_inside.capture.ipynb #a52eb2e2
+class _Placer:
+    "Finds the documents and the real steps of each batch."
+    def __init__(self, opts:_Options):
+        self.opts,self.first = opts,opts.batch_first   # how ids lay in the batches so far
+        self.n_docs,self.docs,self.pos = 0,torch.zeros(0).long(),torch.zeros(0).long()   # of the rows of the last batch
+        self.ends = {}   # the states that they ended with, of the layer that comes first
+
+    def place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None=None, first:bool|None=None,
+              seen:CellTrace|None=None, x:Tensor|None=None):
+        "Find out which steps of a pass are real, their ids and their documents."
+        found,layout = p.find_ids(sl, bs, self.first if self.first is not None else first or None)
+        if self.first is None: self.first = layout
+        ids,p.unread = (None, None) if found is None else (found[:, :sl], found[:, sl:] if lengths is None else None)
+        mask = self._real(ids, lengths, sl, bs)
+        if ids is None and x is not None: ids = _one_hot_ids(x)
+        docs,pos = self._rows(self._same(name, seen, bs), mask.sum(1))
+        p.places = _places(mask, ids, docs, pos, self.opts.steps)
+
+    def _real(self, ids:Tensor|None, lengths:Tensor|None, sl:int, bs:int) -> Tensor:
+        if lengths is not None: return torch.arange(sl) < lengths.cpu()[:, None]
+        known = ids is not None and self.opts.pad is not None
+        return ids != self.opts.pad if known else torch.ones(bs, sl, dtype=torch.bool)
+
+    def _same(self, name:str, seen:CellTrace|None, bs:int) -> Tensor:
+        "Which rows start from the state that the same row of the last batch ended with."
+        same = torch.zeros(bs, dtype=torch.bool)
+        if seen is None: return same
+        h,old = seen.before[0],self.ends.get(name)
+        if old is not None:
+            k = min(len(old), bs)
+            equal,some = (h[:k] == old[:k]).all(-1),(h[:k] != 0).any(-1)
+            # A rectifier's state may be zero in a row of a batch that goes on.
+            same[:k] = (equal & (some | (equal.all() & some.any()))).cpu()
+        self.ends = {name: last_steps(seen.states[0].detach(), seen.lengths).clone()}
+        return same
+
+    def _rows(self, same:Tensor, lengths:Tensor) -> tuple[Tensor, Tensor]:
+        "Document of each row, and the steps of it that were read before."
+        bs,k = len(same),min(len(self.docs), len(same))
+        doc,pos = self.n_docs + torch.arange(bs),torch.zeros(bs, dtype=torch.long)
+        doc[:k],pos[:k] = torch.where(same[:k], self.docs[:k], doc[:k]),torch.where(same[:k], self.pos[:k], 0)
+        self.n_docs,self.docs,self.pos = self.n_docs+bs,doc,pos+lengths
+        return doc,pos
+
+# %% ../../nbs/410_inside.capture.ipynb #c541b013
+class _Budget:
+    "Which batches are kept, so that the recording stays within its bytes of memory."
+    def __init__(self, rec:Recording, opts:_Options):
+        self.rec,self.opts,self.stride,self.full = rec,opts,1,False
+        self.largest,self.largest_rows = 0,0   # bytes and steps of the largest batch so far
+
+    def wants(self, number:int) -> bool:
+        "Whether a batch is to be kept."
+        return not self.full and number in self.opts.batches and number % self.stride == 0
+
+    def room(self, p:_Pass, features:int) -> bool:
+        "Whether there is room for so many more numbers a step; makes room, as `when_full` has it."
+        if not p.keep: return False
+        budget,n = self.opts.budget,p.places.n
+        need = p.nbytes + n*(features*self.opts.dtype.itemsize + 8)   # 8 for the id
+        if need > budget:
+            raise ValueError(f"budget={budget:,} bytes is too small for one batch, which takes {need:,} or more. Give "
+                             "it more, fewer layers or parts, smaller batches, or dtype='float16'.")
+        # From the first layer on: as much as the largest batch took, so that no half of a batch is in the way.
+        need = max(need, min(self.largest, budget)*(n == self.largest_rows))
+        while p.keep and self.rec.store.nbytes + need > budget: p.keep = self._make_room(p.number)
+        if not p.keep: p.arrays.clear()
+        return p.keep
+
+    def _make_room(self, number:int) -> bool:
+        "Stop, or keep half of the batches; whether this one is still wanted."
+        if self.opts.when_full == 'stop':
+            self.stop(f"The budget of {self.opts.budget:,} bytes was full after {number} batches; here are no others.")
+        else:
+            self.stride *= 2
+            self.rec.keep_batches(lambda b: b % self.stride == 0)
+            self.rec.notes[:] = [f"Of {self.stride} batches one is here; the budget is {self.opts.budget:,} bytes."]
+        return not self.full and number % self.stride == 0
+
+    def stop(self, why:str):
+        "Keep no batch from here on, and say why."
+        self.full = True
+        self.rec.notes.append(why)
+        warnings.warn(why, stacklevel=2)
+
+    def add(self, p:_Pass):
+        "Put a pass into the recording. Where it cannot be written, stop."
+        if p.nbytes > self.largest: self.largest,self.largest_rows = p.nbytes + 8*p.places.n,p.places.n
+        try: self.rec.add(p.arrays, p.places.segments(p.number, p.training), p.places.kept_ids())
+        except OSError as e:
+            self.stop(f"Batch {p.number} could not be written ({e.strerror or e}); what came before it is here, and "
+                      "nothing more is captured.")
+
+# %% ../../nbs/410_inside.capture.ipynb #e6babf6e
+def _rows_first(t:Tensor, shape:tuple, name:str) -> Tensor:
+    "Output of a module as bs,sl,features."
+    if t.dim() == 2 and shape[0] == 1: t = t[None]
+    if t.shape[:2] == shape: return t
+    if t.dim() == 3 and (t.size(1), t.size(0)) == tuple(shape): return t.transpose(0, 1)
+    raise ValueError(f"The batch axis of {name} is unknown: it gives {tuple(t.shape)} where layers read {shape[1]} "
+                     f"steps of {shape[0]} rows. Leave it out.")
+
+def _find_logits(out:Any, mask:Tensor) -> Tensor|None:
+    "Logits of every step, or of a row, which go to its last step: bs,sl,n or sl,bs,n. None where there are none."
+    first = isinstance(out, (tuple, list)) and not isinstance(out, PackedSequence)
+    t = getattr(out, 'logits', out[0] if first else out)
+    if isinstance(t, PackedSequence): t,_ = pad_packed_sequence(t, batch_first=True)
+    if not isinstance(t, Tensor) or t.dim() not in (2, 3): return None
+    bs,sl = mask.shape
+    if t.dim() == 2 and len(t) == bs and (sl, bs) != (1, 1) and not (bs == 1 and sl == len(t)):
+        every = t.new_full((bs, sl, t.size(1)), torch.nan)
+        every[torch.arange(bs), (mask*torch.arange(1, sl+1)).argmax(1)] = t.detach()
+        return every
+    return t
+
+# %% ../../nbs/410_inside.capture.ipynb #4866d4f7
+class _Recorder:
+    "Puts what layers hold into a recording, one pass after the other."
+    def __init__(self, model:nn.Module, cells:dict[str, Cell|None], opts:_Options, rec:Recording):
+        self.model,self.cells,self.opts = model,cells,opts
+        self.placer,self.budget = _Placer(opts),_Budget(rec, opts)
+        self.current,self.n_passes = None,0
+
+    def begin(self, roots:list[Tensor], looked_up:list[Tensor]|None=None, cursor:int=0) -> _Pass:
+        "Start a pass."
+        keep = self.budget.wants(self.n_passes)
+        self.current = p = _Pass(self.n_passes, keep, self.model.training, roots, looked_up or [], cursor)
+        self.n_passes += 1
+        return p
+
+    def open(self) -> _Pass: return self.current or self.begin([])
+    def drop(self): self.current = None
+
+    def look_up(self, ids:Tensor):
+        "Take ids that an embedding was asked for; they start a pass where layers were called since the last ones."
+        if self.current is None or self.current.called or self.current.stepped:
+            self.finish()
+            self.begin([])
+        self.current.looked_up.append(ids)
+
+    def record(self, name:str, seen:CellTrace, reverse:bool=False, first:bool|None=None) -> _Pass:
+        "Keep the parts of a layer that are wanted."
+        p,(sl,bs) = self.open(),seen.x.shape[:2]
+        if name in p.called:   # called again in one pass: these are the next steps of the same ids
+            self.finish()
+            p = self.begin(p.roots, p.looked_up, p.cursor + p.places.mask.size(1))
+        p.called.add(name)
+        if p.places is None: self.placer.place(p, name, sl, bs, seen.lengths, first, None if reverse else seen, seen.x)
+        elif p.places.mask.shape != (bs, sl):
+            old_bs,old_sl = p.places.mask.shape
+            raise ValueError(f"Layers take different numbers of steps: {name} reads {sl} steps of {bs} rows, others "
+                             f"{old_sl} of {old_bs}. Capture them apart, with `layers`.")
+        cell = self.cells[name]
+        parts = _cell_parts(cell, self.opts.parts)
+        if parts and self.room(p, _n_features(cell, seen, parts)): self._keep_parts(p, name, seen, reverse, parts)
+        return p
+
+    def _keep_parts(self, p:_Pass, name:str, seen:CellTrace, reverse:bool, parts:list[str]):
+        def new(shape, dtype): return torch.from_numpy(allocate(shape, _NUMPY[dtype]))
+        block = min(BLOCK, max(self.opts.budget//400, 2**14))   # the work takes no more than a tenth of the budget
+        wanted = [k for k in parts if not k.startswith(_GRADS)]
+        for k,t in look_inside(self.cells[name], seen, wanted, self.opts.dtype, block, new).items():
+            if reverse or p.places.kept is not None:
+                p.keep_rows(name, k, _in_order(t, seen, reverse), self.opts.dtype)
+            else: p.arrays[name, k] = t.numpy().reshape(-1, t.size(-1))
+
+    def room(self, p:_Pass, features:int) -> bool:
+        "As `_Budget.room`; a pass that can never fit is dropped."
+        try: return self.budget.room(p, features)
+        except ValueError:
+            self.drop()
+            raise
+
+    def finish(self):
+        "Put what the last pass left into the recording."
+        p = self.current
+        if p is None: return
+        for step in p.take_steps(): self.record(*step)
+        self.drop()
+        for w in p.waiting:
+            for n,g in w.grads(self.cells[w.name]).items():
+                if n in self.opts.parts: p.keep_rows(w.name, n, g, self.opts.dtype)
+        if p.keep and p.arrays: self.budget.add(p)
+
+def _n_features(cell:Cell, seen:CellTrace, parts:list[str]) -> int:
+    "How many numbers a step of these parts takes."
+    sizes = {'x': seen.x.size(-1), **dict(zip(cell.states, cell.sizes, strict=True))}
+    return sum(sizes.get(k.removeprefix(_GRADS), cell.hidden_size) for k in parts)
+
+# %% ../../nbs/410_inside.capture.ipynb #12d12f76
+def _record_other(r:_Recorder, name:str, t:Tensor):
+    "Keep the output of a module that has no steps of its own: bs,sl,features."
+    p = r.open()
+    if p.places is None:
+        if t.dim() not in (2, 3):
+            raise ValueError(f"The batch axis of {name} is unknown: it gives {tuple(t.shape)}, not bs,sl,features.")
+        bs,sl = (1, t.size(0)) if t.dim() == 2 else t.shape[:2]
+        ids = p.first_ids()
+        if r.opts.batch_first is False or (ids is not None and ids.shape == (sl, bs) != (bs, sl)): bs,sl = sl,bs
+        r.placer.place(p, name, sl, bs, first=True)
+    p.called.add(name)
+    t = _rows_first(t, p.places.mask.shape, name)
+    if r.room(p, t.size(-1)): p.keep_rows(name, 'out', t, r.opts.dtype)
+
+@torch.no_grad()
+def _record_output(r:_Recorder, out:Any):
+    "End a pass with what the model gave: steps by hand, then logits. Raises `ValueError` for ids that nothing read."
+    p = r.current
+    if p is None: return
+    for step in p.take_steps(): r.record(*step)
+    pad = -1 if r.opts.pad is None else r.opts.pad
+    if p.unread is not None and (p.unread != pad).any():
+        r.drop()
+        p.refuse(*p.places.mask.shape[::-1])
+    if p.places is not None and {'logits', 'all'} & set(r.opts.parts):
+        t = _find_logits(out, p.places.mask)
+        if t is None and 'logits' in r.opts.parts:   # 'all' takes what there is
+            raise TypeError(f"The model gives {type(out).__name__}, which holds no logits that could be recorded.")
+        if t is not None and r.room(p, t.size(-1)):
+            p.keep_rows('output', 'logits', _rows_first(t, p.places.mask.shape, 'The output'), r.opts.dtype)
+    if not r.opts.grads: r.finish()
+
+# %% ../../nbs/410_inside.capture.ipynb #d5d61eab
+class _Around:
+    "Stands in for a module's `forward`; a copy of the module gets its own `forward` back."
+    def __init__(self, module:nn.Module, around:Callable):
+        self.module,self.around,self.forward = module,around,module.forward
+
+    def __call__(self, *args, **kwargs): return self.around(self.forward, *args, **kwargs)
+    def __reduce__(self): return getattr,(self.module, 'forward')   # the copy's own, as it has no other yet
+
+class _Watch:
+    "What a `Recurrent` calls as its `watch`; a copy of the layer is not watched."
+    def __init__(self, f:Callable): self.f = f
+    def __call__(self, *args): return self.f(*args)
+    def __reduce__(self): return type(None),()
+
+class _Hooks:
+    "What is put into the modules of a model, and taken out again."
+    watched = weakref.WeakSet()   # layers that any capture watches
+    def __init__(self): self.wrapped,self.layers = [],[]
+
+    def claim(self, layers:dict[nn.Module, dict]):
+        "Raise `RuntimeError` where another capture watches one of the layers; else they are ours."
+        for m,names in layers.items():
+            if m in self.watched:
+                raise RuntimeError(f"{next(iter(names.values()))} is captured already. One capture takes any number of "
+                                   "layers and parts; give them to the outer one.")
+        self.layers = list(layers)
+        self.watched.update(layers)
+
+    def wrap(self, module:nn.Module, around:Callable):
+        "Have `around` called with the module's `forward`, and its arguments."
+        self.wrapped.append((module, vars(module).get('forward')))
+        module.forward = _Around(module, around)
+
+    def remove(self):
+        "Leave the model as it was."
+        for m,forward in reversed(self.wrapped):
+            del m.forward
+            if forward is not None: m.forward = forward
+        for m in self.layers:
+            self.watched.discard(m)
+            if isinstance(m, Recurrent): del m.watch
+        self.wrapped,self.layers = [],[]
+
+# %% ../../nbs/410_inside.capture.ipynb #f294684b
+def _see_recurrent(r:_Recorder, layer:Recurrent, names:dict, i:int, seen:CellTrace, out:Tensor, last:tuple) -> tuple:
+    "A cell of a layer shows its trace, its output and its last state."
+    if i not in names: return out,last
+    own = seen._replace(x=seen.x.detach(), before=tuple(s.detach() for s in seen.before),
+                        states=tuple(s.detach() for s in seen.states),
+                        weights={n: w.detach() for n,w in seen.weights.items()})
+    reverse = layer.bidirectional and i % 2 == 1
+    p = r.record(names[i], own, reverse, layer.batch_first)
+    if not (r.opts.grads and p.keep and out.requires_grad): return out,last
+    mine = {n: w.detach().clone() for n,w in layer.cells[i].named_parameters()}   # the optimizer may change them
+    wait = _Waiting(names[i], own._replace(weights={**mine, **own.weights}), reverse)
+    p.waiting.append(wait)
+    return wait.listen(out, last)
+
+def _see_torch(r:_Recorder, layer:nn.RNNBase, names:dict, forward:Callable, input:Any, hx:Any=None) -> Any:
+    "A layer of torch was called."
+    rng = torch.get_rng_state()
+    out = forward(input, hx)
+    for i,seen in enumerate(torch_seen(layer, input, hx, out[0], rng)):
+        if i in names: r.record(names[i], seen, layer.bidirectional and i % 2 == 1, layer.batch_first)
+    return out
+
+def _see_step(r:_Recorder, cell:nn.Module, name:str, forward:Callable, *args, **kwargs) -> Any:
+    "A cell took one step."
+    out = forward(*args, **kwargs)
+    given = {**dict(zip(('x', 'state'), args, strict=False)), **kwargs}   # torch's names are input and hx
+    x,state = given.get('x', given.get('input')),given.get('state', given.get('hx'))
+    flat = x.dim() == 1
+    def row(t): return t.detach()[None] if flat else t.detach()
+    def entries(s): return tuple(map(row, s if isinstance(s, tuple) else (s,)))
+    new,x = entries(out),row(x)
+    before = tuple(torch.zeros_like(e) for e in new) if state is None else entries(state)
+    r.open().stepped.setdefault(name, (cell, []))[1].append((x, before, new))
+    return out
+
+def _see_other(r:_Recorder, name:str, forward:Callable, *args, **kwargs) -> Any:
+    "Another module was called; its first tensor counts."
+    out = forward(*args, **kwargs)
+    t = next((o for o in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(o, Tensor)), None)
+    if t is None: raise TypeError(f"{name} gives {type(out).__name__}, no tensor that could be recorded.")
+    _record_other(r, name, t)
+    return out
+
+def _see_ids(r:_Recorder, start:int, forward:Callable, *args, **kwargs) -> Any:
+    "An embedding was asked for ids."
+    r.look_up(next(iter((*args, *kwargs.values()))).as_subclass(Tensor) + start)
+    return forward(*args, **kwargs)
+
+# %% ../../nbs/410_inside.capture.ipynb #96a4bd3e
+_ID_TYPES = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+
+def _find_cell(module:nn.Module, i:int) -> Cell|None:
+    "The cell that knows the parts of a layer; none for other modules."
+    if isinstance(module, Recurrent): return module.cells[i]
+    if isinstance(module, Cell): return module
+    return torch_cell(module) if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) else None
+
+def _check_grads(layers:dict[str, tuple]):
+    "Raise `ValueError` for a layer whose gradients are not recorded."
+    for n,(m,_) in layers.items():
+        if not isinstance(m, Recurrent):
+            raise ValueError(f"{n} is {type(m).__name__}; gradients of states are recorded for `Recurrent` alone. "
+                             "`Recurrent.from_torch(layer)` makes one on the same parameters.")
+
+# %% ../../nbs/410_inside.capture.ipynb #e6c9d367
+class Capture:
+    "Watches a model's layers between `attach` and `detach`, and puts what they hold into `rec`. See `capture`."
+    def __init__(self,
+        model:nn.Module, # Any module with recurrent layers
+        layers:Any=None, # Names or numbers of layers, or of modules that hold them; all recurrent ones by default
+        parts:Any='states', # 'states', 'gates', 'h' or any other name, 'x', 'logits', 'grad_h', ...; 'all'
+        vocab:list|None=None, # Tokens by id
+        pad:int|None=None, # Id of padding, for layers that are not given lengths
+        vocabs:dict|None=None, # Vocabularies of other embeddings, by the names of modules that hold them
+        batch_first:bool|None=None, # Ids are bs,sl; found from shapes by default
+        batches:Any=None, # Which batches to keep, a slice or a list of numbers; all by default
+        steps:slice=slice(None), # Which steps of each document in a batch to keep; `slice(-1, None)` for the last
+        dtype:str='float32', # 'float32' or 'float16'
+        budget:int=2**30, # Most bytes in memory
+        when_full:str='stop', # 'stop'; 'sample', keep every second batch, then every fourth, ...; 'spill', to the disk
+        folder:Any=None, # A new folder, to which 'spill' writes each batch at once
+    ):
+        _check_plain(model)
+        self.model,self.layers = model,pick_layers(model, layers)
+        cells = {n: _find_cell(m, i) for n,(m,i) in self.layers.items()}
+        parts = _check_parts(parts, [c for c in cells.values() if c is not None])
+        self.starts,vocab = _join_vocabs(model, vocab, vocabs or {})
+        opts = _options(parts, vocab, pad, batch_first, batches, steps, dtype, budget, when_full)
+        if (when_full == 'spill') != (folder is not None):
+            raise ValueError("when_full='spill' and `folder`, where to write, go together; give both or none.")
+        if opts.grads: _check_grads(self.layers)
+        self.rec = Recording(None if folder is None else FolderStore(folder, vocab), vocab)
+        self.recorder,self.hooks = _Recorder(model, cells, opts, self.rec),_Hooks()
+
+    def attach(self,
+        once:bool=False, # Detach when the model was called once, even if that fails
+    ):
+        "Start to watch. Raises `RuntimeError` where another capture does."
+        layers,r = {},self.recorder
+        for name,(m,i) in self.layers.items(): layers.setdefault(m, {})[i] = name
+        self.hooks.claim(layers)
+        for m in self.model.modules():
+            if isinstance(m, (nn.Embedding, OneHot)): self.hooks.wrap(m, partial(_see_ids, r, self.starts.get(m, 0)))
+        for m,names in layers.items():
+            if isinstance(m, Recurrent): m.watch = _Watch(partial(_see_recurrent, r, m, names))
+            elif isinstance(m, nn.RNNBase): self.hooks.wrap(m, partial(_see_torch, r, m, names))
+            elif isinstance(m, (Cell, nn.RNNCellBase)): self.hooks.wrap(m, partial(_see_step, r, m, names[0]))
+            else: self.hooks.wrap(m, partial(_see_other, r, names[0]))
+        self.hooks.wrap(self.model, self._root_once if once else self._root)   # last, so that it is outermost
+
+    def detach(self):
+        "Leave the model as it was."
+        self.hooks.remove()
+
+    def finish(self):
+        "Put what the last batch left into the recording."
+        self.recorder.finish()
+
+    def _root(self, forward, *args, **kwargs):
+        self.finish()
+        tensors = [a.as_subclass(Tensor) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        self.recorder.begin([t for t in tensors if t.dtype in _ID_TYPES])
+        try: out = forward(*args, **kwargs)
+        except BaseException:
+            self.recorder.drop()   # half a batch is none
+            raise
+        _record_output(self.recorder, out)
+        return out
+
+    def _root_once(self, forward, *args, **kwargs):
+        try: return self._root(forward, *args, **kwargs)
+        finally: self.detach()
 
 # %% ../../nbs/410_inside.capture.ipynb #6dd93bc8
 @delegates(Capture)

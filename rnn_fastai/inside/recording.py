@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SEGMENT', 'IDS', 'MemoryStore', 'FolderStore', 'Recording']
 
-# %% ../../nbs/405_inside.recording.ipynb #0a04e2c7
+# %% ../../nbs/405_inside.recording.ipynb #80526cfe
 import errno
 import html
 import json
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
@@ -45,7 +45,7 @@ class MemoryStore:
         "Bytes of all arrays."
         return sum(a.nbytes for b in self.blocks for a in b.values())
 
-# %% ../../nbs/405_inside.recording.ipynb #430b4657
+# %% ../../nbs/405_inside.recording.ipynb #cd02e407
 class _GrowingFile:
     "A numpy file that rows are added to. Its header counts them, and is written after them."
     def __init__(self, file:Path, dtype:np.dtype, shape:tuple):
@@ -66,10 +66,19 @@ class _GrowingFile:
         self.n += len(rows)
         self._head()
 
+# %% ../../nbs/405_inside.recording.ipynb #009b38de
 def _write_about(folder:Path, vocab:list|None, sizes:dict):
     about = dict(format=_FORMAT, vocab=None if vocab is None else list(map(str, vocab)),
                  arrays=[dict(layer=l, part=p, features=n, dtype=str(t)) for (l,p),(n,t) in sizes.items()])
     (folder/'recording.json').write_text(json.dumps(about), encoding='utf8')
+
+def _map_arrays(folder:Path, keys:list) -> dict:
+    "Arrays of a saved recording by key, as memory maps (which no file without rows can be)."
+    def array(name):
+        file = folder/f'{name}.npy'
+        try: return np.load(file, mmap_mode='r', allow_pickle=False)
+        except ValueError: return np.load(file, allow_pickle=False)
+    return {**{k: array(f'{i:03}') for i,k in enumerate(keys)}, IDS: array('ids')}
 
 class FolderStore:
     "Blocks on the disk, one after the other; segments are written last, so that what they name is whole."
@@ -77,16 +86,14 @@ class FolderStore:
         folder:str|Path, # Folder to write to: a new one, or an empty one
         vocab:list|None=None, # Tokens by id
     ):
-        self.folder,self.vocab,self.files,self._maps = Path(folder),vocab,{},None
+        self.folder,self.vocab,self.files,self.segments,self._maps = Path(folder),vocab,{},None,None
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise FileExistsError(errno.EEXIST, f"{folder} is there and not empty; choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _start(self, sizes:dict):
         _write_about(self.folder, self.vocab, sizes)
-        names = [f'{i:03}' for i in range(len(sizes))]
-        self.files = {k: _GrowingFile(self.folder/f'{name}.npy', t, (n,)) for name,(k,(n,t)) in
-                      zip(names, sizes.items(), strict=True)}
+        self.files = {k: _GrowingFile(self.folder/f'{i:03}.npy', t, (n,)) for i,(k,(n,t)) in enumerate(sizes.items())}
         self.files[IDS] = _GrowingFile(self.folder/'ids.npy', np.int64, ())
         self.segments = _GrowingFile(self.folder/'segments.npy', SEGMENT, ())
 
@@ -105,7 +112,7 @@ class FolderStore:
         return 0,start
 
     def _late(self, key:tuple, sizes:dict, rows:int):
-        "A file for a part that the blocks so far have not: it starts with NaN."
+        "Start a file for a part that the blocks so far do not have; its first rows are NaN."
         n,dtype = sizes[key]
         file = _GrowingFile(self.folder/f'{len(self.files)-1:03}.npy', dtype, (n,))   # one of the files holds ids
         for i in range(0, rows, 2**12): file.append(np.full((min(2**12, rows-i), n), np.nan, dtype))
@@ -121,26 +128,84 @@ class FolderStore:
 
     @property
     def nbytes(self) -> int:
-        "Bytes in memory: none to speak of."
+        "Bytes in memory: next to none."
         return 0
 
-def _map_arrays(folder:Path, keys:list) -> dict:
-    "Arrays of a saved recording by key, as memory maps (which no file without rows can be)."
-    def array(name):
-        file = folder/f'{name}.npy'
-        try: return np.load(file, mmap_mode='r', allow_pickle=False)
-        except ValueError: return np.load(file, allow_pickle=False)
-    return {**{k: array(f'{i:03}') for i,k in enumerate(keys)}, IDS: array('ids')}
+# %% ../../nbs/405_inside.recording.ipynb #bb09216c
+class _Documents:
+    "Documents, put together from segments."
+    def __init__(self, segments:np.ndarray):
+        self.segments = segments[np.lexsort((segments['pos'], segments['doc']))]   # document by document
+        doc,none = self.segments['doc'],np.zeros(0, np.int64)
+        self.firsts = np.flatnonzero(np.r_[True, doc[1:] != doc[:-1]]) if len(doc) else none   # first segment of each
+        lengths = np.add.reduceat(self.segments['n'], self.firsts) if len(doc) else none
+        self.offsets = np.r_[0, np.cumsum(lengths)]   # where each starts in the arrays over all, and the end
 
-# %% ../../nbs/405_inside.recording.ipynb #74ba0a57
-class Recording:
-    "What layers held at each step, by layer, part, document, step and unit."
+    def __len__(self) -> int: return len(self.firsts)
+
+    def numbers(self, docs:Any) -> list[int]:
+        "Numbers, from 0, of a document, a list or a slice. Raises `IndexError` for one that is not there."
+        n = len(self)
+        if isinstance(docs, slice): return list(range(n)[docs])
+        numbers = [int(docs)] if isinstance(docs, (int, np.integer)) else list(map(int, docs))
+        for d in numbers:
+            if not -n <= d < n: raise IndexError(f"There is no document {d}; there are {n}, from 0 to {n-1}.")
+        return [d % n for d in numbers]
+
+    def pick(self, docs:Any) -> np.ndarray:
+        "Segments of documents."
+        if isinstance(docs, slice) and docs == slice(None): return self.segments
+        ends = np.r_[self.firsts[1:], len(self.segments)]
+        return np.concatenate([self.segments[:0], *(self.segments[self.firsts[d]:ends[d]] for d in self.numbers(docs))])
+
+    def runs(self, docs:Any) -> np.ndarray:
+        "Segments of documents; those that go on in the same rows are joined."
+        segs = self.pick(docs)
+        if len(segs) < 2: return segs
+        on = (segs['block'][1:] == segs['block'][:-1]) & (segs['start'][1:] == (segs['start'] + segs['n'])[:-1])
+        first = np.flatnonzero(np.r_[True, ~on])
+        runs = segs[first]
+        runs['n'] = np.add.reduceat(segs['n'], first)
+        return runs
+
+    def steps(self, docs:Any) -> np.ndarray:
+        "The number of each step within its document."
+        return np.concatenate([np.zeros(0, np.int64), *(s['pos'] + np.arange(s['n']) for s in self.pick(docs))])
+
+# %% ../../nbs/405_inside.recording.ipynb #655762d0
+def _read_rows(blocks:list[dict], runs:np.ndarray, key:Any, features:tuple, dtype:Any) -> np.ndarray:
+    "Rows of a key, run by run; a view where they lie one after the other. What a block lacks is NaN."
+    if len(runs) == 1 and key in blocks[runs['block'][0]]:
+        s = runs[0]
+        return blocks[s['block']][key][s['start']:s['start']+s['n']]
+    out,at = np.empty((int(runs['n'].sum()), *features), dtype),0
+    for s in runs:
+        a = blocks[s['block']].get(key)
+        out[at:at+s['n']] = np.nan if a is None else a[s['start']:s['start']+s['n']]
+        at += s['n']
+    return out
+
+# %% ../../nbs/405_inside.recording.ipynb #ac621a40
+def _count_rows(arrays:dict, segments:np.ndarray, ids:np.ndarray|None) -> int:
+    "Rows of a block. Raises `ValueError` where arrays, ids and segments do not agree."
+    rows = {len(a) for a in arrays.values()} | ({len(ids)} if ids is not None else set())
+    if len(rows) != 1:
+        raise ValueError(f"Arrays and ids of a block have {sorted(rows)} rows; all must have the same number.")
+    n, = rows
+    if len(segments) and (segments['start'] + segments['n']).max() > n:
+        raise ValueError(f"A segment ends beyond the {n} rows of its block.")
+    return n
+
+# %% ../../nbs/405_inside.recording.ipynb #189a3048
+class _Blocks:
+    "Blocks of arrays, and the documents that their rows belong to."
     def __init__(self,
         store:Any=None, # A `MemoryStore` or `FolderStore`; an empty one in memory by default
         vocab:list|None=None, # Tokens by id
     ):
         self.store,self.vocab,self.notes = MemoryStore() if store is None else store,vocab,[]
         self.sizes,self._added = {},[np.zeros(0, SEGMENT)]   # features and type of each (layer, part); segments
+        self._found = None   # documents, put together when they are asked for
 
     def add(self,
         arrays:dict, # (layer, part) -> rows,features
@@ -148,61 +213,69 @@ class Recording:
         ids:np.ndarray|None=None, # Id of each row's token; unknown (-1) by default
     ):
         "Add a block. Raises `ValueError` where arrays, ids and segments differ in rows."
-        rows = {len(a) for a in arrays.values()} | ({len(ids)} if ids is not None else set())
-        if len(rows) != 1:
-            raise ValueError(f"Arrays and ids of a block have {sorted(rows)} rows; all must have the same number.")
-        if len(segments) and (segments['start'] + segments['n']).max() > max(rows):
-            raise ValueError(f"A segment ends beyond the {max(rows)} rows of its block.")
+        rows = _count_rows(arrays, segments, ids)
         new = {k: (a.shape[1], a.dtype) for k,a in arrays.items() if k not in self.sizes}
-        ids = np.full(max(rows), -1, np.int64) if ids is None else np.asarray(ids, np.int64)
+        ids = np.full(rows, -1, np.int64) if ids is None else np.asarray(ids, np.int64)
         block,start = self.store.append({IDS: ids, **arrays}, {**self.sizes, **new})
         self.sizes.update(new)
         segments = segments.copy()
         segments['block'],segments['start'] = block,segments['start']+start
         if isinstance(self.store, FolderStore): self.store.segments.append(segments)
         self._added.append(segments)
-        self._forget()
-
-    @property
-    def _segments(self) -> np.ndarray:
-        "Segments as they were added."
-        if len(self._added) > 1: self._added = [np.concatenate(self._added)]
-        return self._added[0]
-
-    def _forget(self):
-        for name in ('segments', 'offsets', '_firsts'): self.__dict__.pop(name, None)
+        self._found = None
 
     def replace(self,
         segments:np.ndarray, # Of type `SEGMENT`
     ):
         "Put other segments in place of those there are."
-        self._added = [segments]
-        self._forget()
+        self._added,self._found = [segments],None
 
     def keep_batches(self,
         keep:Callable, # From the number of a batch to whether it stays
     ):
         "Forget what came from other batches; in memory only."
-        gone = [b for b in np.unique(self._segments['batch']) if not keep(b)]
-        lost = np.isin(self._segments['batch'], gone)
-        for b in np.unique(self._segments['block'][lost]): self.store.blocks[b] = {}
-        self.replace(self._segments[~lost])
+        gone = [b for b in np.unique(self.added['batch']) if not keep(b)]
+        lost = np.isin(self.added['batch'], gone)
+        for b in np.unique(self.added['block'][lost]): self.store.blocks[b] = {}
+        self.replace(self.added[~lost])
 
-    @classmethod
-    def from_arrays(cls,
-        arrays:dict, # (layer, part) -> steps,features of all documents, one after the other
-        lengths:list[int], # Steps of each document
-        ids:Any=None, # Id of each step's token
-        vocab:list|None=None, # Tokens by id
-    ) -> 'Recording':
-        "A recording from arrays that are made elsewhere."
-        rec,n = cls(vocab=vocab),np.asarray(lengths, np.int64)
-        segs = np.zeros(len(n), SEGMENT)
-        segs['doc'],segs['n'],segs['start'],segs['row'] = np.arange(len(n)),n,np.cumsum(n)-n,np.arange(len(n))
-        rec.add({k: np.asarray(a) for k,a in arrays.items()}, segs, ids)
-        return rec
+    @property
+    def added(self) -> np.ndarray:
+        "Segments as they were added."
+        if len(self._added) > 1: self._added = [np.concatenate(self._added)]
+        return self._added[0]
 
-    # What there is
+    @property
+    def documents(self) -> _Documents:
+        "The documents so far."
+        if self._found is None: self._found = _Documents(self.added)
+        return self._found
+
+    @property
+    def segments(self) -> np.ndarray:
+        "All segments, document by document."
+        return self.documents.segments
+
+    @property
+    def offsets(self) -> np.ndarray:
+        "Where each document starts in the arrays over all documents, and where the last one ends."
+        return self.documents.offsets
+
+    def __len__(self) -> int: return len(self.documents)
+
+    @property
+    def n_steps(self) -> int:
+        "Steps of all documents."
+        return int(self.documents.offsets[-1])
+
+    @property
+    def nbytes(self) -> int:
+        "Bytes of what was recorded, in memory or on the disk."
+        return sum(self.n_steps*n*np.dtype(t).itemsize for n,t in self.sizes.values())
+
+# %% ../../nbs/405_inside.recording.ipynb #f37771ee
+class _Readable(_Blocks):
+    "Blocks that are read by layer, part and document."
     @property
     def layers(self) -> list[str]:
         "Names of the layers."
@@ -218,7 +291,7 @@ class Recording:
     def layer(self,
         layer:str|int, # Name or number of a layer
     ) -> str: # Its name
-        "Raise `KeyError` with the layers that there are, unless this is one of them."
+        "Name of a layer. Raises `KeyError` with the layers that there are, for one that is not there."
         names = self.layers
         if isinstance(layer, (int, np.integer)) and not isinstance(layer, bool) and -len(names) <= layer < len(names):
             return names[layer]
@@ -231,83 +304,6 @@ class Recording:
         raise KeyError(f"Layer {key[0]!r} has no part {part!r}. {suggest(str(part), self.parts(layer))} "
                        "Other parts are recorded when `capture` is given their names in `parts`.")
 
-    @cached_property
-    def segments(self) -> np.ndarray:
-        "All segments, document by document."
-        return self._segments[np.lexsort((self._segments['pos'], self._segments['doc']))]
-
-    @cached_property
-    def _firsts(self) -> np.ndarray:
-        "The number of each document's first segment."
-        doc = self.segments['doc']
-        return np.flatnonzero(np.r_[True, doc[1:] != doc[:-1]]) if len(doc) else np.zeros(0, np.int64)
-
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        "Where each document starts in the arrays over all documents, and where the last one ends."
-        if not len(self._firsts): return np.zeros(1, np.int64)
-        return np.r_[0, np.cumsum(np.add.reduceat(self.segments['n'], self._firsts))]
-
-    def __len__(self): return len(self._firsts)   # documents
-
-    @property
-    def n_steps(self) -> int:
-        "Steps of all documents."
-        return int(self.offsets[-1])
-
-    @property
-    def nbytes(self) -> int:
-        "Bytes of what was recorded, in memory or on the disk."
-        return sum(self.n_steps*n*np.dtype(t).itemsize for n,t in self.sizes.values())
-
-    @property
-    def docs(self) -> 'pd.DataFrame':
-        "A row a document: steps, batch and row it came in first, whether the model was in training."
-        import pandas as pd
-        first = self.segments[self._firsts]
-        return pd.DataFrame(dict(n_steps=np.diff(self.offsets), batch=first['batch'], row=first['row'],
-                                 training=first['training']), index=pd.RangeIndex(len(first), name='doc'))
-
-    # Reading
-    def doc_numbers(self,
-        docs:Any, # A document, a list of them, or a slice
-    ) -> list[int]: # From 0
-        "Numbers of documents. Raises `IndexError` for one that is not there."
-        n = len(self)
-        if isinstance(docs, slice): return list(range(n)[docs])
-        one = isinstance(docs, (int, np.integer))
-        numbers = [int(docs)] if one else list(map(int, docs))
-        for d in numbers:
-            if not -n <= d < n: raise IndexError(f"There is no document {d}; there are {n}, from 0 to {n-1}.")
-        return [d % n for d in numbers]
-
-    def _runs(self, docs:Any) -> np.ndarray:
-        "Segments of documents; those that go on in the same rows are joined."
-        if docs == slice(None): segs = self.segments
-        else:
-            ends = np.r_[self._firsts[1:], len(self.segments)]
-            segs = [self.segments[self._firsts[d]:ends[d]] for d in self.doc_numbers(docs)]
-            segs = np.concatenate(segs) if segs else self.segments[:0]
-        if len(segs) < 2: return segs
-        on = (segs['block'][1:] == segs['block'][:-1]) & (segs['start'][1:] == (segs['start'] + segs['n'])[:-1])
-        first = np.flatnonzero(np.r_[True, ~on])
-        runs = segs[first]
-        runs['n'] = np.add.reduceat(segs['n'], first)
-        return runs
-
-    def _read(self, key:Any, docs:Any, features:tuple, dtype:Any) -> np.ndarray:
-        "Rows of a key; a view where they lie one after the other."
-        runs,blocks = self._runs(docs),self.store.blocks
-        if len(runs) == 1 and key in blocks[runs['block'][0]]:
-            s = runs[0]
-            return blocks[s['block']][key][s['start']:s['start']+s['n']]
-        out,at = np.empty((int(runs['n'].sum()), *features), dtype),0
-        for s in runs:
-            a = blocks[s['block']].get(key)
-            out[at:at+s['n']] = np.nan if a is None else a[s['start']:s['start']+s['n']]
-            at += s['n']
-        return out
-
     def __getitem__(self,
         key:tuple, # Layer and part; then a document, a list or slice of them; then steps, and units
     ) -> np.ndarray: # steps,units
@@ -319,14 +315,14 @@ class Recording:
         layer,part,docs,*rest = key if len(key) > 2 else (*key, slice(None))
         k = self._key(layer, part)
         n,dtype = self.sizes[k]
-        a = self._read(k, docs, (n,), dtype)
+        a = _read_rows(self.store.blocks, self.documents.runs(docs), k, (n,), dtype)
         return a[tuple(rest)] if rest else a
 
     def ids(self,
         docs:Any=slice(None), # A document, or several
     ) -> np.ndarray: # Id of the token at each step; -1 where it is not known
         "Ids of tokens."
-        return self._read(IDS, docs, (), np.int64)
+        return _read_rows(self.store.blocks, self.documents.runs(docs), IDS, (), np.int64)
 
     def tokens(self,
         docs:Any=slice(None), # A document, or several
@@ -339,74 +335,25 @@ class Recording:
         docs:Any=slice(None), # A document, or several
     ) -> np.ndarray: # The number of each step within its document
         "Which steps of their documents these are; with gaps, where some were not kept."
-        segs = [self.segments[self.segments['doc'] == self.segments['doc'][self._firsts[d]]]
-                for d in self.doc_numbers(docs)]
-        return np.concatenate([s['pos'] + np.arange(s['n']) for seg in segs for s in seg] or [np.zeros(0, np.int64)])
+        return self.documents.steps(docs)
 
-    # Making other recordings
-    def select(self,
-        docs:Any=slice(None), # A document, or several
-        layers:Any=None, # Names or numbers of layers; all by default
-        parts:Any=None, # Names of parts; all by default
-        units:Any=None, # Units to keep, of each part; all by default
-    ) -> 'Recording': # In memory
-        "A part of the recording, copied."
-        names = self.layers if layers is None else [self.layer(l) for l in np.atleast_1d(layers).tolist()]
-        keys = [k for k in self.sizes if k[0] in names and (parts is None or k[1] in np.atleast_1d(parts))]
-        if not keys:
-            raise KeyError(f"No layer of {names} has a part {parts!r}. {suggest(str(parts), self.parts(names[0]))}")
-        units = slice(None) if units is None else np.atleast_1d(units)
-        numbers = self.doc_numbers(docs)
-        arrays = {k: np.array(self[(*k, numbers)][:, units]) for k in keys}
-        return Recording.from_arrays(arrays, np.diff(self.offsets)[numbers], self.ids(numbers), self.vocab)
+    def doc_numbers(self,
+        docs:Any, # A document, a list of them, or a slice
+    ) -> list[int]: # From 0
+        "Numbers of documents. Raises `IndexError` for one that is not there."
+        return self.documents.numbers(docs)
 
-    def split(self,
-        token:str='xxbos', # First token of a document
-    ) -> 'Recording': # On the same arrays
-        "Cut documents where `token` stands: so a language model's rows become texts again."
-        if self.vocab is None or token not in self.vocab:
-            raise ValueError(f"The vocabulary has no token {token!r} to cut at.")
-        idx,blocks,segs,doc,pos,last = self.vocab.index(token),self.store.blocks,[],-1,0,None
-        for s in self.segments:
-            hits = np.flatnonzero(blocks[s['block']][IDS][s['start']:s['start']+s['n']] == idx)
-            cuts = np.unique(np.r_[0, hits, s['n']])
-            for a,b in zip(cuts[:-1], cuts[1:], strict=True):
-                fresh = s['doc'] != last or a in hits
-                doc,pos,last = doc + fresh,0 if fresh else pos,s['doc']
-                new = s.copy()
-                new['doc'],new['pos'],new['start'],new['n'] = doc,pos,s['start']+a,b-a
-                segs.append(new)
-                pos += b-a
-        return self._like(np.array(segs, SEGMENT))
+# %% ../../nbs/405_inside.recording.ipynb #a456544e
+class _Tables(_Readable):
+    "Blocks that are shown as tables."
+    @property
+    def docs(self) -> 'pd.DataFrame':
+        "A row a document: steps, batch and row it came in first, whether the model was in training."
+        import pandas as pd
+        first = self.segments[self.documents.firsts]
+        return pd.DataFrame(dict(n_steps=np.diff(self.offsets), batch=first['batch'], row=first['row'],
+                                 training=first['training']), index=pd.RangeIndex(len(first), name='doc'))
 
-    def _like(self, segments:np.ndarray) -> 'Recording':
-        rec = Recording(MemoryStore(self.store.blocks), self.vocab)
-        rec.sizes,rec.notes = dict(self.sizes),list(self.notes)
-        rec.replace(segments)
-        return rec
-
-    @classmethod
-    def concat(cls,
-        recs:list['Recording'], # Recordings of the same layers, parts and vocabulary
-    ) -> 'Recording': # On the same arrays
-        "Documents of several recordings, one recording after the other. Raises `ValueError` where they do not fit."
-        if not recs: raise ValueError("There are no recordings to put together.")
-        first,blocks,segs,doc = recs[0],[],[],0
-        for i,r in enumerate(recs):
-            if r.sizes != first.sizes:
-                odd = sorted(map(str, set(r.sizes.items()) ^ set(first.sizes.items())))[0]
-                raise ValueError(f"Recording {i} differs from the first in {odd}; `select` what they share.")
-            if r.vocab != first.vocab: raise ValueError(f"Recording {i} has another vocabulary than the first.")
-            s = r._segments.copy()
-            s['doc'],s['block'] = s['doc']+doc,s['block']+len(blocks)
-            blocks,doc = blocks + r.store.blocks,doc + (int(s['doc'].max())+1-doc if len(s) else 0)
-            segs.append(s)
-        rec = cls(MemoryStore(blocks), first.vocab)
-        rec.sizes,rec.notes = dict(first.sizes),[n for r in recs for n in r.notes]
-        rec.replace(np.concatenate(segs))
-        return rec
-
-    # Tables and files
     def to_frame(self,
         layer:str|int=0, # Name or number of a layer
         part:str='h', # Name of a part
@@ -421,8 +368,8 @@ class Recording:
         df.insert(0, 'token', self.tokens(numbers))
         return df
 
-    def to_xarray(self):
-        "An `xarray.Dataset`: a variable '<layer>.<part>' by row and unit; document, step and token are coordinates."
+    def to_xarray(self) -> Any: # An `xarray.Dataset`
+        "A variable '<layer>.<part>' by row and unit; document, step and token are coordinates. Needs xarray."
         try: import xarray
         except ImportError as e: raise ImportError("to_xarray needs xarray: pip install xarray.") from e
         doc = np.repeat(np.arange(len(self)), np.diff(self.offsets))
@@ -430,47 +377,6 @@ class Recording:
         arrays = {f'{l}.{p}': (('row', f'{l}.{p}.unit'), self[l, p]) for l,p in self.sizes}
         return xarray.Dataset(arrays, coords)
 
-    def save(self,
-        folder:str|Path, # Folder to write to; a recording that is there is replaced
-    ) -> Path:
-        "Write numpy files and JSON, documents in order. Raises `OSError`, and then leaves what was there before."
-        def write(to:Path):
-            _write_about(to, self.vocab, self.sizes)
-            segs = self.segments.copy()
-            segs['block'],segs['start'] = 0,np.cumsum(segs['n'])-segs['n']
-            np.save(to/'segments.npy', segs)
-            np.save(to/'ids.npy', self.ids())
-            for i,((l,p),(n,t)) in enumerate(self.sizes.items()):
-                file = _GrowingFile(to/f'{i:03}.npy', t, (n,))
-                for d in range(len(self)): file.append(self[l, p, d])   # not all at once: it may be larger than memory
-                file.f.close()
-        write_folder(Path(folder), write, _files(self.sizes))
-        return Path(folder)
-
-    @classmethod
-    def load(cls,
-        folder:str|Path, # A folder that `save` or a capture wrote
-    ) -> 'Recording':
-        "Open a recording through memory maps. Raises `FileNotFoundError`, or `ValueError` for a damaged one."
-        folder = Path(folder)
-        if not (folder/'recording.json').exists():
-            raise FileNotFoundError(f"There is no recording in {folder}: recording.json is missing.")
-        try:
-            about = json.loads((folder/'recording.json').read_text(encoding='utf8'))
-            if about['format'] != _FORMAT: raise ValueError(f"its format is {about['format']}, this reads {_FORMAT}")
-            sizes = {(a['layer'], a['part']): (a['features'], np.dtype(a['dtype'])) for a in about['arrays']}
-            block,segs = _map_arrays(folder, list(sizes)),np.load(folder/'segments.npy', allow_pickle=False)
-            rows = min(map(len, block.values()))
-            if segs.dtype != SEGMENT or (len(segs) and (segs['start'] + segs['n']).max() > rows):
-                raise ValueError(f"its arrays hold {rows} rows, and its segments name others")
-        except (ValueError, KeyError, TypeError, OSError, EOFError) as e:
-            raise ValueError(f"The recording in {folder} is damaged ({e}); capture it again.") from e
-        rec = cls(MemoryStore([block]), about['vocab'])
-        rec.sizes = sizes
-        rec.replace(segs)
-        return rec
-
-    # Showing
     def summary(self) -> 'pd.DataFrame':
         "A row a layer and part: units, type, megabytes."
         import pandas as pd
@@ -478,7 +384,7 @@ class Recording:
                 for (l,p),(n,t) in self.sizes.items()]
         return pd.DataFrame(rows, columns=['layer', 'part', 'units', 'dtype', 'MB'])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         layers = ', '.join(f"{l} ({' '.join(self.parts(l))})" for l in self.layers)
         return f"Recording of {self._size()}: {layers or 'empty'}"
 
@@ -491,6 +397,143 @@ class Recording:
         first = ' '.join(self.tokens(0)[:20]) if len(self) else ''
         return head + notes + table + (f"<p>First document: {html.escape(first)} …</p>" if first.strip() else '')
 
+# %% ../../nbs/405_inside.recording.ipynb #259bc2b2
+def _cut_segments(documents:_Documents, blocks:list[dict], idx:int) -> np.ndarray:
+    "Segments that start a new document wherever the id `idx` stands."
+    segs,doc,pos,last = [],-1,0,None
+    for s in documents.segments:
+        hits = np.flatnonzero(blocks[s['block']][IDS][s['start']:s['start']+s['n']] == idx)
+        cuts = np.unique(np.r_[0, hits, s['n']])
+        for a,b in zip(cuts[:-1], cuts[1:], strict=True):
+            fresh = s['doc'] != last or a in hits
+            doc,pos,last = doc + fresh,0 if fresh else pos,s['doc']
+            new = s.copy()
+            new['doc'],new['pos'],new['start'],new['n'] = doc,pos,s['start']+a,b-a
+            segs.append(new)
+            pos += b-a
+    return np.array(segs, SEGMENT)
+
+def _join_segments(recs:list[_Blocks]) -> np.ndarray:
+    "Segments of recordings whose blocks, and documents, follow each other."
+    segs,doc,block = [],0,0
+    for r in recs:
+        s = r.added.copy()
+        s['doc'],s['block'] = s['doc']+doc,s['block']+block
+        doc,block = int(s['doc'].max())+1 if len(s) else doc,block + len(r.store.blocks)
+        segs.append(s)
+    return np.concatenate(segs)
+
+def _check_alike(recs:list[_Blocks]):
+    "Raise `ValueError` where recordings differ in layers, parts or vocabulary."
+    if not recs: raise ValueError("There are no recordings to put together.")
+    for i,r in enumerate(recs):
+        if r.sizes != recs[0].sizes:
+            odd = sorted(map(str, set(r.sizes.items()) ^ set(recs[0].sizes.items())))[0]
+            raise ValueError(f"Recording {i} differs from the first in {odd}; `select` what they share.")
+        if r.vocab != recs[0].vocab: raise ValueError(f"Recording {i} has another vocabulary than the first.")
+
+# %% ../../nbs/405_inside.recording.ipynb #bacb8248
+def _write_files(rec:_Readable, to:Path):
+    "Write a recording, documents in order."
+    _write_about(to, rec.vocab, rec.sizes)
+    segs = rec.documents.segments.copy()
+    segs['block'],segs['start'] = 0,np.cumsum(segs['n'])-segs['n']
+    np.save(to/'segments.npy', segs)
+    np.save(to/'ids.npy', rec.ids())
+    for i,((l,p),(n,t)) in enumerate(rec.sizes.items()):
+        file = _GrowingFile(to/f'{i:03}.npy', t, (n,))
+        for d in range(len(rec)): file.append(rec[l, p, d])   # not all at once: it may be larger than memory
+        file.f.close()
+
+def _read_files(folder:Path) -> tuple[dict, np.ndarray, dict, list|None]:
+    "Arrays, segments, sizes and vocabulary. Raises `ValueError`, and what numpy raises, where files do not agree."
+    about = json.loads((folder/'recording.json').read_text(encoding='utf8'))
+    if about['format'] != _FORMAT: raise ValueError(f"its format is {about['format']}, this reads {_FORMAT}")
+    sizes = {(a['layer'], a['part']): (a['features'], np.dtype(a['dtype'])) for a in about['arrays']}
+    block,segs = _map_arrays(folder, list(sizes)),np.load(folder/'segments.npy', allow_pickle=False)
+    rows = min(map(len, block.values()))
+    if segs.dtype != SEGMENT or (len(segs) and (segs['start'] + segs['n']).max() > rows):
+        raise ValueError(f"its arrays hold {rows} rows, and its segments name others")
+    return block,segs,sizes,about['vocab']
+
 def _files(sizes:dict) -> set[str]:
     "Names of the files of a recording of these parts."
     return {'recording.json', 'segments.npy', 'ids.npy', *(f'{i:03}.npy' for i in range(max(len(sizes), 999)))}
+
+# %% ../../nbs/405_inside.recording.ipynb #bc1b2100
+class Recording(_Tables):
+    "What layers held at each step, by layer, part, document, step and unit."
+    @classmethod
+    def from_arrays(cls,
+        arrays:dict, # (layer, part) -> steps,features of all documents, one after the other
+        lengths:list[int], # Steps of each document
+        ids:Any=None, # Id of each step's token
+        vocab:list|None=None, # Tokens by id
+    ) -> 'Recording':
+        "A recording from arrays that are made elsewhere."
+        rec,n = cls(vocab=vocab),np.asarray(lengths, np.int64)
+        segs = np.zeros(len(n), SEGMENT)
+        segs['doc'],segs['n'],segs['start'],segs['row'] = np.arange(len(n)),n,np.cumsum(n)-n,np.arange(len(n))
+        rec.add({k: np.asarray(a) for k,a in arrays.items()}, segs, ids)
+        return rec
+
+    def select(self,
+        docs:Any=slice(None), # A document, or several
+        layers:Any=None, # Names or numbers of layers; all by default
+        parts:Any=None, # Names of parts; all by default
+        units:Any=None, # Units to keep, of each part; all by default
+    ) -> 'Recording': # In memory
+        "A part of the recording, copied. Raises `KeyError` where no layer has one of the parts."
+        names = self.layers if layers is None else [self.layer(l) for l in np.atleast_1d(layers).tolist()]
+        keys = [k for k in self.sizes if k[0] in names and (parts is None or k[1] in np.atleast_1d(parts))]
+        if not keys:
+            raise KeyError(f"No layer of {names} has a part {parts!r}. {suggest(str(parts), self.parts(names[0]))}")
+        units = slice(None) if units is None else np.atleast_1d(units)
+        numbers = self.doc_numbers(docs)
+        arrays = {k: np.array(self[(*k, numbers)][:, units]) for k in keys}
+        return Recording.from_arrays(arrays, np.diff(self.offsets)[numbers], self.ids(numbers), self.vocab)
+
+    def split(self,
+        token:str='xxbos', # First token of a document
+    ) -> 'Recording': # On the same arrays
+        "Cut documents where `token` stands, so that a language model's rows become texts again."
+        if self.vocab is None or token not in self.vocab:
+            raise ValueError(f"The vocabulary has no token {token!r} to cut at.")
+        segs = _cut_segments(self.documents, self.store.blocks, self.vocab.index(token))
+        return _with_segments(self.store.blocks, segs, self.vocab, self.sizes, self.notes)
+
+    @classmethod
+    def concat(cls,
+        recs:list['Recording'], # Recordings of the same layers, parts and vocabulary
+    ) -> 'Recording': # On the same arrays
+        "Documents of several recordings, one recording after the other. Raises `ValueError` where they do not fit."
+        _check_alike(recs)
+        blocks,notes = [b for r in recs for b in r.store.blocks],[n for r in recs for n in r.notes]
+        return _with_segments(blocks, _join_segments(recs), recs[0].vocab, recs[0].sizes, notes)
+
+    def save(self,
+        folder:str|Path, # Folder to write to; a recording that is there is replaced
+    ) -> Path:
+        "Write numpy files and JSON, documents in order. Raises `OSError`, and then leaves what was there before."
+        write_folder(Path(folder), partial(_write_files, self), _files(self.sizes))
+        return Path(folder)
+
+    @classmethod
+    def load(cls,
+        folder:str|Path, # A folder that `save` or a capture wrote
+    ) -> 'Recording':
+        "Open a recording through memory maps. Raises `FileNotFoundError`, or `ValueError` for a damaged one."
+        folder = Path(folder)
+        if not (folder/'recording.json').exists():
+            raise FileNotFoundError(f"There is no recording in {folder}: recording.json is missing.")
+        try: block,segs,sizes,vocab = _read_files(folder)
+        except (ValueError, KeyError, TypeError, OSError, EOFError) as e:
+            raise ValueError(f"The recording in {folder} is damaged ({e}); capture it again.") from e
+        return _with_segments([block], segs, vocab, sizes)
+
+def _with_segments(blocks:list[dict], segments:np.ndarray, vocab:list|None, sizes:dict, notes:Iterable=()) -> Recording:
+    "A recording on blocks that are there."
+    rec = Recording(MemoryStore(blocks), vocab)
+    rec.sizes,rec.notes = dict(sizes),list(notes)
+    rec.replace(segments)
+    return rec
