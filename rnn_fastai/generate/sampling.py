@@ -70,7 +70,8 @@ def keep_min_p(
     logits:Tensor, # bs,vocab
     p:float, # Share of the probability of the likeliest
 ) -> Tensor: # bs,vocab
-    "Keep tokens at least `p` times as likely as the likeliest ([Nguyen et al., 2024](https://arxiv.org/abs/2407.01082))."
+    """Keep tokens at least `p` times as likely as the likeliest
+    ([Nguyen et al., 2024](https://arxiv.org/abs/2407.01082))."""
     if p == 0: return logits
     return _drop(logits, logits < logits.amax(-1, keepdim=True) + math.log(p))
 
@@ -103,7 +104,8 @@ def penalize_repetition(
     seen:Tensor, # Whether a token was read or written before: bs,vocab
     penalty:float, # Above 1 against repetition
 ) -> Tensor: # bs,vocab
-    "Divide positive logits by a penalty, multiply negative ones by it ([Keskar et al., 2019](https://arxiv.org/abs/1909.05858))."
+    """Divide positive logits by a penalty, and multiply negative ones by it
+    ([Keskar et al., 2019](https://arxiv.org/abs/1909.05858))."""
     return torch.where(seen, torch.where(logits > 0, logits/penalty, logits*penalty), logits)
 
 def penalize_counts(
@@ -213,9 +215,9 @@ class Sampling:
     temperature:float = 1.            # below 1 the likely get likelier; 0 always takes the most likely token
     top_k:int|None = None             # see `keep_top_k`
     top_p:float|None = None           # see `keep_top_p`
-    min_p:float|None = None           # see `keep_min_p`: a share of the largest probability (fastai's is `epsilon_cutoff`)
+    min_p:float|None = None           # see `keep_min_p`: relative to the likeliest token
     typical_p:float|None = None       # see `keep_typical`
-    epsilon_cutoff:float|None = None  # see `keep_epsilon`: least probability, which fastai calls `min_p`
+    epsilon_cutoff:float|None = None  # see `keep_epsilon`: an absolute floor, which fastai calls `min_p`
     repetition_penalty:float = 1.     # see `penalize_repetition`; the prompt counts too
     frequency_penalty:float = 0.      # see `penalize_counts`; the prompt does not count
     presence_penalty:float = 0.       # see `penalize_counts`
