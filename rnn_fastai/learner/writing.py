@@ -19,7 +19,6 @@ from fastprogress import progress_bar
 
 from ..core import check_count
 from ..data.tokenize import decode_spec_tokens
-from ..data.loaders import text_vocab
 from ..models.state import reset_state
 from ..generate.sampling import Sampling, check_seed
 from ..generate.prepack import PrepackedModel, prepack
