@@ -39,7 +39,7 @@ def texts_of(n, vocab_sz, n_words, how):
     "All texts of n tokens that may come out."
     for ids in product([i for i in range(vocab_sz) if i not in how.forbidden], repeat=n):
         stop = ids[-1] in how.stops
-        if any(i in how.stops for i in ids[:-1]) or (stop and n <= how.min_words) or not (stop or n == n_words): continue
+        if any(i in how.stops for i in ids[:-1]) or (stop and n <= how.min_new_tokens) or not (stop or n == n_words): continue
         yield list(ids)
 
 
@@ -67,7 +67,7 @@ def plain_search(model, prompt, n_words, how, vocab_sz):
         for g,beams in enumerate(groups):
             options = []
             for ids,total in beams:
-                out = {*how.forbidden, *(how.stops if t <= how.min_words else ())}
+                out = {*how.forbidden, *(how.stops if t <= how.min_new_tokens else ())}
                 may = [i for i in range(vocab_sz) if i not in out]
                 blocked = ngrams_block(prompt + ids, how.no_repeat_ngram) if how.no_repeat_ngram else ()
                 for i in [i for i in may if i not in blocked] or may:
@@ -88,8 +88,8 @@ def check_same(found, want):
 
 
 @pytest.mark.parametrize("power", [0, 0.7, 1, 2])
-@pytest.mark.parametrize("rules", [dict(), dict(stops=(0,)), dict(stops=(0, 3), min_words=2), dict(forbidden=(2,)),
-                                   dict(stops=(1,), forbidden=(3,), min_words=1), dict(stops=(0,), min_words=4)],
+@pytest.mark.parametrize("rules", [dict(), dict(stops=(0,)), dict(stops=(0, 3), min_new_tokens=2), dict(forbidden=(2,)),
+                                   dict(stops=(1,), forbidden=(3,), min_new_tokens=1), dict(stops=(0,), min_new_tokens=4)],
                          ids=lambda r: ",".join(r) or "plain")
 def test_finds_the_best_of_all_texts(power, rules):
     model,how = language_model(4),Beam(4**3, 4**3, power, **rules)
@@ -118,7 +118,7 @@ def random_options(rng, vocab_sz):
     width = groups*rng.choice([1, 2, 3])
     ids = rng.sample(range(vocab_sz), 4)
     return Beam(width, rng.randint(1, width), rng.choice([0, 0.7, 1, 2]), groups, rng.choice([0.4, 2.]) if groups > 1 else 0.,
-                forbidden=tuple(ids[:rng.randint(0, 2)]), stops=tuple(ids[2:2+rng.randint(0, 2)]), min_words=rng.randint(0, 3),
+                forbidden=tuple(ids[:rng.randint(0, 2)]), stops=tuple(ids[2:2+rng.randint(0, 2)]), min_new_tokens=rng.randint(0, 3),
                 no_repeat_ngram=rng.choice([0, 0, 1, 2, 3]))
 
 
@@ -139,18 +139,18 @@ def test_options_above_matter():
     def found(**kwargs): return [[h.ids for h in f] for f in beam_search(model, PROMPTS, 6, Beam(**{**base, **kwargs}))]
     seen = [found()] + [found(**k) for k in (dict(width=9), dict(n=2), dict(length_penalty=3), dict(groups=3, diversity=1.),
                         dict(groups=2, diversity=1.), dict(groups=2, diversity=0.2), dict(forbidden=(0, 1)), dict(stops=()),
-                        dict(min_words=4), dict(no_repeat_ngram=1), dict(no_repeat_ngram=2))]
+                        dict(min_new_tokens=4), dict(no_repeat_ngram=1), dict(no_repeat_ngram=2))]
     assert all(a != b for i,a in enumerate(seen) for b in seen[:i])
 
 
-@pytest.mark.parametrize("rules", [dict(), dict(stops=(4, 5)), dict(stops=(4,), forbidden=(1,), min_words=3)])
+@pytest.mark.parametrize("rules", [dict(), dict(stops=(4, 5)), dict(stops=(4,), forbidden=(1,), min_new_tokens=3)])
 def test_a_beam_of_one_is_greedy(rules):
     model,how = language_model(9, seed=1),Beam(1, **rules)
     for prompt,found in zip(PROMPTS, beam_search(model, PROMPTS, 12, how), strict=True):
         ids = []
         while len(ids) < 12 and not (ids and ids[-1] in how.stops):
             with torch.no_grad(): logits = model(torch.tensor([prompt.tolist() + ids])).logits[0, -1]
-            logits[list(how.forbidden + (how.stops if len(ids) < how.min_words else ()))] = -torch.inf
+            logits[list(how.forbidden + (how.stops if len(ids) < how.min_new_tokens else ()))] = -torch.inf
             ids.append(logits.argmax().item())
         assert [h.ids for h in found] == [ids]
 

@@ -310,7 +310,7 @@ REFUSED = {
     'function of a tagger': (lambda: make('tagger', tag_dls(lambda w: w[:2]), 'LSTM', CELL), TAG, '<lambda>'),
     'own words of a tagger': (lambda: make('tagger', tag_dls(OwnWords()), 'LSTM', CELL), TAG, 'WordTokenizer'),
     'another kind': (lambda: make('lm', lm_dls()), CLAS, 'ClassifierLearner; a LMLearner'),
-    'sequences': (small_rnn, LM, 'a RNNLearner cannot be kept'),
+    'sequences': (small_rnn, LM, 'a NextTokenLearner cannot be kept'),
     'own learner': (own_learner, LM, 'a OwnLearner cannot be kept'),
     'own loader': (own_loader, LM, 'OwnLoader'),
     'loaders of fastai': (of_fastai, CLAS, 'Datasets cannot be kept'),

@@ -40,16 +40,27 @@ class NeuralCache:
         _check_number('weight', self.weight, 1)
 
     def start(self) -> 'CacheMemory':
-        "An empty memory."
+        "Make an empty memory."
         return CacheMemory(self)
 
     def states(self,
         out:Any, # What a language model gives
     ) -> Tensor: # States of its last layer: bs,sl,hid
-        "What is compared. Raises `TypeError` where a model does not give it."
+        "Get the states that are compared. Raises `TypeError` where a model does not give them."
         if getattr(out, 'raw', None) is not None: return out.raw
         raise TypeError(f"The cache compares states, and the model gives none: {type(out).__name__} lacks `raw`, the "
                         "states of the last layer. Leave cache out.")
+
+# %% ../../nbs/310_generate.adapt.ipynb #0f88e332
+def _sum_by_token(terms:Tensor, ids:Tensor, like:Tensor) -> Tensor:
+    "Logarithm of the sum of exponentials, by token, as `logsumexp` does it: from rows,n to the rows,vocab of `like`."
+    top = torch.full_like(like, -torch.inf).scatter_reduce_(1, ids, terms.to(like.dtype), 'amax')
+    parts = (terms - top.gather(1, ids)).exp().to(like.dtype)
+    return torch.zeros_like(like).scatter_add_(1, ids, parts).log() + top
+
+def _mix_logs(own:Tensor, cached:Tensor, weight:float) -> Tensor:
+    "Logarithms of the mixture of two distributions, from their logarithms."
+    return torch.logaddexp(own + math.log1p(-weight), cached + math.log(weight))
 
 # %% ../../nbs/310_generate.adapt.ipynb #71655685
 class CacheMemory:
@@ -70,20 +81,12 @@ class CacheMemory:
         logits:Tensor, # Of the model: rows,vocab
         h:Tensor, # The states they were made from: rows,hid
     ) -> Tensor: # rows,vocab
-        "Logarithms of the mixed probabilities; the model's own as long as nothing is kept."
+        "Mix the cache with the model: logarithms of the probabilities; the model's own while nothing is kept."
         own = full_precision(logits).log_softmax(-1)
         if self.n == 0 or self.cache.weight == 0: return own
         suggest = self.cache.theta*(self.states[:, :self.n] @ full_precision(h)[..., None])[..., 0]    # rows,n
-        suggest,ids = suggest.log_softmax(-1),self.ids[:, :self.n]
-        # The sum for each token, as `logsumexp` does it: the largest term first.
-        top = torch.full_like(own, -torch.inf).scatter_reduce_(1, ids, suggest.to(own.dtype), 'amax')
-        terms = (suggest - top.gather(1, ids)).exp().to(own.dtype)
-        return self._mixed(own, torch.zeros_like(own).scatter_add_(1, ids, terms).log() + top)
-
-    def _mixed(self, own:Tensor, cached:Tensor) -> Tensor:
-        "Logarithms of the mixture, from those of both."
-        w = self.cache.weight
-        return torch.logaddexp(own + math.log1p(-w), cached + math.log(w))
+        cached = _sum_by_token(suggest.log_softmax(-1), self.ids[:, :self.n], own)
+        return _mix_logs(own, cached, self.cache.weight)
 
     def add(self,
         h:Tensor, # The states that predicted them: rows,hid
@@ -98,7 +101,7 @@ class CacheMemory:
         h:Tensor, # The states that predicted them: rows,sl,hid
         ids:Tensor, # The tokens: rows,sl
     ) -> Tensor: # Logarithms of the mixed probabilities: rows,sl
-        "What `mix` and `add` give, step after step, for the tokens that came alone; in memory of sl*(size+sl) a row."
+        "Score the tokens that came, as `mix` and `add` would step by step; takes sl*(size+sl) numbers a row."
         own,h,n,sl = full_precision(own),full_precision(h),self.n,ids.size(1)
         old = torch.arange(self.at - n, self.at, device=ids.device) % self.cache.size      # oldest first
         keys = torch.cat([self.states[:, old], h], 1) if n else h                           # rows,n+sl,hid
@@ -110,14 +113,14 @@ class CacheMemory:
         suggest.masked_fill_((age < 1) | (age > self.cache.size), -torch.inf)
         total = suggest.logsumexp(-1)
         cached = suggest.masked_fill_(came[:, None] != ids[:, :, None], -torch.inf).logsumexp(-1)
-        return torch.where(total.isneginf(), own, self._mixed(own, cached - total))
+        return torch.where(total.isneginf(), own, _mix_logs(own, cached - total, self.cache.weight))
 
     @torch.no_grad()
     def extend(self,
         h:Tensor, # The states that predicted them: rows,sl,hid
         ids:Tensor, # The tokens that came: rows,sl
     ):
-        "Keep the last `size` of some more pairs."
+        "Keep more pairs; beyond `size`, the oldest go."
         size,sl = self.cache.size,ids.size(1)
         if self.states is None:
             self.states = full_precision(h).new_empty(len(h), size, h.size(-1))
@@ -128,9 +131,9 @@ class CacheMemory:
         self.states[:, place],self.ids[:, place] = h[:, new].to(self.states.dtype),ids[:, new]
 
     def take(self,
-        at:Tensor, # Numbers of rows, in any order, as often as wanted: n
+        at:Tensor, # Numbers of rows, in any order, repeated or not: n
     ) -> 'CacheMemory': # A memory of its own
-        "The memory of some rows."
+        "Select the memory of some rows."
         new = CacheMemory(self.cache)
         if self.at: new.at,new.states,new.ids = self.at,self.states[at],self.ids[at]
         return new
@@ -159,13 +162,13 @@ class DynamicEvaluation:
 
     def gather(self,
         model:nn.Module, # A language model
-        ids:Tensor, # Training text, a part of it will do: n
+        ids:Tensor, # Training text, or a part of it: n
         bs:int=32, # Rows that the text is cut into
-        on_progress:Callable|None=None, # Called with the share that is done
+        on_progress:Callable[[float], Any]|None=None, # Called with the share that is done
     ) -> 'DynamicEvaluation': # The same, with `stats`
-        """Mean squares of the gradients of `every` tokens. Those of the rows are added and divided by the root of
-        their number, so that the squares are, on average, those of one row. Raises `TypeError` or `ValueError` for ids
-        that are no tensor of one axis, or too few."""
+        """Measure mean squares of the gradients of `every` tokens. Gradients of the rows are added and divided by the
+        root of their number, so that the squares are, on average, those of one row. Raises `TypeError` or `ValueError`
+        for ids that are not a tensor of one axis, or too few."""
         if not isinstance(ids, Tensor) or ids.dim() != 1:
             got = f"of the shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"ids is {got}; pass one tensor of ids, the texts one after the other.")
@@ -191,22 +194,22 @@ class Adapted:
     "A copy of a model, in evaluation mode, whose weights go on from those of the model."
     def __init__(self,
         model:nn.Module, # Stays as it is
-        how:DynamicEvaluation, # The settings of the steps
+        dynamic:DynamicEvaluation, # The settings of the steps
     ):
-        self.model,self.how = copy.deepcopy(model).eval().requires_grad_(),how
+        self.model,self.dynamic = copy.deepcopy(model).eval().requires_grad_(),dynamic
         self.params = dict(self.model.named_parameters())
         self.first = {k: p.detach() for k,p in model.named_parameters()}
         self.rates,self.pulls = self._measures()
 
     @property
     def device(self) -> torch.device:
-        "Where the weights are."
+        "The device of the weights."
         return next(iter(self.params.values())).device
 
     def _measures(self) -> tuple[dict, dict]:
         "Rate of each weight, and the share of the way back that a step takes: tensors with `stats`, else numbers."
-        how,stats = self.how,self.how.stats
-        if stats is None: return dict.fromkeys(self.params, how.rate),dict.fromkeys(self.params, how.decay)
+        dynamic,stats = self.dynamic,self.dynamic.stats
+        if stats is None: return dict.fromkeys(self.params, dynamic.rate),dict.fromkeys(self.params, dynamic.decay)
         for k,p in self.params.items():
             if k not in stats or stats[k].shape != p.shape:
                 got = f"of the shape {tuple(stats[k].shape)}" if k in stats else "missing"
@@ -214,37 +217,38 @@ class Adapted:
                                  "Use `gather` with this model.")
         r = {k: stats[k].to(p).sqrt() for k,p in self.params.items()}
         mean = sum(t.sum() for t in r.values())/sum(t.numel() for t in r.values())
-        return ({k: how.rate/(t + how.eps) for k,t in r.items()},
-                {k: (how.decay*t/mean).clamp(max=1) for k,t in r.items()} if how.decay else dict.fromkeys(r, 0))
+        pulls = {k: (dynamic.decay*t/mean).clamp(max=1) for k,t in r.items()} if dynamic.decay else dict.fromkeys(r, 0)
+        return {k: dynamic.rate/(t + dynamic.eps) for k,t in r.items()},pulls
 
     def grads(self,
         loss:Tensor, # A number
     ) -> Iterator[tuple[str, Tensor]]: # Names and gradients
-        "Gradients of the weights that the loss depends on."
+        "Compute gradients of the weights that the loss depends on."
         found = torch.autograd.grad(loss, list(self.params.values()), allow_unused=True)
         yield from ((k, g) for k,g in zip(self.params, found, strict=True) if g is not None)
 
     def step(self,
         loss:Tensor, # Mean loss of the tokens that were just read
     ):
-        "Go one step down the gradient."
+        "Take one step down the gradient."
         for k,g in self.grads(loss):
             p,rate,pull = self.params[k].data,self.rates[k],self.pulls[k]
-            if self.how.decay: p.lerp_(self.first[k], pull)
+            if self.dynamic.decay: p.lerp_(self.first[k], pull)
             if isinstance(rate, Tensor): p.addcmul_(g, rate, value=-1)
             else: p.add_(g, alpha=-rate)
 
     @torch.no_grad()
     def reset(self):
-        "Back to the weights of the model."
+        "Restore the weights of the model."
         for k,p in self.params.items(): p.copy_(self.first[k])
 
+# %% ../../nbs/310_generate.adapt.ipynb #defb1bda
 @contextmanager
 def adapting(
     model:nn.Module, # A language model; stays as it is
-    how:DynamicEvaluation=DynamicEvaluation(), # The settings
+    dynamic:DynamicEvaluation=DynamicEvaluation(), # The settings
 ) -> Iterator[Adapted]:
-    "A copy of a model for a block in which gradients are on."
+    "Copy a model for a block in which gradients are on."
     with torch.inference_mode(False), torch.enable_grad(), flush_denormals():
         # cuDNN has no gradients in evaluation mode.
-        with torch.backends.cudnn.flags(enabled=False): yield Adapted(model, how)
+        with torch.backends.cudnn.flags(enabled=False): yield Adapted(model, dynamic)

@@ -25,7 +25,7 @@ class _Step(NamedTuple):
     raw:Tensor|None   # states of the last layer, where the model gives them: bs,sl,hid
 
 class WholePrefix(torch.nn.Module):
-    """Makes a model that takes no state generate: what was read is its state, and is read again at each step. A state
+    """Lets a model that takes no state generate: what was read is its state, and is read again at each step. A state
     that the model keeps inside is reset before."""
     def __init__(self,
         model:torch.nn.Module, # From ids, bs,sl, to logits, bs,sl,vocab; or to logits, raw and dropped states
@@ -48,13 +48,14 @@ class WholePrefix(torch.nn.Module):
         if isinstance(out, Tensor): return [out[:n], None]
         return [(o[-1] if isinstance(o, (tuple, list)) else o)[:n] for o in out[:2]]
 
+# %% ../../nbs/315_generate.decode.ipynb #e881ebd2
 @torch.no_grad()
 def with_state(
-    model:torch.nn.Module, # Any that takes ids
+    model:torch.nn.Module, # Any model that takes ids
     ids:Tensor, # Ids to try it with: at least one
     rows:int|None=None, # Rows of the batches that it is trained on, to which a state inside it may be bound
-) -> torch.nn.Module: # `model` itself where it hands on a state
-    "A model that can go on from where it was."
+) -> torch.nn.Module: # `model` itself where it gives a state, otherwise a `WholePrefix` around it
+    "Make a model that can go on from where it was."
     if hasattr(model, 'read'): return model
     reset_state(model)
     try: out = model(ids[None, :1])
@@ -82,23 +83,23 @@ def _read(model:torch.nn.Module, ids:Tensor, state:Any, lengths:Tensor) -> Any:
 
 @torch.no_grad()
 def read_prompts(
-    model:torch.nn.Module, # A model that hands on a state
+    model:torch.nn.Module, # A model that gives a state
     prompts:list[Tensor], # Ids of each prompt, at least one; of one length, unless the model's `takes_lengths` is true
     part:int=512, # Tokens read at once
-    on_progress:Callable|None=None, # Told how many tokens were read, after each part
+    on_progress:Callable[[int], Any]|None=None, # Called with the number of tokens read, after each part
 ) -> Any: # State after all but the last token of each, rows on the tensors' second axis; none where there is nothing
     "Read prompts, each as if alone. Raises `ValueError` for different lengths that the model cannot read together."
     lengths = torch.tensor([len(p) - 1 for p in prompts])
     if lengths.max() < 1: return None
     if lengths.min() != lengths.max() and not getattr(model, 'takes_lengths', False):
         raise ValueError(f"The prompts have {lengths.min()+1} to {lengths.max()+1} tokens, and {type(model).__name__} "
-                         "reads no different lengths together; pass those of one length at a time.")
+                         "cannot read different lengths together; pass prompts of one length at a time.")
     ids = pad_sequence([p.as_subclass(Tensor)[:-1] for p in prompts], batch_first=True)   # bs,sl
     state = None
     for start in range(0, ids.size(1), part):
         at = (lengths > start).nonzero()[:, 0].to(ids.device)   # those that are not at their end yet
         piece,left = ids[at, start:start+part],(lengths[at.cpu()] - start).clamp(max=part)
-        # Lengths are told even if they are all the same: so reading takes the same way alone and among others.
+        # Lengths are passed even if all are the same, so that a prompt is read the same way alone and among others.
         new = _read(model, piece[:, :left.max()], None if state is None else take_rows(state, at), left)
         if len(at) == len(prompts): state = new
         else:   # a prompt of one token has nothing to be read; its state is zero
@@ -107,8 +108,9 @@ def read_prompts(
         if on_progress is not None: on_progress(int(left.sum()))
     return state
 
+# %% ../../nbs/315_generate.decode.ipynb #76ffcde4
 def _distinct(prompts:list[Tensor]) -> tuple[list[int], list[int]]:
-    "Numbers of the prompts that differ from all before, and for each prompt the place of its like among them."
+    "Numbers of the prompts that differ from all before, and for each prompt the place of its equal among them."
     seen,at = {},[]
     for i,p in enumerate(prompts): at.append(seen.setdefault(p.cpu().numpy().tobytes(), (len(seen), i))[0])
     return [i for _,i in seen.values()],at
@@ -120,6 +122,7 @@ class Step(NamedTuple):
     ids:Tensor       # the tokens: rows
     logps:Tensor     # logarithms of the probabilities that the model gives them: rows
 
+# %% ../../nbs/315_generate.decode.ipynb #e1cb8703
 _PART = 64   # tokens of a prompt read at once where logits are made of all
 
 @torch.no_grad()
@@ -128,7 +131,7 @@ def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, p
     "Read prompts of one length as `read_prompts` does, and keep the pairs of states and tokens."
     ids = torch.stack([p.as_subclass(Tensor) for p in prompts])                 # bs,sl+1
     sl = ids.size(1) - 1
-    skip = max(sl - memory.cache.size, 0)   # what the cache would not keep is read without
+    skip = max(sl - memory.cache.size, 0)   # what the cache would not keep is read without it
     state = read_prompts(model, [p[:skip+1] for p in prompts], part, on_progress)
     for at in range(skip, sl, _PART):
         to = min(at + _PART, sl)
@@ -138,17 +141,18 @@ def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, p
         if on_progress is not None: on_progress((to - at)*len(ids))
     return state
 
+# %% ../../nbs/315_generate.decode.ipynb #11cf380e
 class Continuation:
-    "Texts that go on together, a token at a time: `step` makes the next tokens, `keep` lets ended texts go."
+    "Texts that go on together, a token at a time: `step` makes the next tokens, `keep` drops ended texts."
     def __init__(self,
-        model:torch.nn.Module, # A model that hands on a state; see `with_state`
+        model:torch.nn.Module, # A model that gives a state; see `with_state`
         prompts:list[Tensor], # Ids of each prompt: at least one; see `read_prompts`
         sampler:TokenSampler, # Picks tokens
         part:int=512, # Tokens of prompts read at once
-        on_progress:Callable|None=None, # Told how many tokens of prompts were read, after each part
-        cache:NeuralCache|None=None, # Mixes in what came after like states; prompts are then of one length
+        on_progress:Callable[[int], Any]|None=None, # Called with the number of tokens of prompts read, after each part
+        cache:NeuralCache|None=None, # Mixes in the tokens that came after similar states; prompts must have one length
     ):
-        if not prompts: raise ValueError("There is no prompt; give one at least.")
+        if not prompts: raise ValueError("prompts is empty: there is no prompt; give one at least.")
         if min(map(len, prompts)) == 0: raise ValueError("A prompt is empty; each needs one token at least.")
         self.model,self.sampler,self.rows = model,sampler,list(range(len(prompts)))
         self.settled = not any(m.training for m in model.modules())
@@ -166,17 +170,17 @@ class Continuation:
         return _remember(self.model, prompts, self.memory, part, on_progress)
 
     def _take(self, rows:list[int]):
-        "Go on with some rows of the state, in any order, as often as wanted."
+        "Go on with some rows of the state, in any order, repeated or not."
         at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
         if self.state is not None: self.state = take_rows(self.state, at)
         if self.memory is not None: self.memory = self.memory.take(at)
 
     def step(self) -> Step:
-        "The next token of each text."
+        "Make the next token of each text."
         with self.no_grad(): return self._step()
 
     def _step(self) -> Step:
-        # Looking at the mode of every module takes a part of a step; a model that is trained on meanwhile shows it.
+        # To set the mode of every module takes a part of a step; a model put into training mode since then shows it.
         mode = nullcontext() if self.settled and not self.model.training else evaluating(self.model)
         with mode: out = self.model(self.ids[:, None], self.state)
         logits,self.state = out.logits[:, -1],out.state
@@ -188,26 +192,27 @@ class Continuation:
         return Step(self.rows, self.ids, logps)
 
     def keep(self,
-        rows:list[int], # Numbers of the texts that go on, of those that have gone on so far
+        rows:list[int], # Numbers of the texts that go on, among those so far
     ):
-        "Let the other texts go."
+        "Go on with these texts alone."
         if rows == self.rows: return
         at = [self.rows.index(r) for r in rows]
         self._take(at)
         self.rows,self.ids = rows,self.ids[at]
 
+# %% ../../nbs/315_generate.decode.ipynb #4238f63f
 def generate(
     model:torch.nn.Module, # From ids, bs,sl, to logits, or to `logits` and `state`; in any mode
     ids:Tensor, # Ids of the prompt: at least one
-    n_words:int, # How many tokens to generate
-    how:Sampling|None=None, # How they are picked; drawn by their probabilities by default
+    max_new_tokens:int, # How many tokens to generate
+    sampling:Sampling|None=None, # How they are picked; drawn by their probabilities by default
     seed:int|torch.Generator|None=None, # See `TokenSampler`
 ) -> Iterator[int]: # Ids, as they are made
     "Continue a prompt, token by token. Raises `ValueError` for an empty one."
-    check_count('n_words', n_words)
+    check_count('max_new_tokens', max_new_tokens)
     if len(ids) == 0: raise ValueError("The prompt is empty; it needs one token at least.")
     with evaluating(model), torch.no_grad():
         model = with_state(model, ids)
         vocab_sz = model(ids[None, :1]).logits.size(-1)
-    text = Continuation(model, [ids], TokenSampler(how or Sampling(), [ids], vocab_sz, n_words, seed))
-    for _ in range(n_words): yield text.step().ids.item()
+    text = Continuation(model, [ids], TokenSampler(sampling or Sampling(), [ids], vocab_sz, max_new_tokens, seed))
+    for _ in range(max_new_tokens): yield text.step().ids.item()

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'keep_epsilon', 'penalize_repetition',
            'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'check_share', 'check_seed',
-           'Sampling', 'TokenSampler']
+           'check_room', 'Sampling', 'TokenSampler']
 
 # %% ../../nbs/300_generate.sampling.ipynb #9ff771f2
 import math
 import warnings
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 import torch
-from fastcore.basics import store_attr
 from torch import Tensor
 
 from ..core import check_count, check_number
@@ -27,29 +27,30 @@ def apply_temperature(
     logits:Tensor, # bs,vocab
     temperature:float, # Below 1 the likely get likelier, above 1 less likely; more than 0
 ) -> Tensor: # bs,vocab
-    "Logits over a temperature ([Ackley et al., 1985](https://doi.org/10.1207/s15516709cog0901_7))."
+    "Divide logits by a temperature ([Ackley et al., 1985](https://doi.org/10.1207/s15516709cog0901_7))."
     # From the largest on, so that a temperature near zero makes no infinity.
     return logits if temperature == 1 else (logits - logits.amax(-1, keepdim=True))/temperature
 
 def keep_top_k(
     logits:Tensor, # bs,vocab
-    k:int, # How many tokens stay; of equally likely ones at the border, any
+    k:int, # How many tokens stay; among equally likely ones at the border, the choice is arbitrary
 ) -> Tensor: # bs,vocab
-    "The `k` likeliest tokens ([Fan et al., 2018](https://arxiv.org/abs/1805.04833))."
+    "Keep the `k` likeliest tokens ([Fan et al., 2018](https://arxiv.org/abs/1805.04833))."
     top,idx = logits.topk(k, -1)
     return torch.full_like(logits, -torch.inf).scatter(-1, idx, top)
 
-_FIRST = 256   # tokens that are put in order at first; all of a large vocabulary would take longer than the model
+# %% ../../nbs/300_generate.sampling.ipynb #a6a839f7
+_FIRST = 256   # tokens sorted at first; to sort a large vocabulary takes longer than a step of the model
 
 def _beyond(probs:Tensor, order:Tensor, p:float) -> Tensor:
-    "Tokens that are not among the first of an order whose probabilities make `p`; the one that reaches it is."
+    "Mark the tokens that come, in an order, after the first ones whose probabilities sum to `p`."
     first = probs.gather(-1, order)
     before = first.cumsum(-1, dtype=torch.float64) - first
     return torch.ones_like(probs, dtype=torch.bool).scatter(-1, order, before >= p)
 
 def _keep_mass(logits:Tensor, rank:Tensor, p:float) -> Tensor:
-    "The tokens of the highest ranks whose probabilities make `p`: the one that reaches it stays too."
-    if p == 1: return logits   # whatever rounding makes of the sum
+    "Keep the tokens of the highest ranks whose probabilities sum to `p`, with the one that reaches it."
+    if p == 1: return logits   # rounding of the sum must drop none
     probs = logits.softmax(-1)
     order = rank.topk(min(_FIRST, rank.size(-1)), -1).indices
     out = _beyond(probs, order, p)
@@ -61,14 +62,16 @@ def keep_top_p(
     logits:Tensor, # bs,vocab
     p:float, # Probability to keep, above 0 and at most 1
 ) -> Tensor: # bs,vocab
-    "The fewest tokens that make a probability of `p` ([Holtzman et al., 2020](https://arxiv.org/abs/1904.09751))."
+    "Keep the fewest tokens whose probabilities sum to `p` ([Holtzman et al., 2020](https://arxiv.org/abs/1904.09751))."
     return _keep_mass(logits, logits, p)
 
+# %% ../../nbs/300_generate.sampling.ipynb #a23d852a
 def keep_min_p(
     logits:Tensor, # bs,vocab
     p:float, # Share of the probability of the likeliest
 ) -> Tensor: # bs,vocab
-    "Tokens at least `p` times as likely as the likeliest ([Nguyen et al., 2024](https://arxiv.org/abs/2407.01082))."
+    """Keep tokens at least `p` times as likely as the likeliest
+    ([Nguyen et al., 2024](https://arxiv.org/abs/2407.01082))."""
     if p == 0: return logits
     return _drop(logits, logits < logits.amax(-1, keepdim=True) + math.log(p))
 
@@ -76,10 +79,10 @@ def keep_typical(
     logits:Tensor, # bs,vocab
     p:float, # Probability to keep, above 0 and at most 1
 ) -> Tensor: # bs,vocab
-    """The fewest tokens that make a probability of `p`, those first whose surprise is nearest to the mean surprise
+    """Keep the fewest tokens whose probabilities sum to `p`, those first whose surprise is nearest to the mean surprise
     ([Meister et al., 2023](https://arxiv.org/abs/2202.00666))."""
     logp = logits.log_softmax(-1)
-    entropy = -(logp.exp()*logp).nan_to_num(0.).sum(-1, keepdim=True)           # what is left out counts nothing
+    entropy = -(logp.exp()*logp).nan_to_num(0.).sum(-1, keepdim=True)           # tokens left out add nothing
     return _keep_mass(logits, -(logp + entropy).abs(), p)
 
 def keep_epsilon(
@@ -87,8 +90,9 @@ def keep_epsilon(
     probs:Tensor, # Probabilities that the model itself gives: bs,vocab
     p:float, # Least probability
 ) -> Tensor: # bs,vocab
-    """Tokens of a probability of at least `p`, which is fastai's `min_p`, and epsilon sampling in the literature
-    ([Hewitt et al., 2022](https://arxiv.org/abs/2210.15191)). Warns where none has, and leaves that row as it is."""
+    """Keep tokens of a probability of at least `p`: fastai's `min_p`, called epsilon sampling in the literature
+    ([Hewitt et al., 2022](https://arxiv.org/abs/2210.15191)). A row without such a token stays as it is, with a
+    warning."""
     out = (probs < p) & ~logits.isneginf()
     none = (out | logits.isneginf()).all(-1, keepdim=True)
     if none.any(): warnings.warn(f"No token is as likely as min_p={p}, so it is not applied.", stacklevel=2)
@@ -100,7 +104,8 @@ def penalize_repetition(
     seen:Tensor, # Whether a token was read or written before: bs,vocab
     penalty:float, # Above 1 against repetition
 ) -> Tensor: # bs,vocab
-    "Positive logits over a penalty, negative ones times it ([Keskar et al., 2019](https://arxiv.org/abs/1909.05858))."
+    """Divide positive logits by a penalty, and multiply negative ones by it
+    ([Keskar et al., 2019](https://arxiv.org/abs/1909.05858))."""
     return torch.where(seen, torch.where(logits > 0, logits/penalty, logits*penalty), logits)
 
 def penalize_counts(
@@ -109,41 +114,42 @@ def penalize_counts(
     frequency:float=0., # Taken from a logit for each time
     presence:float=0., # Taken once
 ) -> Tensor: # bs,vocab
-    "The frequency and presence penalties of today's services."
+    "Subtract a penalty for each time that a token was written, and one for tokens written at all."
     return logits - frequency*counts - presence*(counts > 0)
 
 def forbid(
     logits:Tensor, # bs,vocab
     ids:Tensor, # Ids that must not come: n
 ) -> Tensor: # bs,vocab
-    "All but some tokens."
+    "Set the logits of `ids` to -inf."
     return logits.index_fill(-1, ids, -torch.inf)
 
 def keep_only(
     logits:Tensor, # bs,vocab
     ids:Tensor, # Ids that may come: n
 ) -> Tensor: # bs,vocab
-    "Some tokens alone."
+    "Set all logits but those of `ids` to -inf."
     return torch.full_like(logits, -torch.inf).index_copy(-1, ids, logits[:, ids])
 
 def blocked_by_ngrams(
-    tokens:list[int], # What stands before
+    tokens:list[int], # The text so far
     n:int, # Length of runs that must not come twice
 ) -> set[int]: # Ids
-    """Tokens that would end a run of `n` which was there before
+    """Find the tokens that would repeat a run of `n` tokens
     ([Paulus et al., 2018](https://arxiv.org/abs/1705.04304))."""
     last = tokens[len(tokens)-n+1:]
     return {tokens[i+n-1] for i in range(len(tokens)-n+1) if tokens[i:i+n-1] == last}
 
 # %% ../../nbs/300_generate.sampling.ipynb #041f81ad
 def draw(
-    probs:Tensor, # Probabilities, or anything in proportion: bs,vocab
+    probs:Tensor, # Probabilities, or numbers in proportion to them: bs,vocab
     u:Tensor, # Numbers from 0 to below 1: bs, float64
 ) -> Tensor: # Ids: bs
-    "The tokens that `u` falls on. One of probability zero is never drawn."
+    "Pick the tokens that `u` falls on. A token of probability zero is never drawn."
     upto = probs.cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(upto, (u*upto[:, -1])[:, None], right=True)[:, 0].clamp_(max=probs.size(-1)-1)
 
+# %% ../../nbs/300_generate.sampling.ipynb #d9e91658
 class Draws:
     "Random numbers for each row, from a seed and a key of the row."
     _ahead = 64   # numbers drawn at once
@@ -156,7 +162,7 @@ class Draws:
         self.numbers = torch.empty(len(keys), self._ahead, dtype=torch.float64)
 
     def next(self) -> Tensor: # One number for each row: bs
-        "Go one step on, for all rows."
+        "Draw one number for each row."
         if self.at == self._ahead:
             for row,g in zip(self.numbers, self.streams, strict=True): row.uniform_(generator=g)
             self.at = 0
@@ -169,37 +175,57 @@ def check_share(
     p:float|None, # Its value
     zero:bool=False, # Whether zero is allowed
 ):
-    "Raise `ValueError` unless `p` is a probability, of which 1 is one, or None."
+    "Raise `ValueError` unless `p` is a probability (1 included) or None."
     what = f"a probability, {'from 0 to' if zero else 'above 0 and at most'} 1, or None"
     if p is not None: check_number(name, p, what, lambda p: (0 <= p if zero else 0 < p) and p <= 1)
 
 def check_seed(
-    seed:int|torch.Generator|None, # What was passed
+    seed:int|torch.Generator|None, # Its value
 ):
-    "Raise `ValueError` unless it is a whole number of at least 0, a generator, or None."
+    "Raise `ValueError` unless `seed` is a whole number of at least 0, a generator, or None."
     if seed is not None and not isinstance(seed, torch.Generator): check_count('seed', seed, 0)
 
+# %% ../../nbs/300_generate.sampling.ipynb #48cde065
+def check_room(
+    vocab_sz:int, # Size of the vocabulary
+    max_new_tokens:int, # Most tokens of a text
+    min_new_tokens:int=0, # Tokens before which no text ends
+    forbidden:tuple=(), # Ids that must not come
+    stops:tuple=(), # Ids that end a text
+    required:tuple=(), # Ids that must come
+):
+    "Raise `ValueError` where a vocabulary or a length leaves no text that the rules allow."
+    for name,ids in dict(forbidden=forbidden, stops=stops, required=required).items():
+        odd = [i for i in ids if not 0 <= i < vocab_sz]
+        if odd: raise ValueError(f"{name} holds the id {odd[0]}; the vocabulary has ids from 0 to {vocab_sz - 1:,}.")
+    if len(set(forbidden)) == vocab_sz:
+        raise ValueError(f"forbidden holds all {vocab_sz:,} tokens of the vocabulary; allow one at least.")
+    if min_new_tokens > max_new_tokens:
+        raise ValueError(f"min_new_tokens={min_new_tokens} is more than max_new_tokens={max_new_tokens}; lower one.")
+    if min_new_tokens and len({*forbidden, *stops}) == vocab_sz:
+        raise ValueError(f"min_new_tokens={min_new_tokens} is not possible: every token is forbidden or ends the text.")
+    if len(set(required)) > max_new_tokens:
+        raise ValueError(f"required holds {len(set(required))} tokens, and max_new_tokens={max_new_tokens} has no room "
+                         "for them; raise it, or require fewer.")
+
 # %% ../../nbs/300_generate.sampling.ipynb #cfd2202b
+@dataclass(frozen=True)
 class Sampling:
     "How the next token is picked. Raises `ValueError` for numbers out of range and options that exclude each other."
-    def __init__(self,
-        temperature:float=1., # Below 1 the likely get likelier; 0 always takes the most likely token
-        top_k:int|None=None, # See `keep_top_k`
-        top_p:float|None=None, # See `keep_top_p`
-        min_p:float|None=None, # See `keep_min_p`
-        typical_p:float|None=None, # See `keep_typical`
-        epsilon_cutoff:float|None=None, # See `keep_epsilon`; fastai's `min_p`
-        repetition_penalty:float=1., # See `penalize_repetition`; the prompt counts too
-        frequency_penalty:float=0., # See `penalize_counts`; the prompt does not count
-        presence_penalty:float=0., # See `penalize_counts`
-        no_repeat_ngram:int=0, # See `blocked_by_ngrams`; the prompt counts too; 0 for no such rule
-        forbidden:tuple=(), # Ids that must not come
-        required:tuple=(), # Ids that must come before a text ends, the last ones at its end if need be
-    ):
-        store_attr()
-        self._check()
+    temperature:float = 1.            # below 1 the likely get likelier; 0 always takes the most likely token
+    top_k:int|None = None             # see `keep_top_k`
+    top_p:float|None = None           # see `keep_top_p`
+    min_p:float|None = None           # see `keep_min_p`: relative to the likeliest token
+    typical_p:float|None = None       # see `keep_typical`
+    epsilon_cutoff:float|None = None  # see `keep_epsilon`: an absolute floor, which fastai calls `min_p`
+    repetition_penalty:float = 1.     # see `penalize_repetition`; the prompt counts too
+    frequency_penalty:float = 0.      # see `penalize_counts`; the prompt does not count
+    presence_penalty:float = 0.       # see `penalize_counts`
+    no_repeat_ngram:int = 0           # see `blocked_by_ngrams`; the prompt counts too; 0 for no such rule
+    forbidden:tuple = ()              # ids that must not come
+    required:tuple = ()               # ids that must come before a text ends, the last ones at its end if need be
 
-    def _check(self):
+    def __post_init__(self):
         check_number('temperature', self.temperature, "at least 0, and finite; 0 always takes the most likely token",
                      lambda t: t >= 0)
         for name in ('top_p', 'typical_p'): check_share(name, getattr(self, name))
@@ -217,27 +243,18 @@ class Sampling:
 
     def check(self,
         vocab_sz:int, # Size of the vocabulary
-        n_words:int, # How many tokens are to come
+        max_new_tokens:int, # Most tokens of a text
         stops:tuple=(), # Ids that end a text
-        min_words:int=0, # Tokens before which no text ends
+        min_new_tokens:int=0, # Tokens before which no text ends
     ):
-        "Raise `ValueError` where a vocabulary or a length leaves no room for the rules."
+        "Raise `ValueError` where a vocabulary or a length leaves no room for the rules; see `check_room`."
         if self.top_k is not None and self.top_k > vocab_sz:
             raise ValueError(f"top_k={self.top_k} is more than the {vocab_sz:,} tokens of the vocabulary.")
-        odd = [i for i in (*self.forbidden, *self.required, *stops) if not 0 <= i < vocab_sz]
-        if odd: raise ValueError(f"There is no token of id {odd[0]}: the vocabulary has {vocab_sz:,}.")
-        if len(set(self.forbidden)) == vocab_sz:
-            raise ValueError(f"forbidden holds all {vocab_sz:,} tokens of the vocabulary; none is left to come.")
-        if set(range(vocab_sz)) <= {*self.forbidden, *stops} and min_words:
-            raise ValueError(f"min_words={min_words} cannot be kept: all tokens are forbidden or end the text.")
-        if len(set(self.required)) > n_words:
-            raise ValueError(f"required holds {len(set(self.required))} tokens, and n_words={n_words} has no room.")
-        if min_words > n_words:
-            raise ValueError(f"min_words={min_words} is more than n_words={n_words}; lower one.")
+        check_room(vocab_sz, max_new_tokens, min_new_tokens, self.forbidden, stops, self.required)
 
 # %% ../../nbs/300_generate.sampling.ipynb #c7838070
 class _Runs:
-    "What came after each run of n-1 tokens of a text; asked and added to in a time that does not grow with the text."
+    "What came after each run of n-1 tokens of a text. To ask and to add take a time that does not grow with the text."
     def __init__(self, tokens:list[int], n:int):
         self.last,self.after = deque(maxlen=n-1),defaultdict(set)
         for i in tokens: self.add(i)
@@ -249,94 +266,108 @@ class _Runs:
     @property
     def blocked(self) -> set[int]: return self.after.get(tuple(self.last), set())
 
+# %% ../../nbs/300_generate.sampling.ipynb #9d56513d
+class _TextRules:
+    "Rules that differ from text to text: required tokens, when a text may end, runs that came before."
+    def __init__(self, sampling:Sampling, prompts:list[Tensor], max_new_tokens:int, stops:tuple, min_new_tokens:int):
+        self.max_new_tokens,self.min_new_tokens,self.stops,self.step = max_new_tokens,min_new_tokens,set(stops),0
+        self.missing = [set(sampling.required) for _ in prompts]
+        n = sampling.no_repeat_ngram
+        self.runs = [_Runs(p.tolist(), n) for p in prompts] if n else None
+        self.remembers = bool(sampling.required or n)   # else nothing need be noted
+
+    def apply(self, logits:Tensor, rows:list[int]) -> Tensor:
+        "Logits, with those of the tokens that must not come in a text set to -inf."
+        if not (self.stops or self.remembers): return logits
+        logits = logits.clone()
+        for x,r in zip(logits, rows, strict=True): self._restrict(x, r)
+        return logits
+
+    def _restrict(self, x:Tensor, row:int):
+        missing = self.missing[row]
+        # A required token that ends the text waits for the others.
+        ends = self.stops if self.step < self.min_new_tokens or missing - self.stops else set()
+        if ends: x.index_fill_(0, torch.tensor(sorted(ends), device=x.device), -torch.inf)
+        blocked = self.runs[row].blocked - missing if self.runs else ()
+        if blocked:
+            fewer = x.index_fill(0, torch.tensor(sorted(blocked), device=x.device), -torch.inf)
+            if not fewer.isneginf().all(): x.copy_(fewer)   # where no token is left, there is no such rule
+        if missing and self.max_new_tokens - self.step <= len(missing):
+            x.copy_(keep_only(x[None], torch.tensor(sorted(missing - ends or missing), device=x.device))[0])
+
+    def note(self, ids:Tensor, rows:list[int]):
+        "Remember the tokens that were picked."
+        self.step += 1
+        if not self.remembers: return
+        for i,r in zip(ids.tolist(), rows, strict=True):
+            self.missing[r].discard(i)
+            if self.runs: self.runs[r].add(i)
+
+# %% ../../nbs/300_generate.sampling.ipynb #04cf6902
+def _filter(logits:Tensor, sampling:Sampling, raw:Tensor, norm:Tensor) -> Tensor:
+    "Apply the rules that are the same for all texts, in order; `raw - norm` are the model's own log-probabilities."
+    if sampling.epsilon_cutoff is not None: logits = keep_epsilon(logits, (raw - norm).exp(), sampling.epsilon_cutoff)
+    if sampling.temperature: logits = apply_temperature(logits, sampling.temperature)
+    if sampling.top_k is not None: logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None: logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p is not None: logits = keep_min_p(logits, sampling.min_p)
+    return logits if sampling.typical_p is None else keep_typical(logits, sampling.typical_p)
+
 class TokenSampler:
     "Picks the next token of each text of a batch, and remembers what the rules need of those before."
     def __init__(self,
-        how:Sampling, # The rules
+        sampling:Sampling, # The rules
         prompts:list[Tensor], # Ids of each prompt
         vocab_sz:int, # Size of the vocabulary
-        n_words:int, # How many tokens are to come
+        max_new_tokens:int, # Most tokens of a text
         seed:int|torch.Generator|None=None, # A number: see `Draws`; a generator, or torch's own, draws for all rows
         samples:list[int]|None=None, # For each prompt: which sample it is; by default 0
         stops:tuple=(), # Ids that end a text
-        min_words:int=0, # Tokens before which no text ends
+        min_new_tokens:int=0, # Tokens before which no text ends
     ):
-        self.how,self.n_words,self.stops,self.min_words,self.step = how,n_words,stops,min_words,0
-        how.check(vocab_sz, n_words, stops, min_words)
+        sampling.check(vocab_sz, max_new_tokens, stops, min_new_tokens)
         check_seed(seed)
-        n = len(prompts)
+        self.sampling,n,device = sampling,len(prompts),prompts[0].device
+        self.generator = seed if isinstance(seed, torch.Generator) else None
         # The prompt is part of the key: else one seed would make texts of different prompts alike.
         keys = [(s, crc32(p.cpu().numpy().tobytes())) for s,p in zip(samples or [0]*n, prompts, strict=True)]
-        self.generator = seed if isinstance(seed, torch.Generator) else None
-        own = how.temperature and seed is not None and self.generator is None
+        own = sampling.temperature and seed is not None and self.generator is None
         self.draws = Draws(seed, keys) if own else None
-        self.missing = [set(how.required) for _ in range(n)]
-        self.runs = [_Runs(p.tolist(), how.no_repeat_ngram) for p in prompts] if how.no_repeat_ngram else None
-        device = prompts[0].device
-        self.banned = torch.tensor(how.forbidden, dtype=torch.long, device=device)
+        self.rules = _TextRules(sampling, prompts, max_new_tokens, stops, min_new_tokens)
+        self.banned = torch.tensor(sampling.forbidden, dtype=torch.long, device=device)
         self.seen = self.counts = None
-        if how.repetition_penalty != 1:
+        if sampling.repetition_penalty != 1:
             self.seen = torch.zeros(n, vocab_sz, dtype=torch.bool, device=device)
             for row,p in zip(self.seen, prompts, strict=True): row[p] = True
-        if how.frequency_penalty or how.presence_penalty: self.counts = torch.zeros(n, vocab_sz, device=device)
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            self.counts = torch.zeros(n, vocab_sz, device=device)
 
     def pick(self,
         logits:Tensor, # Of the texts that go on: rows,vocab
         rows:list[int], # Their numbers
     ) -> tuple[Tensor, Tensor]: # Ids, and the logarithm of the probability that the model itself gives them: rows
-        "The next token of each text."
+        "Pick the next token of each text."
         raw = logits.float()
         norm = raw.logsumexp(-1, keepdim=True)
         if not norm.isfinite().all():
             raise FloatingPointError("The model's logits hold NaN or inf, so that no token can be picked: look at its "
                                      "weights; a lower learning rate may be needed.")
-        logits = self._left(raw, norm, rows)
-        ids = logits.argmax(-1) if self.how.temperature == 0 else self._draw(logits.softmax(-1), rows)
-        self._note(ids, rows)
+        logits = self._allowed(raw, norm, rows)
+        ids = logits.argmax(-1) if self.sampling.temperature == 0 else self._draw(logits.softmax(-1), rows)
+        if self.seen is not None: self.seen[rows, ids] = True
+        if self.counts is not None: self.counts[rows, ids] += 1
+        self.rules.note(ids, rows)
         return ids,(raw.gather(-1, ids[:, None]) - norm)[:, 0]
 
     def _draw(self, probs:Tensor, rows:list[int]) -> Tensor:
         if self.draws is None: return torch.multinomial(probs, 1, generator=self.generator)[:, 0]
         return draw(probs, self.draws.next()[rows].to(probs.device, non_blocking=True))
 
-    def _left(self, raw:Tensor, norm:Tensor, rows:list[int]) -> Tensor:
+    def _allowed(self, raw:Tensor, norm:Tensor, rows:list[int]) -> Tensor:
         "Logits of the tokens that the rules leave."
-        how,logits = self.how,raw
-        if self.seen is not None: logits = penalize_repetition(logits, self.seen[rows], how.repetition_penalty)
+        sampling,logits = self.sampling,raw
+        if self.seen is not None: logits = penalize_repetition(logits, self.seen[rows], sampling.repetition_penalty)
         if self.counts is not None:
-            logits = penalize_counts(logits, self.counts[rows], how.frequency_penalty, how.presence_penalty)
+            logits = penalize_counts(logits, self.counts[rows], sampling.frequency_penalty, sampling.presence_penalty)
         if len(self.banned): logits = forbid(logits, self.banned)
-        logits = self._each(logits, rows)
-        if how.epsilon_cutoff is not None: logits = keep_epsilon(logits, (raw - norm).exp(), how.epsilon_cutoff)
-        if how.temperature: logits = apply_temperature(logits, how.temperature)
-        if how.top_k is not None: logits = keep_top_k(logits, how.top_k)
-        if how.top_p is not None: logits = keep_top_p(logits, how.top_p)
-        if how.min_p is not None: logits = keep_min_p(logits, how.min_p)
-        return logits if how.typical_p is None else keep_typical(logits, how.typical_p)
-
-    def _each(self, logits:Tensor, rows:list[int]) -> Tensor:
-        "Rules that differ from text to text: required tokens, ends, runs that were there before."
-        if not (self.stops or self.how.required or self.runs): return logits
-        logits = logits.clone()
-        for x,r in zip(logits, rows, strict=True):
-            missing = self.missing[r]
-            # A required token that ends the text waits for the others.
-            ends = set(self.stops) if self.step < self.min_words or missing - {*self.stops} else set()
-            if ends: x.index_fill_(0, torch.tensor(sorted(ends), device=x.device), -torch.inf)
-            blocked = self.runs[r].blocked - missing if self.runs else ()
-            if blocked:
-                fewer = x.index_fill(0, torch.tensor(sorted(blocked), device=x.device), -torch.inf)
-                if not fewer.isneginf().all(): x.copy_(fewer)   # where no token is left, there is no such rule
-            if missing and self.n_words - self.step <= len(missing):
-                x.copy_(keep_only(x[None], torch.tensor(sorted(missing - ends or missing), device=x.device))[0])
-        return logits
-
-    def _note(self, ids:Tensor, rows:list[int]):
-        "Remember what was picked."
-        self.step += 1
-        if self.seen is not None: self.seen[rows, ids] = True
-        if self.counts is not None: self.counts[rows, ids] += 1
-        if not (self.how.required or self.runs): return
-        for i,r in zip(ids.tolist(), rows, strict=True):
-            self.missing[r].discard(i)
-            if self.runs: self.runs[r].add(i)
+        return _filter(self.rules.apply(logits, rows), sampling, raw, norm)

@@ -25,14 +25,14 @@ def _mean_loss(logps:Tensor) -> float: return -logps.double().mean().item()
 def _perplexity(logps:Tensor) -> float: return logps.double().mean().neg().exp().item()
 
 class Score(NamedTuple):
-    "What a model thinks of a text."
+    "The probabilities that a model gives to a text."
     text:str           # the text
     tokens:list[str]   # the tokens that were scored: all but the first
     logps:Tensor       # logarithm of the probability of each, given all before it
 
     @property
     def loss(self) -> float:
-        "Mean of the negative logarithms; not a number where nothing was scored."
+        "Mean of the negative logarithms; NaN where nothing was scored."
         return _mean_loss(self.logps)
 
     @property
@@ -42,15 +42,15 @@ class Score(NamedTuple):
 
 def perplexity_of(
     scores:list[Score], # Scores of texts
-) -> float: # Not a number where nothing was scored
-    "Perplexity over all tokens of some texts, each token counting the same."
+) -> float: # NaN where nothing was scored
+    "Compute the perplexity over all tokens of some texts, each token counting the same."
     return _perplexity(torch.cat([s.logps for s in scores])) if scores else math.nan
 
 # %% ../../nbs/325_generate.score.ipynb #c223e95a
 _LONGEST = 512   # steps of a segment: states of all steps take memory too, whatever the vocabulary
 
 def _checked(docs:list, device:torch.device) -> list[Tensor]:
-    "Documents as plain tensors on a device. Raises `TypeError` or `ValueError` for one that is no sequence of ids."
+    "Put documents on a device as plain tensors. Raises `TypeError` or `ValueError` unless each is a sequence of ids."
     for i,d in enumerate(docs):
         if not isinstance(d, Tensor):
             raise TypeError(f"Document {i} is of type {type(d).__name__}; pass a tensor of ids.")
@@ -70,6 +70,7 @@ def _in_evaluation(model:nn.Module) -> nn.Module:
     if not model.training: return model
     raise ValueError("The model is in training mode, in which dropout changes every score. Call model.eval() first.")
 
+# %% ../../nbs/325_generate.score.ipynb #cada64ac
 def _steps_that_fit(rows:int, vocab_sz:int, cache:NeuralCache|None, budget:int) -> int:
     "Steps of a segment whose logits, and what the cache compares, are at most `budget` numbers."
     room = budget//rows
@@ -77,8 +78,9 @@ def _steps_that_fit(rows:int, vocab_sz:int, cache:NeuralCache|None, budget:int) 
     if cache is not None: steps = min(steps, (math.isqrt(cache.size**2 + 4*room) - cache.size)//2)  # n*(size+n) <= room
     return max(steps, 1)
 
+# %% ../../nbs/325_generate.score.ipynb #29e34a6f
 def _segment(model:nn.Module, ids:Tensor, state:Any, memory:CacheMemory|None) -> tuple[Tensor, Tensor, Any]:
-    "Log-probabilities of all ids but the first, as the model and as the mixture have them: rows,sl; the state."
+    "Log-probabilities of all ids but the first, by the model alone and by the mixture: rows,sl; the state."
     y,out = ids[:, 1:],model(ids[:, :-1], state)
     logits = full_precision(out.logits)
     own = logits.gather(-1, y[..., None])[..., 0] - logits.logsumexp(-1)
@@ -86,7 +88,7 @@ def _segment(model:nn.Module, ids:Tensor, state:Any, memory:CacheMemory|None) ->
 
 def _read(docs:list[Tensor], model:nn.Module, steps:Callable, cache:NeuralCache|None, adapted:Adapted|None,
           done:Callable) -> list[Tensor]:
-    "Log-probabilities of all tokens but the first of documents that are read together, those first that are longest."
+    "Log-probabilities of all tokens but the first, of documents that are read together, the longest first."
     left,at,state = [len(d) - 1 for d in docs],0,None
     made = [torch.empty(n) for n in left]
     memory = None if cache is None else cache.start()
@@ -107,8 +109,9 @@ def _read(docs:list[Tensor], model:nn.Module, steps:Callable, cache:NeuralCache|
         done(sum(len(p) - 1 for p in parts))
     return made
 
+# %% ../../nbs/325_generate.score.ipynb #6a3aee04
 def _vocab_sz(model:nn.Module, device:torch.device, cache:NeuralCache|None) -> int:
-    "Size of the vocabulary, by what the model says of one token."
+    "Size of the vocabulary, from the logits of one token."
     out = model(torch.zeros(1, 1, dtype=torch.long, device=device), None)
     if cache is not None: cache.states(out)
     return out.logits.size(-1)
@@ -118,13 +121,13 @@ def score_ids(
     model:nn.Module, # Gives `logits` and `state`, as a `LanguageModel` does; in evaluation mode
     docs:list[Tensor], # Ids of each document: one at least
     bs:int=32, # Documents read together, at most; one by one with `dynamic`
-    cache:NeuralCache|None=None, # A cache of past states, which each document begins empty
-    dynamic:DynamicEvaluation|None=None, # Gradient steps on a copy of the model, which each document begins again
-    on_progress:Callable|None=None, # Called after each segment with the share of tokens that are done
+    cache:NeuralCache|None=None, # A cache of past states, empty at the start of each document
+    dynamic:DynamicEvaluation|None=None, # Gradient steps on a copy of the model, reset for each document
+    on_progress:Callable[[float], Any]|None=None, # Called after each segment with the share of tokens that are done
     budget:int=2**24, # Logits made at once, at most
 ) -> list[Tensor]: # For each document: float32, one number less than it has tokens
-    """Logarithm of the probability of each token after the first, given all before it in its document. Raises
-    `TypeError` or `ValueError` for documents that are no ids of the model, or a cache where it gives no states."""
+    """Score each token after the first: the logarithm of its probability, given all before it in its document. Raises
+    `TypeError` or `ValueError` for documents that are not ids of the model, or a cache where it gives no states."""
     check_count('bs', bs); check_count('budget', budget)
     if not docs: return []
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
@@ -144,14 +147,15 @@ def score_ids(
             res.update(zip(some, _read([docs[i] for i in some], net, steps, cache, adapted, done), strict=True))
     return [res[i] for i in range(len(docs))]
 
+# %% ../../nbs/325_generate.score.ipynb #01dc3cec
 @torch.no_grad()
 def adapted_to(
     model:nn.Module, # A language model; stays as it is
     ids:Tensor, # A text: one token at least
-    how:DynamicEvaluation, # Gradient steps
+    dynamic:DynamicEvaluation, # Gradient steps
 ) -> nn.Module: # In evaluation mode
-    "A copy of a model whose weights have followed a text, to go on from it."
-    with adapting(model, how) as adapted:
+    "Copy a model and let the copy's weights follow a text, to go on from it."
+    with adapting(model, dynamic) as adapted:
         docs = _checked([ids], adapted.device)
-        _read(docs, adapted.model, lambda rows: how.every, None, adapted, lambda n: None)
+        _read(docs, adapted.model, lambda rows: dynamic.every, None, adapted, lambda n: None)
         return adapted.model.requires_grad_(False)

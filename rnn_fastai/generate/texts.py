@@ -22,23 +22,23 @@ from .decode import Continuation, evaluating
 from .beam import Beam, beam_search
 
 # %% ../../nbs/330_generate.texts.ipynb #866c4b99
-_UNFINISHED = '\ufffd'   # what stands for bytes that are no whole character yet
-_REP = 'xxrep'         # what stands before a number, and a token that comes so often
+_UNFINISHED = '\ufffd'   # stands for bytes that are not a whole character yet
+_REP = 'xxrep'         # stands before a number, and a token that is repeated that often
 
 @dataclass(frozen=True)
 class Codec:
-    "What turns texts into ids of a model, and ids into texts."
-    vocab:list                 # Tokens by id
-    encode:Callable            # A list of prompts to ids of each: n
-    decode:Callable            # A list of ids to a text
-    backwards:bool=False       # The model reads and writes from the end
-    words:bool=False           # A text is its tokens, separated by blanks
+    "Turns texts into ids of a model, and ids into texts."
+    vocab:list                              # Tokens by id
+    encode:Callable[[list], list[Tensor]]   # A list of prompts to ids of each: n
+    decode:Callable[[list], str]            # A list of ids to a text
+    backwards:bool = False                  # The model reads and writes from the end
+    words:bool = False                      # A text is its tokens, separated by blanks
 
     def ids(self,
-        tokens:list, # Tokens, or one
-        name:str, # What they are given as
+        tokens:str|Iterable, # Tokens, or one
+        name:str, # Name of the argument, for the message
     ) -> tuple: # Their ids
-        "Ids of tokens. Raises `ValueError` for one that the vocabulary does not have."
+        "Look up the ids of tokens. Raises `ValueError` for a token that the vocabulary does not have."
         if not isinstance(tokens, Iterable):
             raise TypeError(f"{name}={tokens!r} must be a token, or a list of tokens.")
         tokens = [tokens] if isinstance(tokens, str) else list(tokens)
@@ -50,14 +50,15 @@ class Codec:
 
     def added(self,
         ids:list[int], # Ids of a text so far
-    ) -> str: # What the last one adds to the text of those before
-        "The newest piece of a text; empty while a character, or a token that changes the next one, is unfinished."
+    ) -> str: # What the last id adds to the text of those before
+        "Get the newest piece of a text; empty while a character, or a token that changes the next one, is unfinished."
         n,old = 33,''
-        while not old and n < 4*len(ids) + 33:   # what stands before may show nothing, and still part words by a blank
+        while not old and n < 4*len(ids) + 33:   # the tokens before may show nothing, and still put a blank
             old,new = (self.decode(part).rstrip(_UNFINISHED) for part in (ids[-n:-1], ids[-n:]))
             n *= 4
         return new[len(old):]
 
+# %% ../../nbs/330_generate.texts.ipynb #45005270
 class Generated(NamedTuple):
     "A text that a model wrote."
     prompt:str      # what it goes on from
@@ -70,16 +71,17 @@ class Generated(NamedTuple):
 @dataclass(frozen=True)
 class Ending:
     "When a text ends. Raises `ValueError` for a stop string that is empty."
-    n_words:int              # Most tokens
-    tokens:tuple=()          # Ids that end it; they are its last
-    strings:tuple=()         # Strings that end it; the text stops before them
-    min_words:int=0          # Tokens before which it does not end
+    max_new_tokens:int      # most tokens
+    tokens:tuple = ()       # ids that end it; they are its last
+    strings:tuple = ()      # strings that end it; the text stops before them
+    min_new_tokens:int = 0  # tokens before which it does not end
 
     def __post_init__(self):
-        check_count('n_words', self.n_words); check_count('min_words', self.min_words, 0)
+        check_count('max_new_tokens', self.max_new_tokens); check_count('min_new_tokens', self.min_new_tokens, 0)
         for s in self.strings:
             if not isinstance(s, str) or not s: raise ValueError(f"The stop string {s!r} must be a text, not empty.")
 
+# %% ../../nbs/330_generate.texts.ipynb #67713585
 def _impossible_part(s:str, words:set) -> str|None:
     "The first part of a string, between blanks, that is in no text of these words, if there is one."
     if '  ' in s: return '  '
@@ -95,7 +97,7 @@ def _impossible_part(s:str, words:set) -> str|None:
 
 def check_stop_strings(
     strings:tuple, # Stop strings
-    codec:Codec, # What makes texts
+    codec:Codec, # Makes texts
 ):
     "Raise `ValueError` for a stop string that the vocabulary cannot make: it would never come."
     if not strings: return
@@ -113,47 +115,48 @@ def check_stop_strings(
 
 # %% ../../nbs/330_generate.texts.ipynb #fa825fa6
 class _Text:
-    "A text in the making."
+    "A text that is being written."
     def __init__(self, prompt:str, ids:Tensor, sample:int=0, spoken:bool=False):
         self.prompt,self.start,self.sample,self.ids,self.logps,self.ended = prompt,ids,sample,[],[],None
-        self.said = '' if spoken else None   # what is new, as text, where that is wanted while it is made
+        self.said = '' if spoken else None   # the new part as text, where it is needed while it is written
         self.context = ids[-33:].tolist()
 
     def add(self, i:int, logp:float, end:Ending, codec:Codec):
-        "One token more, and whether it is the last."
+        "Add a token, and find out whether it is the last."
         self.ids.append(i)
         self.logps.append(logp)
         if self.said is not None: self._say(end, codec)
-        if self.ended is None and len(self.ids) >= end.min_words and i in end.tokens: self.ended = 'stop token'
-        if self.ended is None and len(self.ids) == end.n_words: self.ended = 'length'
+        if self.ended is None and len(self.ids) >= end.min_new_tokens and i in end.tokens: self.ended = 'stop token'
+        if self.ended is None and len(self.ids) == end.max_new_tokens: self.ended = 'length'
 
     def _say(self, end:Ending, codec:Codec):
-        "Add to what is said, and cut it where a stop string is now whole."
+        "Add to the new text, and cut it where a stop string is now complete."
         before = len(self.said)
         self.said += codec.added(self.ids if len(self.ids) > 33 and self.said else self.context + self.ids)
-        if len(self.ids) < end.min_words: return
+        if len(self.ids) < end.min_new_tokens: return
         found = [self.said.find(s, max(before - len(s) + 1, 0)) for s in end.strings]
         if max(found, default=-1) >= 0:
             self.said,self.ended = self.said[:min(f for f in found if f >= 0)],'stop string'
 
     def sure(self, strings:tuple) -> int:
-        "How much of what is said no stop string that may be beginning can take back."
+        "How much of the new text is certain: what may be the beginning of a stop string is not."
         if self.ended is not None: return len(self.said)
         last = max((n for s in strings for n in range(1, len(s)) if self.said.endswith(s[:n])), default=0)
         return len(self.said) - last
 
     def result(self, codec:Codec) -> Generated:
-        "What is handed out."
+        "The finished text."
         start = self.start.tolist()
         text = codec.decode(start) + self.said if self.ended == 'stop string' else codec.decode(start + self.ids)
         return Generated(self.prompt, text, [codec.vocab[i] for i in self.ids], torch.tensor(self.logps), self.ended)
 
-def _write(model:torch.nn.Module, codec:Codec, batch:list[_Text], end:Ending, how:Sampling,
+# %% ../../nbs/330_generate.texts.ipynb #3f783e83
+def _write(model:torch.nn.Module, codec:Codec, batch:list[_Text], end:Ending, sampling:Sampling,
            seed:int|torch.Generator|None, cache:NeuralCache|None, read:Callable|None=None) -> Iterator[int]:
-    "Write the texts of a batch; gives, after each step, how many tokens it made."
+    "Write the texts of a batch; yields, after each step, how many tokens it made."
     prompts = [t.start for t in batch]
-    sampler = TokenSampler(how, prompts, len(codec.vocab), end.n_words, seed, [t.sample for t in batch], end.tokens,
-                      end.min_words)
+    sampler = TokenSampler(sampling, prompts, len(codec.vocab), end.max_new_tokens, seed, [t.sample for t in batch],
+                           end.tokens, end.min_new_tokens)
     going = Continuation(model, prompts, sampler, on_progress=read, cache=cache)
     while going.rows:
         step = going.step()
@@ -163,12 +166,13 @@ def _write(model:torch.nn.Module, codec:Codec, batch:list[_Text], end:Ending, ho
         going.keep([r for r in step.rows if batch[r].ended is None])
 
 def _batches(texts:list[_Text], bs:int, mixed:bool) -> Iterator[list[_Text]]:
-    "Texts whose prompts are of like length; of the same, unless the model reads mixed lengths together."
+    "Texts whose prompts have similar lengths; the same length, unless the model reads mixed lengths together."
     order = sorted(texts, key=lambda t: -len(t.start))
     for _,group in groupby(order, key=lambda t: mixed or len(t.start)):
         group = list(group)
         for at in range(0, len(group), bs): yield group[at:at+bs]
 
+# %% ../../nbs/330_generate.texts.ipynb #3b59bfa1
 _LONG = 10_000   # tokens of prompts from which reading takes more than a few seconds
 
 def write_texts(
@@ -176,74 +180,76 @@ def write_texts(
     codec:Codec, # Turns prompts into ids, and ids into texts
     prompts:list[str], # What to go on from
     end:Ending, # When a text ends
-    how:Sampling, # How tokens are picked
+    sampling:Sampling, # How tokens are picked
     n:int=1, # Texts for each prompt
-    seed:int|torch.Generator|None=None, # A number makes the same texts at every call, whatever else is in the list
+    seed:int|torch.Generator|None=None, # A number makes the same text of a prompt at every call, in any list
     bs:int=64, # Texts written together
-    cache:NeuralCache|None=None, # Makes tokens likelier that came after like states; see `NeuralCache`
-    progress:Callable|None=None, # From a total to a function that is told how much of it is done: tokens to be written
-                                 # (and before that, where prompts are long, tokens to be read)
+    cache:NeuralCache|None=None, # Makes tokens likelier that came after similar states; see `NeuralCache`
+    progress:Callable|None=None, # From a total to a function that is called with how much of it is done: of tokens to
+                                 # be written, and before that, where prompts are long, of tokens to be read
 ) -> list[Generated]: # `n` for each prompt, in the order of the prompts
     "Continue prompts. Raises `ValueError` for options that exclude each other."
     check_count('n', n); check_count('bs', bs)
-    if n > 1 and how.temperature == 0:
+    if n > 1 and sampling.temperature == 0:
         raise ValueError(f"n={n} texts of each prompt would be the same with temperature=0; leave one out.")
     check_stop_strings(end.strings, codec)
     ids = codec.encode(prompts)
     texts = [_Text(p, i, s, bool(end.strings)) for p,i in zip(prompts, ids, strict=True) for s in range(n)]
     progress = progress or (lambda total: lambda done: None)
     read = running_total(progress(sum(map(len, ids)))) if sum(map(len, ids)) > _LONG else None
-    wrote,behind = progress(len(texts)*end.n_words),0
+    wrote,behind = progress(len(texts)*end.max_new_tokens),0
     for batch in _batches(texts, bs, cache is None and getattr(model, 'takes_lengths', False)):
         made = 0
-        for k in _write(model, codec, batch, end, how, seed, cache, read):
+        for k in _write(model, codec, batch, end, sampling, seed, cache, read):
             made += k
             wrote(behind + made)
-        behind += len(batch)*end.n_words
+        behind += len(batch)*end.max_new_tokens
         wrote(behind)
     return [t.result(codec) for t in texts]
 
+# %% ../../nbs/330_generate.texts.ipynb #75ce28e0
 def search_texts(
     model:torch.nn.Module, # Hands on its state; see `with_state`
     codec:Codec, # Turns prompts into ids, and ids into texts
     prompts:list[str], # What to go on from
-    n_words:int, # Most tokens of a text
-    how:Beam, # How to search
+    max_new_tokens:int, # Most tokens of a text
+    beam:Beam, # How to search
     bs:int=64, # Hypotheses that go on together
-    progress:Callable|None=None, # See `write_texts`; of as many tokens as there are in `n_words` for each prompt
+    progress:Callable|None=None, # See `write_texts`; the total is `max_new_tokens` for each prompt
 ) -> list[Generated]: # `n` for each prompt, best first, in the order of the prompts
-    "The likeliest continuations that a beam finds."
+    "Search the likeliest continuations with a beam."
     check_count('bs', bs)
     texts = [_Text(p, i) for p,i in zip(prompts, codec.encode(prompts), strict=True)]
-    tell,behind,found = (progress or (lambda total: lambda done: None))(len(texts)*n_words),0,{}
-    for batch in _batches(texts, max(bs//how.width, 1), getattr(model, 'takes_lengths', False)):
-        total = len(batch)*n_words
-        def on_progress(share, behind=behind, total=total): tell(behind + int(share*total))
+    on_done,behind,found = (progress or (lambda total: lambda done: None))(len(texts)*max_new_tokens),0,{}
+    for batch in _batches(texts, max(bs//beam.width, 1), getattr(model, 'takes_lengths', False)):
+        total = len(batch)*max_new_tokens
+        def on_progress(share, behind=behind, total=total): on_done(behind + int(share*total))
         with evaluating(model):
-            lists = beam_search(model, [t.start for t in batch], n_words, how, on_progress=on_progress)
+            lists = beam_search(model, [t.start for t in batch], max_new_tokens, beam, on_progress=on_progress)
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
-        behind += len(batch)*n_words
+        behind += total
     def result(t, h):
         text = codec.decode(t.start.tolist() + h.ids)
         return Generated(t.prompt, text, [codec.vocab[i] for i in h.ids], h.logps, h.ended)
     return [result(t, h) for t in texts for h in found[id(t)]]
 
+# %% ../../nbs/330_generate.texts.ipynb #e75b5bc9
 def stream_text(
     model:torch.nn.Module, # Hands on its state; see `with_state`
     codec:Codec, # Turns a prompt into ids, and ids into text
     prompt:str, # What to go on from
     end:Ending, # When the text ends
-    how:Sampling, # How tokens are picked
+    sampling:Sampling, # How tokens are picked
     seed:int|torch.Generator|None=None, # See `write_texts`
     cache:NeuralCache|None=None, # See `write_texts`
 ) -> Iterator[str]: # Pieces: the prompt first, then what each token adds
-    """A text while it is written; joined, the pieces are what `write_texts` gives. What may be the beginning of a stop
-    string is held back until it is known to be none. Raises `ValueError` for a model that writes backwards."""
+    """Hand out a text while it is written; joined, the pieces are what `write_texts` gives. What may be the beginning
+    of a stop string is held back until that is certain. Raises `ValueError` for a model that writes backwards."""
     check_stop_strings(end.strings, codec)
     if codec.backwards: raise ValueError("A backwards model writes to the beginning of a text, which cannot be shown "
                                          "piece by piece; call generate.")
     text = _Text(prompt, codec.encode([prompt])[0], spoken=True)
-    return _pieces(text, _write(model, codec, [text], end, how, seed, cache), end, codec)
+    return _pieces(text, _write(model, codec, [text], end, sampling, seed, cache), end, codec)
 
 def _pieces(text:_Text, steps:Iterator, end:Ending, codec:Codec) -> Iterator[str]:
     start,shown = codec.decode(text.start.tolist()),0
@@ -252,5 +258,5 @@ def _pieces(text:_Text, steps:Iterator, end:Ending, codec:Codec) -> Iterator[str
         sure = text.sure(end.strings)
         if sure > shown: yield text.said[shown:sure]
         shown = max(sure, shown)
-    rest = text.result(codec).text[len(start) + shown:]   # bytes at the end that are no whole character
+    rest = text.result(codec).text[len(start) + shown:]   # bytes at the end that are not a whole character
     if rest: yield rest

@@ -41,8 +41,8 @@ _PLACES = dict(B='first', I='inside', M='inside', E='last', L='last', S='only', 
 
 def tag_place(
     tag:str, # Such as B-PER
-) -> tuple[str|None, str]: # 'first', 'inside', 'last', 'only', or none where the tag names nothing; the kind
-    "Where a token stands in its entity. Raises `ValueError` for a place that is unknown, `TypeError` for no text."
+) -> tuple[str|None, str]: # 'first', 'inside', 'last', 'only', or None where the tag names nothing; the kind
+    "Find where a token stands in its entity. Raises `ValueError` for a place that is unknown, `TypeError` for no text."
     if not isinstance(tag, str):
         raise TypeError(f"Tag {tag!r} is of the type {type(tag).__name__}; tags are texts such as 'B-PER' or 'O'.")
     letter,_,kind = tag.partition('-')
@@ -62,7 +62,7 @@ class Entity(NamedTuple):
 def entities(
     tags:list[str], # Tags of one sentence, such as B-PER, I-PER, O
 ) -> list[Entity]: # In order
-    "Entities of a sentence, see `tag_place`. Raises `ValueError` for an unknown place, `TypeError` for a text."
+    "Find entities in order; see `tag_place`. Raises `ValueError` for an unknown place, `TypeError` for a text."
     if isinstance(tags, str): raise TypeError(f"The tags {tags!r} are one text; give a list, such as ['B-PER', 'O'].")
     found,start,kind,ended = [],None,None,False
     for i,tag in enumerate([*tags, 'O']):
@@ -78,7 +78,7 @@ def entities(
 def name_entities(
     tags:list[str], # All tags of a data set
 ) -> bool: # Whether these are tags of entities
-    "Whether tags name entities: one says its place and its kind, and none has an unknown place."
+    "Tell whether tags name entities: at least one has a place and a kind, and none has an unknown place."
     try: places = list(map(tag_place, tags))
     except ValueError: return False
     return any(place and kind for place,kind in places)
@@ -88,8 +88,8 @@ def entity_f1(
     guessed:list[list[str]], # Tags of each sentence
     right:list[list[str]], # The right ones
 ) -> dict[str, float]: # `precision`, `recall`, `f1`; zero where there is nothing to divide by
-    """Scores over the entities of all sentences. Raises `ValueError` for unequal numbers of sentences or tags, and for
-    tags whose place is unknown; `TypeError` for a text instead of a list of tags."""
+    """Compute scores over the entities of all sentences. Raises `ValueError` for unequal numbers of sentences or tags,
+    and for tags whose place is unknown; `TypeError` for a text instead of a list of tags."""
     guessed,right,hits,n_guessed,n_right = list(guessed),list(right),0,0,0
     if len(guessed) != len(right):
         raise ValueError(f"There are {len(guessed)} guessed sentences and {len(right)} right ones; give as many of "
@@ -103,7 +103,7 @@ def entity_f1(
 
 # %% ../../nbs/630_learner.tagger.ipynb #d11280ef
 class CRFLoss:
-    "The loss of a `CRF`, by fastai's interface: `activation` knows nothing of neighbours, `decodes` does."
+    "The loss of a `CRF`, with fastai's interface: `activation` ignores neighbouring tags, `decodes` does not."
     def __init__(self,
         crf:CRF, # Scores of neighbours, trained with the model that holds it
     ):
@@ -119,22 +119,23 @@ class CRFLoss:
 
     def activation(self, out:Tensor) -> Tensor:
         """Softmax of the scores of each token alone. It leaves out the scores of neighbours, so its largest entry may
-        be another tag than the answer, and it says nothing of how sure the answer is."""
+        be another tag than the answer, and it does not say how sure the answer is."""
         return out.softmax(-1)
 
     def decodes(self, out:Tensor) -> Tensor: return self.crf.decode(out, out.new_ones(out.shape[:2], dtype=torch.bool))
 
+# %% ../../nbs/630_learner.tagger.ipynb #0222ec54
 def best_tags(
     loss_func:Any, # The learner's loss, which knows whether neighbours matter
     out:Tensor, # Scores: bs,sl,n
     real:Tensor, # Where tokens are: bs,sl
 ) -> Tensor: # bs,sl
-    "The tags to answer with."
+    "Choose the tags to answer with."
     out = out.as_subclass(Tensor)
     return loss_func.crf.decode(out, real) if isinstance(loss_func, CRFLoss) else out.argmax(-1)
 
 class TagMetric(Metric):
-    "What is counted over the tags of all sentences."
+    "A metric over the tags of all sentences."
     def reset(self): self.guessed,self.right = [],[]
     def accumulate(self,
         learn:Learner, # Has validated a batch
@@ -154,7 +155,7 @@ class TagAccuracy(TagMetric):
     def name(self) -> str: return 'accuracy'
     @property
     def value(self) -> float|None:
-        "Over all tokens seen; none where there were none."
+        "Over all tokens seen; None where there were none."
         pairs = [g == r for gs,rs in zip(self.guessed, self.right, strict=True) for g,r in zip(gs, rs, strict=True)]
         return sum(pairs)/len(pairs) if pairs else None
 
@@ -164,7 +165,7 @@ class EntityF1(TagMetric):
     def name(self) -> str: return 'f1'
     @property
     def value(self) -> float|None:
-        "Over all sentences seen; none where there were none."
+        "Over all sentences seen; None where there were none."
         return entity_f1(self.guessed, self.right)['f1'] if self.right else None
 
 # %% ../../nbs/630_learner.tagger.ipynb #dd6e7cf2
@@ -182,7 +183,7 @@ class TaggerLearner(TextLearner):
         bs:int=64, # Sentences that are read at a time
         no_bar:bool=False, # Show no progress bar
     ) -> list[list[tuple[str, str]]]: # For each sentence, token and tag
-        "Tag sentences, each as if it were alone. Raises `ValueError` where one has no token."
+        "Tag sentences, each as if alone. Raises `ValueError` where one has no token."
         dl = self.dls.test_dl(items, bs=bs)
         ds,sents = dl.dataset,dl.dataset.sents
         parts = word_parts(list(dict.fromkeys(w for s in sents for w in s)), ds.tok)
@@ -208,9 +209,9 @@ class TaggerLearner(TextLearner):
         dl:Any=None, # A loader instead
         with_decoded:bool=False, # Give the best tags too
     ) -> tuple: # Probabilities: sentences,sl,tags; targets: sentences,sl; best tags: sentences,sl
-        """What the net says of all sentences, in order; after a sentence's end 0, and `TAG_IGNORE` for targets and
-        tags. With a CRF, the probabilities are those of each token alone, without its neighbours: they may disagree
-        with the best tags, and are no measure of how sure these are."""
+        """Probabilities and targets of all sentences, in order; after a sentence's end 0, and `TAG_IGNORE` for targets
+        and tags. With a CRF, the probabilities are those of each token alone, without its neighbours: they may disagree
+        with the best tags, and do not measure how sure these are."""
         dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
         ds,n = dl.dataset,int(dl.dataset.lens.max(initial=0))
         probs = torch.zeros(len(ds), n, len(ds.tags))
@@ -226,7 +227,7 @@ class TaggerLearner(TextLearner):
         dl:Any=None, # A loader instead
         max_n:int=9, # Most sentences to show
     ):
-        "Show sentences, their tags and the ones that are found, for the first batch."
+        "Show sentences, their tags and the predicted ones, for the first batch."
         dl = ifnone(dl, self.dls[ds_idx])
         b = dl.one_batch()
         _,best,real = self._read(b, dl)
@@ -236,7 +237,21 @@ class TaggerLearner(TextLearner):
         rows = [dl.dataset.decode(r) for r,_ in zip(found, range(max_n), strict=False)]
         display_df(pd.DataFrame(rows, columns=['text', *['target']*len(y), 'prediction']))
 
-def _encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> ArchEncoder:
+# %% ../../nbs/630_learner.tagger.ipynb #de7480e1
+def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool):
+    "Raise `TypeError` or `ValueError` where loaders and arguments do not go together."
+    if not hasattr(dls.train_ds, 'tags'):
+        raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
+    tags = dls.train_ds.tags
+    if len(tags) < 2: raise ValueError(f"All tags are {tags[0]!r}: there is nothing to tell apart.")
+    if crf and isinstance(dls.train_ds.tok, (CorpusTokenizer, WordTokenizer)):
+        raise ValueError("crf=True needs a tag for every part; the tokenizer cuts words. Make the loaders without it.")
+    if isinstance(arch, str) and arch not in archs and arch not in cells:
+        raise ValueError(f"Unknown cell or architecture {arch!r}. {suggest(arch, [*cells, *archs])}")
+    if config and arch not in archs:
+        raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
+
+def _arch_encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> ArchEncoder:
     "An architecture's encoder around sentences."
     if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with chars=False.")
     vocab,pad = text_vocab(dls),text_vocab(dls).index(PAD)
@@ -244,6 +259,15 @@ def _encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> ArchEncoder:
     config.pop('output_p', None)
     return ArchEncoder(archs.get(arch)(len(vocab), **config), config[archs.facts(arch)['hid_name']], pad, drop)
 
+def _word_encoder(dls:Any, cell:Any, emb_sz:int, letters:tuple[int, int], vectors:Any, **layers) -> WordEncoder:
+    "A cell's encoder of words, and of their letters where the loaders give them."
+    vocab,chars = text_vocab(dls),None
+    given = None if vectors is None else word_vectors(vocab, vectors)[0]
+    words,_ = token_input(len(vocab), emb_sz if given is None else None, vectors=given, pad=vocab.index(PAD))
+    if dls.train_ds.chars: chars = CharEncoder(len(dls.train_ds.chars.names), *letters)
+    return WordEncoder(words, chars, cell, pad=vocab.index(PAD), **layers)
+
+# %% ../../nbs/630_learner.tagger.ipynb #2176e91a
 @delegates(Learner.__init__)
 def tagger_learner(
     dls:Any, # `TagDataLoaders`
@@ -261,28 +285,17 @@ def tagger_learner(
     metrics:Any=None, # Accuracy by default, and F1 where tags name entities, see `name_entities`
     **kwargs
 ) -> TaggerLearner:
-    "A `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
-    if not hasattr(dls.train_ds, 'tags'):
-        raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
-    tags,arch = dls.train_ds.tags,'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
-    if len(tags) < 2: raise ValueError(f"All tags are {tags[0]!r}: there is nothing to tell apart.")
-    if crf and isinstance(dls.train_ds.tok, (CorpusTokenizer, WordTokenizer)):
-        raise ValueError("crf=True needs a tag for every part; the tokenizer cuts words. Make the loaders without it.")
+    "Make a `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
+    arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
+    _check_tagger(dls, arch, config, crf)
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
-    if isinstance(arch, str) and arch not in archs and arch not in cells:
-        raise ValueError(f"Unknown cell or architecture {arch!r}. {suggest(arch, [*cells, *archs])}")
-    if arch in archs: encoder = _encoder(dls, arch, config, drop)
-    else:
-        if config: raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
-        vocab = text_vocab(dls)
-        given = None if vectors is None else word_vectors(vocab, vectors)[0]
-        words,_ = token_input(len(vocab), emb_sz if given is None else None, vectors=given, pad=vocab.index(PAD))
-        names = dls.train_ds.chars and dls.train_ds.chars.names
-        chars = CharEncoder(len(names), letter_emb, letter_hid) if names else None
-        encoder = WordEncoder(words, chars, arch, n_hid, num_layers, vocab.index(PAD), drop, embed_p)
+    if arch in archs: encoder = _arch_encoder(dls, arch, config, drop)
+    else: encoder = _word_encoder(dls, arch, emb_sz, (letter_emb, letter_hid), vectors, n_hid=n_hid,
+                                  num_layers=num_layers, drop=drop, embed_p=embed_p)
+    tags = dls.train_ds.tags
     model = Tagger(encoder, len(tags), crf)
     if metrics is None: metrics = [TagAccuracy(), *([EntityF1()] if name_entities(tags) else [])]
-    elif any(isinstance(m, EntityF1) for m in L(metrics)): entities(tags)   # refuses at once what names no place
+    elif any(isinstance(m, EntityF1) for m in L(metrics)): entities(tags)   # refuses at once tags without a place
     splitter = archs.facts(arch)['split_clas'] if arch in archs else trainable_params
     kwargs = dict(dict(loss_func=CRFLoss(model.crf) if crf else None, splitter=splitter), **kwargs)
     return TaggerLearner(dls, model, alpha=0., beta=0., metrics=metrics, **kwargs)
