@@ -16,6 +16,7 @@ demo: install                  ## the main job: train on human numbers, continue
 test: export OMP_NUM_THREADS ?= 1   # small nets run faster side by side than on two threads each
 test: install sync             ## everything that CI runs
 	.venv/bin/ruff check .
+	.venv/bin/mypy
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/nbdev-test --n-workers 2 --do-print --timing --cell-timeout 0
 	$(PY) tools/check_wheel.py
 	$(PY) -m pytest -q -n 2 --dist loadfile
