@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_fastai import all as rf
+from rnn_fastai.learner.weights import canonical_names
+from rnn_fastai.models.awd import canonical_name
 from rnn_fastai.core import flush_denormals
 
 warnings.filterwarnings("ignore")
@@ -52,8 +54,8 @@ def same() -> list:
         theirs = ft.get_text_classifier(ft.AWD_LSTM, 1000, 3, config=dict(ft.awd_lstm_clas_config, **cfg, bidir=bidir))
         theirs.eval()
         if not bidir:   # fastai's two directions share no weights' names with anyone
-            mine = rf.canonical_names(ours.state_dict())
-            theirs.load_state_dict({k: mine[rf.canonical_name(k)] for k in theirs.state_dict()})
+            mine = canonical_names(ours.state_dict())
+            theirs.load_state_dict({k: mine[canonical_name(k)] for k in theirs.state_dict()})
         else:
             for p in theirs.parameters(): p.mul_(3)
 

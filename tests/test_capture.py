@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.task import seq_kinds
 from rnn_fastai.callback.capture import HiddenStateCapture, loaders_vocab
 from rnn_fastai.models.state import fit_state
 from rnn_fastai.inside.capture import capture
@@ -1311,7 +1312,7 @@ def test_training_with_a_learner_is_the_same(lm_dls, how, parts):
     want,got = trained(False),trained(True)
     assert all(torch.equal(a, b) for a,b in zip(got, want, strict=True))
 
-@pytest.mark.parametrize('kind', rf.seq_kinds)
+@pytest.mark.parametrize('kind', seq_kinds)
 @pytest.mark.parametrize('opts', [dict(), dict(num_layers=2, dropout=0.3, weight_p=0.3)], ids=label)
 def test_learners_of_every_kind(kind, opts):
     seqs = ['ab', 'abc', 'c', 'bbbb', 'cab', 'ac']

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.documents import PaddedText
 from rnn_fastai.models.documents import get_text_classifier
 
 matplotlib.use('Agg')
@@ -187,7 +188,7 @@ def test_lengths_about_max_len(n, max_len):
     assert_close(logits(model, padded(docs)), alone, **CLOSE)
 
 def test_texts_of_the_loaders_type():
-    x = rf.PaddedText(padded(make_docs()))
+    x = PaddedText(padded(make_docs()))
     out = net()(x)
     assert type(out.logits) is torch.Tensor and out.real.sum(1).tolist() == sorted(out.real.sum(1).tolist())[::-1]
 

@@ -26,12 +26,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.texts import frame_texts
+from rnn_fastai.data.cache import corpus_key
 from rnn_fastai.data import cache as cache_module
 from rnn_fastai.data import corpus as corpus_module
 from rnn_fastai.data import loaders as loaders_module
 from rnn_fastai import progress as progress_module
 from rnn_fastai.data import texts as texts_module
-from rnn_fastai.data.tokenize import chunks_of
+from rnn_fastai.data.tokenize import chunks_of, as_tokenizer
 
 WORDS = 'One two THREE four five six seven, eight. nine ten über don\'t 日本'.split()
 SPECIAL = ft.defaults.text_spec_tok
@@ -101,7 +103,7 @@ def test_several_columns_of_files_as_of_frames(tmp_path, monkeypatch, suffix, co
     if suffix == 'csv': df.to_csv(tmp_path/'a.csv', index=False)
     else: df.to_parquet(tmp_path/'a.parquet')
     same(build(tmp_path/f'a.{suffix}', cols), build(df, cols))
-    assert ('xxfld' in list(rf.TextTokenizer()(rf.frame_texts(df, cols)))[0]) == (len(cols) > 1)
+    assert ('xxfld' in list(rf.TextTokenizer()(frame_texts(df, cols)))[0]) == (len(cols) > 1)
 
 @pytest.mark.parametrize('rows', [2, 10**4])
 def test_numbers_among_the_texts_of_a_csv_stay_texts(tmp_path, monkeypatch, rows):
@@ -559,7 +561,7 @@ PAIRS = {
 
 def key(texts=None, **kwargs):
     "The key, or None where there is none."
-    try: return rf.corpus_key(make_texts() if texts is None else texts, **kwargs)
+    try: return corpus_key(make_texts() if texts is None else texts, **kwargs)
     except TypeError: return None
 
 @pytest.mark.parametrize('pair', PAIRS)
@@ -591,7 +593,7 @@ def test_key_does_not_depend_on_chunks_or_kind_of_iterable(monkeypatch):
 def test_key_of_a_tokenizer_does_not_change_with_use(make):
     tok = make()
     before = key(tokenizer=tok)
-    list(rf.as_tokenizer(tok)(make_texts(seed=7)))
+    list(as_tokenizer(tok)(make_texts(seed=7)))
     assert before == key(tokenizer=tok) == key(tokenizer=make()) and before is not None
 
 IN_TWO = '''

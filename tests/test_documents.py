@@ -15,6 +15,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.learner.weights import canonical_names
+from rnn_fastai.models.awd import canonical_name
+from rnn_fastai.data.documents import PaddedText
 
 matplotlib.use('Agg')
 WORDS = 'One two THREE four five six seven, eight. nine ten'.split()
@@ -148,7 +151,7 @@ def test_show_batch(capsys, kind):
 def test_lens_and_padding():
     for dl in plain():
         for x,_ in dl:
-            assert type(x) is rf.PaddedText and x.dtype == torch.int64 and x.shape[1] == x.lens.max()
+            assert type(x) is PaddedText and x.dtype == torch.int64 and x.shape[1] == x.lens.max()
             assert x.lens.dtype == torch.int64 and x.lens.device.type == 'cpu'
             real = torch.arange(x.shape[1]) < x.lens[:, None]
             assert_close(torch.Tensor(x) != 1, real)
@@ -357,8 +360,8 @@ def awd(dls, path, m=rf, **kwargs):
 
 def load_ours(theirs, ours):
     "Our weights by fastai's names."
-    mine = rf.canonical_names(ours.state_dict())
-    theirs.load_state_dict({k: mine[rf.canonical_name(k)] for k in theirs.state_dict()})
+    mine = canonical_names(ours.state_dict())
+    theirs.load_state_dict({k: mine[canonical_name(k)] for k in theirs.state_dict()})
 
 def alone(theirs, dl):
     "fastai's probabilities for each document by itself, in the order of a loader: there it is right."

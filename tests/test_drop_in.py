@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import rnn_fastai.all as rf
+from rnn_fastai.learner.weights import shared_weights
 
 CLOSE = dict(rtol=1e-5, atol=1e-6)
 BS,SL = 16,8
@@ -533,8 +534,8 @@ def test_names_of_weights_are_fastais(kind, bidir):
         if bidir: return
         ours,theirs = rf.get_language_model('AWD_LSTM', 9, cfg),fast.get_language_model(fast.AWD_LSTM, 9, {**fast.awd_lstm_lm_config, **cfg})
     else: ours,theirs = (m.get_text_classifier(fast.AWD_LSTM if m is fast else 'AWD_LSTM', 9, 2, config=cfg) for m in (rf, fast))
-    assert list(rf.shared_weights(ours)) == list(theirs.state_dict())
-    theirs.load_state_dict(rf.shared_weights(ours))
+    assert list(shared_weights(ours)) == list(theirs.state_dict())
+    theirs.load_state_dict(shared_weights(ours))
     ours.load_state_dict(theirs.state_dict())   # by torch's own means too
     with pytest.raises(RuntimeError, match='Missing key'): ours.load_state_dict({})
 
@@ -562,8 +563,8 @@ def test_sequential_rnn_is_fastais():
     assert_close(steps(ours), steps(theirs), **CLOSE)
     a,b = ours[0],theirs[0]
     assert (a.emb_sz, a.n_hid, a.n_layers, a.pad_token, a.bs) == (b.emb_sz, b.n_hid, b.n_layers, b.pad_token, b.bs)
-    assert list(rf.shared_weights(ours)) == list(theirs.state_dict())
-    theirs.load_state_dict(rf.shared_weights(ours))
+    assert list(shared_weights(ours)) == list(theirs.state_dict())
+    theirs.load_state_dict(shared_weights(ours))
 
 
 def test_outputs_can_be_seen_after_a_batch():

@@ -19,6 +19,8 @@ from fastai.text import all as ft
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.models.awd import canonical_name
+from rnn_fastai.learner.weights import canonical_names
 
 WORDS = 'one two three four five six seven eight nine ten'.split()
 NO_DROP = dict(output_p=0., hidden_p=0., input_p=0., embed_p=0., weight_p=1e-30)   # fastai's breaks at a weight_p of 0
@@ -86,7 +88,7 @@ def test_save_without_optimizer(make):
     a = make()
     quietly(a, 'fit', 1, 1e-2)
     assert set(rf.read_weights(a.save('both'))) == {'model', 'opt'}
-    assert set(rf.canonical_names(rf.read_weights(a.save('bare', with_opt=False)))) == set(a.model.state_dict())
+    assert set(canonical_names(rf.read_weights(a.save('bare', with_opt=False)))) == set(a.model.state_dict())
     for f in ('both', 'bare'): assert_close(weights(make().load(f)), weights(a), **EXACT)
 
 def test_with_opt_needs_an_optimizer_in_the_file(make):
@@ -187,8 +189,8 @@ def test_encoder_goes_to_a_classifier_as_in_fastai(make, tmp_path):
         dls = m.TextDataLoaders.from_df(df, text_vocab=list(lm.dls.vocab), bs=4, device='cpu', seed=1)
         learn = m.text_classifier_learner(dls, m.AWD_LSTM, config=cfg, pretrained=False, path=tmp_path)
         learn.load_encoder(name)
-        free = {rf.canonical_name(n): p.requires_grad for n,p in learn.model.named_parameters()}
-        encs.append((rf.canonical_names(learn.model[0].module.state_dict()), free))
+        free = {canonical_name(n): p.requires_grad for n,p in learn.model.named_parameters()}
+        encs.append((canonical_names(learn.model[0].module.state_dict()), free))
     for sd,grads in encs[:2]:
         assert_close(sd, encs[2][0], **EXACT)
         assert grads == encs[2][1] and not all(grads.values())
@@ -245,7 +247,7 @@ def test_not_strict_takes_what_fits_by_name(make):
     rf.write_weights(a.path/a.model_dir/'part.pth', wgts)
     with pytest.raises(ValueError, match='missing there'): b.load('part')
     b.load('part', strict=False)
-    assert_close(weights(b), {**own, **rf.canonical_names(wgts)}, **EXACT)
+    assert_close(weights(b), {**own, **canonical_names(wgts)}, **EXACT)
 
 @pytest.mark.parametrize('as_state', [lambda c: c, lambda c: {'0.encoder.weight': c},
                                       lambda c: {'model': {}, 'opt': [c]},

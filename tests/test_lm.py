@@ -13,6 +13,7 @@ from fastai.text import all as ft
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.lm import TokenStream
 
 SHARED = Path(os.environ.get('RNN_FASTAI_DATA', Path(__file__).resolve().parents[2]/'shared'/'data'))
 LENS = dict(plain=[5, 12, 3, 30, 8, 21], empty=[0, 5, 0, 0, 9, 1, 17, 0], ones=[1]*45, single=[80],
@@ -152,7 +153,7 @@ def test_stream_reads_as_naive_concatenation(backwards):
         docs = make_docs(rng.integers(0, rng.integers(1, 12)+1, rng.integers(1, 20)), trial)
         which = rng.permutation(len(docs))[:rng.integers(1, len(docs)+1)]
         naive = np.concatenate([docs[i][::-1] if backwards else docs[i] for i in which])
-        stream = rf.TokenStream(rf.Corpus.from_ids(docs), which, backwards)
+        stream = TokenStream(rf.Corpus.from_ids(docs), which, backwards)
         assert len(stream) == len(naive)
         if len(naive) == 0: continue
         n = int(rng.integers(1, len(naive)+1))

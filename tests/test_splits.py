@@ -6,6 +6,7 @@ from fastai.text import all as ft
 
 from rnn_fastai import all as rf
 from rnn_fastai.cli.main import train
+from rnn_fastai.data.splits import column_splitter, random_splitter
 
 N = 20
 BASE = dict(bs=2, device='cpu')
@@ -49,8 +50,8 @@ def test_parts_of_folders(valid_pct, tmp_path):
 
 def test_the_split_is_fastais():
     df = frame([False, True]*(N//2))
-    for ours,theirs in ((rf.random_splitter(0.3, 7), ft.RandomSplitter(0.3, seed=7)),
-                        (rf.column_splitter(df, 'held'), ft.ColSplitter('held'))):
+    for ours,theirs in ((random_splitter(0.3, 7), ft.RandomSplitter(0.3, seed=7)),
+                        (column_splitter(df, 'held'), ft.ColSplitter('held'))):
         assert [list(map(int, rows)) for rows in ours(df)] == [list(map(int, rows)) for rows in theirs(df)]
 
 @pytest.mark.parametrize('task', ['lm', 'classifier', 'tagger'])

@@ -17,7 +17,8 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
-from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1
+from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1, tag_place
+from rnn_fastai.data.tags import WordChars
 
 matplotlib.use('Agg')
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -141,7 +142,7 @@ def test_f1_is_the_same_in_every_scheme():
 
 @pytest.mark.parametrize('tag', ['X-PER', 'PER-B', 'PER-I', 'b-PER', 'BEG-PER', 'PRP-S', '-LRB-', 'B_PER', 'B:PER', 'B/PER', 'B.PER', '-'])
 def test_tags_of_no_scheme_are_refused(tag, tmp_path):
-    for go in (lambda: rf.tag_place(tag), lambda: entities(['O', tag]), lambda: entity_f1([['O']], [[tag]])):
+    for go in (lambda: tag_place(tag), lambda: entities(['O', tag]), lambda: entity_f1([['O']], [[tag]])):
         with pytest.raises(ValueError, match=f'Tag {re.escape(repr(tag))} does not say where.*B-PER'): go()
     df = make_frame().assign(tags=[['O']*(len(t)-1) + [tag] for t in make_frame().tags])
     assert [m.name for m in make(loaders(df), tmp_path).metrics] == ['accuracy']
@@ -150,7 +151,7 @@ def test_tags_of_no_scheme_are_refused(tag, tmp_path):
 
 @pytest.mark.parametrize('tag', [3, np.nan, None])
 def test_tags_that_are_no_text(tag):
-    for go in (lambda: rf.tag_place(tag), lambda: entities(['O', tag]), lambda: entity_f1([['O']], [[tag]])):
+    for go in (lambda: tag_place(tag), lambda: entities(['O', tag]), lambda: entity_f1([['O']], [[tag]])):
         with pytest.raises(TypeError, match=f"Tag {tag!r} is of the type {type(tag).__name__}; tags are texts such as 'B-PER'"): go()
 
 @pytest.mark.parametrize('flat', ['O', 'B-PER', 'B-PER I-PER O'])
@@ -194,7 +195,7 @@ def test_probabilities_of_a_crf_may_disagree_with_the_answer_and_it_is_said(tmp_
 # ---- Letters
 
 def test_letters_of_words():
-    chars = rf.WordChars([['aba', 'ß', 'aba'], ['a'*50]], ['xxpad', 'xxunk', 'a', 'b'], max_len=8)
+    chars = WordChars([['aba', 'ß', 'aba'], ['a'*50]], ['xxpad', 'xxunk', 'a', 'b'], max_len=8)
     assert chars.which.tolist() == [0, 1, 0, 2]
     assert chars.rows.tolist() == [[2, 3, 2, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [2]*8]
 
@@ -461,7 +462,7 @@ def spelt(chars, row): return ''.join(chars.names[i] if i > 1 else '?' for i in 
 
 def test_letters_spell_the_words():
     sents = [['naïve', 'cat', 'cat'], ['日本', '🙂x', 'e\u0301', 'tac'], ['cat']]
-    chars = rf.WordChars(sents, min_freq=1)
+    chars = WordChars(sents, min_freq=1)
     x,which = chars.batch(corpus_of(sents), np.array([1, 0, 2]))
     for row,sent in zip(which, (sents[1], sents[0], sents[2]), strict=True):
         assert [spelt(chars, x[i]) for i in row[:len(sent)].tolist()] == sent
@@ -473,7 +474,7 @@ def test_letters_spell_the_words():
 @pytest.mark.parametrize('max_len', [1, 2, 5, 8])
 def test_long_words_keep_both_ends(max_len):
     word = 'abcdefghij'
-    chars = rf.WordChars([[word, word[:max_len]]], min_freq=1, max_len=max_len)
+    chars = WordChars([[word, word[:max_len]]], min_freq=1, max_len=max_len)
     x,_ = chars.batch(corpus_of([[word, word[:max_len]]]), np.array([0]))
     got = spelt(chars, x[0])
     assert len(got) == max_len and word.startswith(got[:max_len//2]) and word.endswith(got[max_len//2:])
@@ -481,9 +482,9 @@ def test_long_words_keep_both_ends(max_len):
 
 def test_rare_letters_are_unknown():
     sents = [['aa', 'ab', 'ac', 'ab', 'ab', 'b']]
-    chars = rf.WordChars(sents, min_freq=3)
+    chars = WordChars(sents, min_freq=3)
     assert chars.names == ['xxpad', 'xxunk', 'a']        # b stands in two of the different words, c in one
-    again = rf.WordChars([['cab', 'a']], chars.names)
+    again = WordChars([['cab', 'a']], chars.names)
     assert again.rows[0, :4].tolist() == [1, 2, 1, 0] and again.names == chars.names
 
 # ---- Sentences in all kinds of company

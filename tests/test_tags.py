@@ -17,7 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.data.tags import tag_corpus
+from rnn_fastai.data.tags import tag_corpus, word_parts
+from rnn_fastai.data.documents import PaddedText
 
 SHARED = Path(os.environ.get('RNN_FASTAI_DATA', Path(__file__).resolve().parents[2]/'shared'/'data'))
 WORDS = "the cat sat Naïve on-the MAT 12,5 don't ! 日本".split()
@@ -88,7 +89,7 @@ def test_any_words_have_a_part(sents, name):
 
 def test_words_without_parts_are_unknown():
     for tok in (rf.TextTokenizer(), rf.WordTokenizer(), rf.CharTokenizer()):
-        parts = rf.word_parts(['', 'a'], tok)
+        parts = word_parts(['', 'a'], tok)
         assert parts[''] == ('xxunk',) and parts['a'] == ('a',)
 
 @pytest.mark.parametrize('tok', [rf.WordTokenizer, rf.TextTokenizer, rf.CharTokenizer, rf.ByteLevelTokenizer])
@@ -108,7 +109,7 @@ def test_batches_hold_the_items(name):
     for dl in dls:
         idxs,at = dl.get_idxs(),0
         for x,y in dl.new(get_idxs=lambda idxs=idxs: idxs):
-            assert type(x) is rf.PaddedText and x.shape == y.shape and x.dtype == y.dtype == torch.int64
+            assert type(x) is PaddedText and x.shape == y.shape and x.dtype == y.dtype == torch.int64
             for xr,yr,n in zip(x, y, x.lens.tolist(), strict=True):
                 a,b = dl.dataset[idxs[at]]
                 assert (xr[:n].tolist(), yr[:n].tolist()) == (a.tolist(), b.tolist())

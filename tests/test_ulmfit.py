@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.callback.chunked_loss import LazyCrossEntropy
+from rnn_fastai.models.losses import LazyLogits
+from rnn_fastai.callback.schedule import stream_widths
 
 SMALL = dict(emb_sz=6, n_hid=8, n_layers=2)
 TINY = dict(rtol=1e-4, atol=1e-5)
@@ -156,7 +159,7 @@ def test_no_average_while_the_loss_falls(tmp_path):
 @pytest.mark.parametrize('n,seq_len', [(1, 5), (5, 5), (7, 2), (100, 70), (3000, 70)])
 def test_widths_make_up_the_stream(n, seq_len):
     for seed in range(20):
-        w = rf.stream_widths(n, seq_len, np.random.default_rng(seed))
+        w = stream_widths(n, seq_len, np.random.default_rng(seed))
         assert w.sum() == n and w.min() >= 1 and (w[:-1] >= 5).all()
 
 def stream(dl): return torch.cat([x.as_subclass(torch.Tensor) for x,_ in dl], 1)
@@ -165,7 +168,7 @@ def test_a_stream_cut_otherwise_is_the_same_stream():
     dl = rf.LMDataLoader([torch.arange(2000) % 97], bs=3, seq_len=7)
     want = stream(dl)
     for seed in range(5):
-        dl.cut(rf.stream_widths(dl.bl, 7, np.random.default_rng(seed), std=3.))
+        dl.cut(stream_widths(dl.bl, 7, np.random.default_rng(seed), std=3.))
         assert torch.equal(stream(dl), want) and len(dl) == len(list(dl))
         for x,y in dl: assert torch.equal(x[:, 1:].as_subclass(torch.Tensor), y[:, :-1].as_subclass(torch.Tensor))
     dl.cut(None)
@@ -277,7 +280,7 @@ def test_bad_targets():
 
 def test_lazy_logits():
     x,w,b = (p.detach() for p in leaves(n=12))
-    lazy = rf.LazyLogits(x.view(3, 4, 4), w, b)
+    lazy = LazyLogits(x.view(3, 4, 4), w, b)
     whole = F.linear(x.view(3, 4, 4), w, b)
     assert_close(lazy.whole(), whole)
     assert torch.equal(lazy.argmax(-1), whole.argmax(-1)) and lazy.dtype == torch.float64
@@ -328,7 +331,7 @@ def test_exported_after_an_interrupt(tmp_path):
     assert again.predict('one', 3, temperature=0, no_bar=True) == want
 
 def test_a_lean_loss_is_copied():
-    loss = rf.LazyCrossEntropy(ft.CrossEntropyLossFlat(), 7)
+    loss = LazyCrossEntropy(ft.CrossEntropyLossFlat(), 7)
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert twin.chunk == 7 and isinstance(twin.loss_func, ft.CrossEntropyLossFlat)
     assert not hasattr(loss, 'no_such_thing')
@@ -486,12 +489,12 @@ def test_epochs_are_cut_otherwise_and_lose_nothing(tmp_path):
 
 def test_widths_without_chance_and_their_middle():
     rng = np.random.default_rng(0)
-    assert rf.stream_widths(100, 30, rng, 0., 0.).tolist() == [30, 30, 30, 10]
-    w = rf.stream_widths(200_000, 70, rng)[:-1]
+    assert stream_widths(100, 30, rng, 0., 0.).tolist() == [30, 30, 30, 10]
+    w = stream_widths(200_000, 70, rng)[:-1]
     assert abs(np.median(w) - 70) <= 1 and 0.03 < (w < 50).mean() < 0.07 and w.max() < 100
     for n in range(1, 40):
         for seq_len in (1, 2, 5, 30):
-            w = rf.stream_widths(n, seq_len, rng, 0.5, 50.)
+            w = stream_widths(n, seq_len, rng, 0.5, 50.)
             assert w.sum() == n and w.min() >= 1 and len(w) <= n//5 + 1
 
 @pytest.mark.parametrize('args', [dict(p_half=1.5), dict(p_half=-0.1), dict(std=-1.)])
