@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEGMENT', 'IDS', 'MemoryStore', 'FolderStore', 'Recording']
 
-# %% ../../nbs/405_inside.recording.ipynb #80526cfe
+# %% ../../nbs/405_inside.recording.ipynb #6bf0c37f
 import errno
 import html
 import json
@@ -45,7 +45,7 @@ class MemoryStore:
         "Bytes of all arrays."
         return sum(a.nbytes for b in self.blocks for a in b.values())
 
-# %% ../../nbs/405_inside.recording.ipynb #cd02e407
+# %% ../../nbs/405_inside.recording.ipynb #e5bc3d61
 class _GrowingFile:
     "A numpy file that rows are added to. Its header counts them, and is written after them."
     def __init__(self, file:Path, dtype:np.dtype, shape:tuple):
@@ -66,7 +66,7 @@ class _GrowingFile:
         self.n += len(rows)
         self._head()
 
-# %% ../../nbs/405_inside.recording.ipynb #009b38de
+# %% ../../nbs/405_inside.recording.ipynb #75bd280b
 def _write_about(folder:Path, vocab:list|None, sizes:dict):
     about = dict(format=_FORMAT, vocab=None if vocab is None else list(map(str, vocab)),
                  arrays=[dict(layer=l, part=p, features=n, dtype=str(t)) for (l,p),(n,t) in sizes.items()])
@@ -131,7 +131,7 @@ class FolderStore:
         "Bytes in memory: next to none."
         return 0
 
-# %% ../../nbs/405_inside.recording.ipynb #bb09216c
+# %% ../../nbs/405_inside.recording.ipynb #dd5a57c5
 class _Documents:
     "Documents, put together from segments."
     def __init__(self, segments:np.ndarray):
@@ -172,7 +172,7 @@ class _Documents:
         "The number of each step within its document."
         return np.concatenate([np.zeros(0, np.int64), *(s['pos'] + np.arange(s['n']) for s in self.pick(docs))])
 
-# %% ../../nbs/405_inside.recording.ipynb #655762d0
+# %% ../../nbs/405_inside.recording.ipynb #d504acb9
 def _read_rows(blocks:list[dict], runs:np.ndarray, key:Any, features:tuple, dtype:Any) -> np.ndarray:
     "Rows of a key, run by run; a view where they lie one after the other. What a block lacks is NaN."
     if len(runs) == 1 and key in blocks[runs['block'][0]]:
@@ -185,7 +185,7 @@ def _read_rows(blocks:list[dict], runs:np.ndarray, key:Any, features:tuple, dtyp
         at += s['n']
     return out
 
-# %% ../../nbs/405_inside.recording.ipynb #ac621a40
+# %% ../../nbs/405_inside.recording.ipynb #f3bd6f48
 def _count_rows(arrays:dict, segments:np.ndarray, ids:np.ndarray|None) -> int:
     "Rows of a block. Raises `ValueError` where arrays, ids and segments do not agree."
     rows = {len(a) for a in arrays.values()} | ({len(ids)} if ids is not None else set())
@@ -196,7 +196,7 @@ def _count_rows(arrays:dict, segments:np.ndarray, ids:np.ndarray|None) -> int:
         raise ValueError(f"A segment ends beyond the {n} rows of its block.")
     return n
 
-# %% ../../nbs/405_inside.recording.ipynb #189a3048
+# %% ../../nbs/405_inside.recording.ipynb #5d5e0174
 class _Blocks:
     "Blocks of arrays, and the documents that their rows belong to."
     def __init__(self,
@@ -273,7 +273,7 @@ class _Blocks:
         "Bytes of what was recorded, in memory or on the disk."
         return sum(self.n_steps*n*np.dtype(t).itemsize for n,t in self.sizes.values())
 
-# %% ../../nbs/405_inside.recording.ipynb #f37771ee
+# %% ../../nbs/405_inside.recording.ipynb #e884d760
 class _Readable(_Blocks):
     "Blocks that are read by layer, part and document."
     @property
@@ -343,7 +343,7 @@ class _Readable(_Blocks):
         "Numbers of documents. Raises `IndexError` for one that is not there."
         return self.documents.numbers(docs)
 
-# %% ../../nbs/405_inside.recording.ipynb #a456544e
+# %% ../../nbs/405_inside.recording.ipynb #59e9adc4
 class _Tables(_Readable):
     "Blocks that are shown as tables."
     @property
@@ -397,7 +397,7 @@ class _Tables(_Readable):
         first = ' '.join(self.tokens(0)[:20]) if len(self) else ''
         return head + notes + table + (f"<p>First document: {html.escape(first)} …</p>" if first.strip() else '')
 
-# %% ../../nbs/405_inside.recording.ipynb #259bc2b2
+# %% ../../nbs/405_inside.recording.ipynb #c2d69ecd
 def _cut_segments(documents:_Documents, blocks:list[dict], idx:int) -> np.ndarray:
     "Segments that start a new document wherever the id `idx` stands."
     segs,doc,pos,last = [],-1,0,None
@@ -432,7 +432,7 @@ def _check_alike(recs:list[_Blocks]):
             raise ValueError(f"Recording {i} differs from the first in {odd}; `select` what they share.")
         if r.vocab != recs[0].vocab: raise ValueError(f"Recording {i} has another vocabulary than the first.")
 
-# %% ../../nbs/405_inside.recording.ipynb #bacb8248
+# %% ../../nbs/405_inside.recording.ipynb #2813d696
 def _write_files(rec:_Readable, to:Path):
     "Write a recording, documents in order."
     _write_about(to, rec.vocab, rec.sizes)
@@ -460,7 +460,7 @@ def _files(sizes:dict) -> set[str]:
     "Names of the files of a recording of these parts."
     return {'recording.json', 'segments.npy', 'ids.npy', *(f'{i:03}.npy' for i in range(max(len(sizes), 999)))}
 
-# %% ../../nbs/405_inside.recording.ipynb #bc1b2100
+# %% ../../nbs/405_inside.recording.ipynb #0b17543b
 class Recording(_Tables):
     "What layers held at each step, by layer, part, document, step and unit."
     @classmethod
