@@ -1420,6 +1420,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'rnn_fastai.inside.plots.ColoredText._span': ( 'inside.plots.html#coloredtext._span',
                                                                                         'rnn_fastai/inside/plots.py'),
                                          'rnn_fastai.inside.plots._axes': ('inside.plots.html#_axes', 'rnn_fastai/inside/plots.py'),
+                                         'rnn_fastai.inside.plots._draw_grid': ( 'inside.plots.html#_draw_grid',
+                                                                                 'rnn_fastai/inside/plots.py'),
                                          'rnn_fastai.inside.plots._glyphs': ('inside.plots.html#_glyphs', 'rnn_fastai/inside/plots.py'),
                                          'rnn_fastai.inside.plots._labels': ('inside.plots.html#_labels', 'rnn_fastai/inside/plots.py'),
                                          'rnn_fastai.inside.plots._likely': ('inside.plots.html#_likely', 'rnn_fastai/inside/plots.py'),
