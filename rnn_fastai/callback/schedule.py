@@ -27,6 +27,7 @@ def layer_rates(
     "Discriminative rates."
     return [lr/decay**i for i in reversed(range(n_groups))]
 
+# %% ../../nbs/515_callback.schedule.ipynb #10942c15
 STAGES = 1, 2, 4, 20   # what the rate is divided by in each stage, as in fastai's course
 
 @patch
@@ -129,6 +130,7 @@ def stream_widths(
     ends = np.append(ends[ends < n], n)
     return np.diff(ends, prepend=0)
 
+# %% ../../nbs/515_callback.schedule.ipynb #2d67a677
 class VariableLength(Callback):
     "Cuts the training stream into batches of random length, drawn every epoch; the rate follows the length."
     order = ParamScheduler.order+1
