@@ -62,7 +62,7 @@ def _check_parts(parts:Any, cells:list[Cell]) -> tuple[str, ...]:
     has += [_GRADS+n for n in dict.fromkeys(n for c in cells for n in c.states)]
     for p in parts:
         if p not in has: raise ValueError(f"No layer has a part {p!r}. {suggest(str(p), has)}")
-    if not parts: raise ValueError("parts is empty; there would be nothing to record.")
+    if not parts: raise ValueError("parts is empty; name at least one part.")
     return parts
 
 # %% ../../nbs/410_inside.capture.ipynb #236365fc
@@ -656,7 +656,7 @@ def capture(
     parts:Any='states', # What to record of each, see `Capture`
     **kwargs
 ):
-    "Run a block while a `Recording`, which it gives, takes down what the layers of `model` hold."
+    "Record what the layers of `model` hold while a block runs; gives the `Recording`."
     cap = Capture(model, layers, parts, **kwargs)
     cap.attach()
     try: yield cap.rec

@@ -33,7 +33,7 @@ def token_label(
     token:str, # A token
     most:int=12, # Most characters
 ) -> str: # Text for matplotlib
-    "A token as a label: short, with line ends written out, no formulas, and no characters that the font lacks."
+    "Make a label of a token: short, with line ends written out, no formulas, and no characters that the font lacks."
     text = token.replace('\\', '\\\\').replace('\n', '\\n').replace('\t', '\\t')
     text = ''.join(c if ord(c) in _glyphs() else '?' for c in text)
     text = text if len(text) <= most else text[:most-1] + '…'
@@ -56,7 +56,7 @@ def _sample(n:int, most:int|None) -> np.ndarray:
     return np.arange(0, n, 1 if most is None else -(-n//most))
 
 def _pick_units(a:np.ndarray, units:Any, most:int) -> tuple[np.ndarray, str]:
-    "Columns to draw, and what to say of it."
+    "Columns to draw, and a label for them."
     n = a.shape[1]
     if units is not None:
         units = np.atleast_1d(units)
@@ -67,7 +67,7 @@ def _pick_units(a:np.ndarray, units:Any, most:int) -> tuple[np.ndarray, str]:
     return np.sort(np.argsort(-np.nan_to_num(np.nanvar(a, 0)))[:most]),f"unit ({most} of {n:,}: those that vary most)"
 
 def _steps(rec:Recording, doc:int, steps:Any, most:int) -> tuple[np.ndarray, str]:
-    "Steps of a document to draw, and what to say of it."
+    "Steps of a document to draw, and a label for them."
     n = len(rec.ids(doc))
     at = np.arange(n)[slice(None) if steps is None else steps]
     if not len(at): raise ValueError(f"steps={steps!r} leaves none of the {n} steps of document {doc}.")
@@ -87,7 +87,7 @@ def color_range(
     part:str, # A state, a gate, ...
     a:np.ndarray, # Its values
 ) -> tuple[float, float]: # Lowest and highest value of the colours
-    "The scale on which a part is drawn."
+    "Choose the scale on which a part is drawn."
     if part in _GATES: return 0.,1.
     top = float(np.nanmax(np.abs(a), initial=0))
     top = 1. if part in _SIGNED and top <= 1 else top or 1.
@@ -129,7 +129,7 @@ def probabilities(
     rec:Recording, # With 'logits'
     doc:int=0, # A document
 ) -> np.ndarray: # steps,tokens
-    "Softmax of a document's logits. Raises `KeyError` where none were recorded."
+    "Compute the softmax of a document's logits. Raises `KeyError` where none were recorded."
     if 'output' not in rec.layers:
         raise KeyError("There are no logits in this recording; capture with parts=('states', 'logits').")
     z = np.asarray(rec['output', 'logits', doc], np.float32)
@@ -208,7 +208,7 @@ def color_text(
     part:str='h', # A state or a gate
     doc:int=0, # A document
 ) -> ColoredText:
-    "A document coloured by a unit. Raises `IndexError` for a unit that is not there."
+    "Colour a document by a unit. Raises `IndexError` for a unit that is not there."
     a = rec[layer, part, doc]
     _pick_units(a, unit, 1)
     return ColoredText(rec.tokens(doc), a[:, unit], part, f"{rec.layer(layer)}, {part}, unit {unit}")
@@ -221,7 +221,7 @@ def gate_saturation(
     low:float=0.1, # Below, a gate is shut
     high:float=0.9, # Above, a gate is open
 ) -> tuple[np.ndarray, np.ndarray]: # units: share of steps in which it is shut; in which it is open
-    "How often the gates of units are saturated, document by document, so that long recordings fit."
+    "Count how often the gates of units are saturated, document by document, so that long recordings fit."
     shut,is_open,n = 0,0,0
     for d in range(len(rec)):
         a = np.asarray(rec[layer, gate, d], np.float32)
@@ -371,7 +371,7 @@ def plot_losses(
     hist:Any, # A `LossHistory`: losses of one fit or several
     ax:Axes|None=None, # Where to draw; a new figure by default
 ) -> Axes:
-    "Training loss a batch and validation loss an epoch, on a logarithmic scale; dotted lines end the epochs."
+    "Draw training loss by batch and validation loss by epoch, on a logarithmic scale; dotted lines end the epochs."
     if not hist.losses: raise ValueError("There are no losses to draw yet; train first.")
     ax = plt.subplots(figsize=(7, 4), layout='constrained')[1] if ax is None else ax
     ax.plot(np.arange(1, len(hist.losses)+1), hist.losses, label='training (smoothed)')
@@ -410,7 +410,7 @@ def plot_nets(
     y:torch.Tensor|None=None, # Ids of the targets: sl; drawn beside the probabilities, in place of the states
     last:int=6, # How many of the last steps to draw
 ) -> Figure:
-    "States (or targets) and probabilities of each net over the last steps, on the course's colours from -1 to 1."
+    "Draw states (or targets) and probabilities of each net over the last steps, in the course's colours from -1 to 1."
     check_count('last', last)
     if y is not None and len(y) != len(x): raise ValueError(f"There are {len(x)} steps of input and {len(y)} targets.")
     if x.dim() != 2:

@@ -59,7 +59,7 @@ class _GrowingFile:
         np.lib.format.write_array_header_1_0(self.f, head)   # with room for any number of rows
 
     def append(self, rows:np.ndarray):
-        "Raises `OSError` where there is no room; the rows before stay readable."
+        "Add rows. Raises `OSError` if the disk is full; the rows before stay readable."
         left = memoryview(np.ascontiguousarray(rows, self.dtype)).cast('B')
         self.f.seek(self.start + self.n*self.dtype.itemsize*int(np.prod(self.shape)))
         while left: left = left[self.f.write(left):]
@@ -101,7 +101,7 @@ class FolderStore:
         block:dict, # Arrays by key
         sizes:dict, # Features and type of every key
     ) -> tuple[int, int]: # Number of the block, and the row where it starts
-        "Write a block; see `MemoryStore.append`. Raises `OSError` where there is no room."
+        "Write a block; see `MemoryStore.append`. Raises `OSError` if the disk is full."
         if not self.files: self._start(sizes)
         start,rows = self.files[IDS].n,len(block[IDS])
         for k in block.keys() - self.files.keys(): self._late(k, sizes, start)
@@ -227,13 +227,13 @@ class _Blocks:
     def replace(self,
         segments:np.ndarray, # Of type `SEGMENT`
     ):
-        "Put other segments in place of those there are."
+        "Replace all segments."
         self._added,self._found = [segments],None
 
     def keep_batches(self,
         keep:Callable, # From the number of a batch to whether it stays
     ):
-        "Forget what came from other batches; in memory only."
+        "Drop all other batches; in memory only."
         gone = [b for b in np.unique(self.added['batch']) if not keep(b)]
         lost = np.isin(self.added['batch'], gone)
         for b in np.unique(self.added['block'][lost]): self.store.blocks[b] = {}
@@ -307,7 +307,7 @@ class _Readable(_Blocks):
     def __getitem__(self,
         key:tuple, # Layer and part; then a document, a list or slice of them; then steps, and units
     ) -> np.ndarray: # steps,units
-        "Raises `KeyError` for a layer or part, `IndexError` for a document that is not there."
+        "Read a part of a layer. Raises `KeyError` for a layer or part, `IndexError` for a document that is not there."
         if not isinstance(key, tuple) or len(key) < 2:
             first = next(iter(self.sizes), ('layer', 'h'))
             raise KeyError(f"rec[{key!r}]: pass a layer and a part, as in rec{[*first]}, and then a document, steps, "
@@ -359,7 +359,7 @@ class _Tables(_Readable):
         part:str='h', # Name of a part
         docs:Any=slice(None), # A document, or several
     ) -> 'pd.DataFrame': # A row a step, by document and step: its token, then a column a unit
-        "One part as a table."
+        "Make a table of one part."
         import pandas as pd
         numbers = self.doc_numbers(docs)
         doc = np.repeat(np.asarray(numbers, np.int64), np.diff(self.offsets)[numbers])
@@ -470,7 +470,7 @@ class Recording(_Tables):
         ids:Any=None, # Id of each step's token
         vocab:list|None=None, # Tokens by id
     ) -> 'Recording':
-        "A recording from arrays that are made elsewhere."
+        "Make a recording from arrays."
         rec,n = cls(vocab=vocab),np.asarray(lengths, np.int64)
         segs = np.zeros(len(n), SEGMENT)
         segs['doc'],segs['n'],segs['start'],segs['row'] = np.arange(len(n)),n,np.cumsum(n)-n,np.arange(len(n))
@@ -483,7 +483,7 @@ class Recording(_Tables):
         parts:Any=None, # Names of parts; all by default
         units:Any=None, # Units to keep, of each part; all by default
     ) -> 'Recording': # In memory
-        "A part of the recording, copied. Raises `KeyError` where no layer has one of the parts."
+        "Copy a part of the recording. Raises `KeyError` where no layer has one of the parts."
         names = self.layers if layers is None else [self.layer(l) for l in np.atleast_1d(layers).tolist()]
         keys = [k for k in self.sizes if k[0] in names and (parts is None or k[1] in np.atleast_1d(parts))]
         if not keys:
@@ -506,7 +506,7 @@ class Recording(_Tables):
     def concat(cls,
         recs:list['Recording'], # Recordings of the same layers, parts and vocabulary
     ) -> 'Recording': # On the same arrays
-        "Documents of several recordings, one recording after the other. Raises `ValueError` where they do not fit."
+        "Join recordings, the documents of one after those of the other. Raises `ValueError` where they do not fit."
         _check_alike(recs)
         blocks,notes = [b for r in recs for b in r.store.blocks],[n for r in recs for n in r.notes]
         return _with_segments(blocks, _join_segments(recs), recs[0].vocab, recs[0].sizes, notes)
