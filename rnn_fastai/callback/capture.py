@@ -32,7 +32,7 @@ from ..inside.capture import Capture, capture as capture_model
 def loaders_vocab(
     dls:Any, # Loaders of any kind
 ) -> dict: # `vocab`, `pad` and `vocabs` of `Capture`
-    "What capture needs to know of the tokens."
+    "Collect what capture needs to know about the tokens."
     if hasattr(dls, 'task'):
         task = dls.task
         return dict(vocab=task.vocab, pad=task.pad, vocabs={'inp': task.y_vocab} if task.n_inp == 2 else None)
@@ -40,6 +40,7 @@ def loaders_vocab(
     vocab = text_vocab(dls)
     return dict(vocab=vocab, pad=vocab.index('xxpad') if 'xxpad' in vocab else None)
 
+# %% ../../nbs/530_callback.capture.ipynb #c04b660f
 @patch
 @delegates(Capture, but=['model'])
 @contextmanager
@@ -48,7 +49,7 @@ def capture(self:Learner,
     parts:Any='states', # What to record of each
     **kwargs
 ):
-    "Run a block, of training, validation, prediction or generation, while a `Recording`, which it gives, is made."
+    "Record while a block trains, validates, predicts or generates; gives the `Recording`."
     kwargs = {**loaders_vocab(self.dls), **kwargs}
     with capture_model(get_model(self.model), layers, parts, **kwargs) as rec: yield rec
 
@@ -93,7 +94,7 @@ def record(self:Learner,
 ) -> Recording: # A document for each item
     "Read texts from a state of zero, in evaluation mode, and record what the layers hold."
     items = [items] if isinstance(items, str) else list(items)
-    if not items: raise ValueError("There is no text to read; give one at least.")
+    if not items: raise ValueError("There is no text to read; give at least one.")
     model,batches = get_model(self.model),_batches(self, items, bs)
     device,read = next(model.parameters()).device,_whole(model)
     if not no_bar and len(batches) >= 20 and hasattr(self, 'progress'): batches = progress_bar(batches, leave=False)

@@ -45,6 +45,7 @@ class LazyCrossEntropy:
         if 'loss_func' not in self.__dict__: raise AttributeError(name)   # a copy that is being made
         return getattr(self.loss_func, name)
 
+# %% ../../nbs/525_callback.chunked_loss.ipynb #c6a0d92a
 class ChunkedCrossEntropy(Callback):
     "Trains and validates a language model without ever holding all logits of a batch."
     order = RNNCallback.order-1
@@ -76,7 +77,7 @@ class ChunkedCrossEntropy(Callback):
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #1d53d921
 def LeanLoss(*args, **kwargs) -> ChunkedCrossEntropy:
-    "The former name of `ChunkedCrossEntropy`."
+    "Old name of `ChunkedCrossEntropy`."
     why = "LeanLoss is now called ChunkedCrossEntropy; the old name will go in the next version."
     warnings.warn(why, FutureWarning, stacklevel=2)
     return ChunkedCrossEntropy(*args, **kwargs)

@@ -60,6 +60,7 @@ class FusedAdam(Optimizer):
         "Forget the gradients; the next backward pass writes them instead of adding to zeros."
         for p,*_ in self.all_params(with_grad=True): p.grad = None
 
+# %% ../../nbs/500_callback.optim.ipynb #e8627bde
 def Adam(
     params:Iterable, # Parameters, or lists of parameters for groups
     lr:float|slice, # Default learning rate

@@ -24,9 +24,10 @@ def layer_rates(
     n_groups:int, # How many groups of layers there are
     decay:float=2.6, # Each group trains that much more slowly than the next
 ) -> list[float]: # A rate for each group
-    "Discriminative rates."
+    "Compute discriminative rates: each group trains `decay` times more slowly than the next."
     return [lr/decay**i for i in reversed(range(n_groups))]
 
+# %% ../../nbs/515_callback.schedule.ipynb #10942c15
 STAGES = 1, 2, 4, 20   # what the rate is divided by in each stage, as in fastai's course
 
 @patch
@@ -100,7 +101,7 @@ class AveragedSGD(Callback):
         if not self.swapped: self._swap()
 
     def after_epoch(self):
-        "Start to average once the validation loss is above the least one of long ago."
+        "Start averaging once the validation loss is above the lowest one of all but the last `patience` epochs."
         names = list(self.recorder.metric_names)[1:]
         if not self.recorder.values or 'valid_loss' not in names or self.mean is not None: return
         values = self.recorder.values[-1]
@@ -120,15 +121,16 @@ def stream_widths(
     rng:np.random.Generator, # Draws
     p_half:float=0.05, # Part of the batches that are half as long
     std:float=5., # Standard deviation of the length, in columns
-    least:int=5, # Least columns of a batch
+    least:int=5, # Fewest columns of a batch
 ) -> np.ndarray: # Columns of each batch, `n` in all
-    "Lengths of batches, drawn at random."
+    "Draw lengths of batches at random."
     m = 2*(n//max(seq_len//2, least) + 1)
     base = np.where(rng.random(m) < p_half, seq_len/2, seq_len)
     ends = np.maximum(rng.normal(base, std).astype(int), least).cumsum()
     ends = np.append(ends[ends < n], n)
     return np.diff(ends, prepend=0)
 
+# %% ../../nbs/515_callback.schedule.ipynb #2d67a677
 class VariableLength(Callback):
     "Cuts the training stream into batches of random length, drawn every epoch; the rate follows the length."
     order = ParamScheduler.order+1

@@ -27,7 +27,7 @@ from .trace import (BLOCK, allocate, look_inside, pick_layers, state_grads, torc
                                      torch_weights)
 from .recording import FolderStore, Recording, SEGMENT
 
-# %% ../../nbs/410_inside.capture.ipynb #18894ab3
+# %% ../../nbs/410_inside.capture.ipynb #ce1b836f
 class _Options(NamedTuple):
     parts:tuple         # names of parts; 'states', 'gates' and 'all' stand for several
     vocab:list|None     # tokens by id
@@ -63,10 +63,10 @@ def _check_parts(parts:Any, cells:list[Cell]) -> tuple[str, ...]:
     has += [_GRADS+n for n in dict.fromkeys(n for c in cells for n in c.states)]
     for p in parts:
         if p not in has: raise ValueError(f"No layer has a part {p!r}. {suggest(str(p), has)}")
-    if not parts: raise ValueError("parts is empty; there would be nothing to record.")
+    if not parts: raise ValueError("parts is empty; name at least one part.")
     return parts
 
-# %% ../../nbs/410_inside.capture.ipynb #1ff3b867
+# %% ../../nbs/410_inside.capture.ipynb #236365fc
 def _argument(value:Any, name:str, options:tuple) -> Any:
     if value not in options: raise ValueError(f"{name}={value!r} is unknown. {suggest(str(value), options)}")
     return value
@@ -101,7 +101,7 @@ def _join_vocabs(model:nn.Module, vocab:list|None, others:dict) -> tuple[dict, l
         vocab = [*vocab, *more]
     return starts,vocab
 
-# %% ../../nbs/410_inside.capture.ipynb #fe39dd6a
+# %% ../../nbs/410_inside.capture.ipynb #28d617fc
 def _ids_rows(t:Tensor, sl:int, bs:int, cursor:int, first:bool|None) -> tuple[Tensor|None, bool|None]:
     "Ids as bs,sl, from `cursor` on, and whether they lay so; none if they do not fit. `ValueError` if both ways fit."
     if t.dim() == 1: t = t[:, None] if len(t) == bs and sl == 1 else t[None]
@@ -121,7 +121,7 @@ def _one_hot_ids(x:Tensor) -> Tensor|None:
     if x.size(-1) < 2 or not (((x == 0) | (x == 1)).all() and (x.sum(-1) == 1).all()): return None
     return x.argmax(-1).T.cpu()
 
-# %% ../../nbs/410_inside.capture.ipynb #36caa3ff
+# %% ../../nbs/410_inside.capture.ipynb #ea881a9e
 class _Places(NamedTuple):
     "Which steps of a batch are real, and where those that are kept go."
     mask:Tensor          # bs,sl: real steps
@@ -150,7 +150,7 @@ class _Places(NamedTuple):
     def kept_ids(self) -> np.ndarray|None:
         "Ids of the steps that are kept."
         if self.ids is None: return None
-        ids = self.take(self.ids[..., None]).flatten()
+        ids = self.ids.flatten() if self.kept is None else self.ids.flatten()[self.kept]
         own = allocate(ids.shape, np.int64)
         own[:] = ids.numpy()
         return own
@@ -165,7 +165,7 @@ def _places(mask:Tensor, ids:Tensor|None, docs:Tensor, pos:Tensor, steps:slice) 
     rest = None if kept.all() else kept.flatten().nonzero()[:, 0]
     return _Places(mask, ids, docs.numpy(), b.numpy(), (pos[b] + at[b, t]).numpy(), rest)
 
-# %% ../../nbs/410_inside.capture.ipynb #8b5619f1
+# %% ../../nbs/410_inside.capture.ipynb #2c6589e8
 class _Waiting:
     "Steps whose gradients come when the loss is known."
     def __init__(self, name:str, seen:CellTrace, reverse:bool):
@@ -197,7 +197,7 @@ def _in_order(t:Tensor, seen:CellTrace, reverse:bool) -> Tensor:
     if not reverse: return t
     return reverse_padded(t.transpose(0, 1), None if seen.lengths is None else seen.lengths.cpu()).transpose(0, 1)
 
-# %% ../../nbs/410_inside.capture.ipynb #5101eeac
+# %% ../../nbs/410_inside.capture.ipynb #d8c6c318
 class _Pass:
     "One batch on its way through the model: its ids, where its steps go, and what was recorded so far."
     def __init__(self, number:int, keep:bool, training:bool, roots:list[Tensor], looked_up:list[Tensor], cursor:int):
@@ -247,7 +247,7 @@ def _join_steps(module:nn.Module, calls:list[tuple]) -> CellTrace:
     states = tuple(torch.stack(s) for s in zip(*news, strict=True))
     return CellTrace(torch.stack(xs), befores[0], states, None, weights, (), ())
 
-# %% ../../nbs/410_inside.capture.ipynb #a52eb2e2
+# %% ../../nbs/410_inside.capture.ipynb #68cfd923
 class _Placer:
     "Finds the documents and the real steps of each batch."
     def __init__(self, opts:_Options):
@@ -292,7 +292,7 @@ class _Placer:
         self.n_docs,self.docs,self.pos = self.n_docs+bs,doc,pos+lengths
         return doc,pos
 
-# %% ../../nbs/410_inside.capture.ipynb #c541b013
+# %% ../../nbs/410_inside.capture.ipynb #47995175
 class _Budget:
     "Which batches are kept, so that the recording stays within its bytes of memory."
     def __init__(self, rec:Recording, opts:_Options):
@@ -341,7 +341,7 @@ class _Budget:
             self.stop(f"Batch {p.number} could not be written ({e.strerror or e}); what came before it is here, and "
                       "nothing more is captured.")
 
-# %% ../../nbs/410_inside.capture.ipynb #e6babf6e
+# %% ../../nbs/410_inside.capture.ipynb #edd99724
 def _rows_first(t:Tensor, shape:tuple, name:str) -> Tensor:
     "Output of a module as bs,sl,features."
     if t.dim() == 2 and shape[0] == 1: t = t[None]
@@ -363,11 +363,11 @@ def _find_logits(out:Any, mask:Tensor) -> Tensor|None:
         return every
     return t
 
-# %% ../../nbs/410_inside.capture.ipynb #4866d4f7
+# %% ../../nbs/410_inside.capture.ipynb #9911f871
 class _Recorder:
     "Puts what layers hold into a recording, one pass after the other."
     def __init__(self, model:nn.Module, cells:dict[str, Cell|None], opts:_Options, rec:Recording):
-        self.model,self.cells,self.opts = model,cells,opts
+        self.model,self.cells,self.opts,self.grads = model,cells,opts,opts.grads
         self.placer,self.budget = _Placer(opts),_Budget(rec, opts)
         self.current,self.n_passes = None,0
 
@@ -437,7 +437,7 @@ def _n_features(cell:Cell, seen:CellTrace, parts:list[str]) -> int:
     sizes = {'x': seen.x.size(-1), **dict(zip(cell.states, cell.sizes, strict=True))}
     return sum(sizes.get(k.removeprefix(_GRADS), cell.hidden_size) for k in parts)
 
-# %% ../../nbs/410_inside.capture.ipynb #12d12f76
+# %% ../../nbs/410_inside.capture.ipynb #bd8d4383
 def _record_other(r:_Recorder, name:str, t:Tensor):
     "Keep the output of a module that has no steps of its own: bs,sl,features."
     p = r.open()
@@ -468,9 +468,9 @@ def _record_output(r:_Recorder, out:Any):
             raise TypeError(f"The model gives {type(out).__name__}, which holds no logits that could be recorded.")
         if t is not None and r.room(p, t.size(-1)):
             p.keep_rows('output', 'logits', _rows_first(t, p.places.mask.shape, 'The output'), r.opts.dtype)
-    if not r.opts.grads: r.finish()
+    if not r.grads: r.finish()
 
-# %% ../../nbs/410_inside.capture.ipynb #d5d61eab
+# %% ../../nbs/410_inside.capture.ipynb #fb306ea9
 class _Around:
     "Stands in for a module's `forward`; a copy of the module gets its own `forward` back."
     def __init__(self, module:nn.Module, around:Callable):
@@ -514,7 +514,7 @@ class _Hooks:
             if isinstance(m, Recurrent): del m.watch
         self.wrapped,self.layers = [],[]
 
-# %% ../../nbs/410_inside.capture.ipynb #f294684b
+# %% ../../nbs/410_inside.capture.ipynb #5cae2056
 def _see_recurrent(r:_Recorder, layer:Recurrent, names:dict, i:int, seen:CellTrace, out:Tensor, last:tuple) -> tuple:
     "A cell of a layer shows its trace, its output and its last state."
     if i not in names: return out,last
@@ -523,7 +523,7 @@ def _see_recurrent(r:_Recorder, layer:Recurrent, names:dict, i:int, seen:CellTra
                         weights={n: w.detach() for n,w in seen.weights.items()})
     reverse = layer.bidirectional and i % 2 == 1
     p = r.record(names[i], own, reverse, layer.batch_first)
-    if not (r.opts.grads and p.keep and out.requires_grad): return out,last
+    if not (r.grads and p.keep and out.requires_grad): return out,last
     mine = {n: w.detach().clone() for n,w in layer.cells[i].named_parameters()}   # the optimizer may change them
     wait = _Waiting(names[i], own._replace(weights={**mine, **own.weights}), reverse)
     p.waiting.append(wait)
@@ -563,7 +563,7 @@ def _see_ids(r:_Recorder, start:int, forward:Callable, *args, **kwargs) -> Any:
     r.look_up(next(iter((*args, *kwargs.values()))).as_subclass(Tensor) + start)
     return forward(*args, **kwargs)
 
-# %% ../../nbs/410_inside.capture.ipynb #96a4bd3e
+# %% ../../nbs/410_inside.capture.ipynb #44a35aa8
 _ID_TYPES = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
 def _find_cell(module:nn.Module, i:int) -> Cell|None:
@@ -579,7 +579,7 @@ def _check_grads(layers:dict[str, tuple]):
             raise ValueError(f"{n} is {type(m).__name__}; gradients of states are recorded for `Recurrent` alone. "
                              "`Recurrent.from_torch(layer)` makes one on the same parameters.")
 
-# %% ../../nbs/410_inside.capture.ipynb #e6c9d367
+# %% ../../nbs/410_inside.capture.ipynb #baf6b956
 class Capture:
     "Watches a model's layers between `attach` and `detach`, and puts what they hold into `rec`. See `capture`."
     def __init__(self,
@@ -657,7 +657,7 @@ def capture(
     parts:Any='states', # What to record of each, see `Capture`
     **kwargs
 ):
-    "Run a block while a `Recording`, which it gives, takes down what the layers of `model` hold."
+    "Record what the layers of `model` hold while a block runs; gives the `Recording`."
     cap = Capture(model, layers, parts, **kwargs)
     cap.attach()
     try: yield cap.rec

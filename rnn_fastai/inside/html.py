@@ -44,7 +44,7 @@ def _next_tokens(rec:Recording, docs:list, k:int) -> list|None:
         return [[name(i), round(float(row[i])*100, 1)] for i in np.argsort(-row)[:k]]
     return [[best(row) for row in probabilities(rec, d)] for d in docs]
 
-# %% ../../nbs/430_inside.html.ipynb #6389c587
+# %% ../../nbs/430_inside.html.ipynb #9ab7784c
 _STYLE = '''
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;margin:1rem auto;max-width:70rem;padding:0 1rem}
@@ -68,7 +68,8 @@ steps of the scale. </small><small id="legend"></small></p>
 <canvas id="line" height="120" role="img" aria-label="The unit's value at each step"></canvas>
 <canvas id="map" height="300" role="img" aria-label="All units by steps; a click picks both"></canvas>'''
 
-_SCRIPT = r'''
+# %% ../../nbs/430_inside.html.ipynb #6bae501a
+_VALUES = r'''
 const D = JSON.parse(document.getElementById('data').textContent), $ = id => document.getElementById(id);
 let array = 0, doc = 0, unit = 0, at = 0;
 const bytes = D.arrays.map(a => Uint8Array.from(atob(a.data), c => c.charCodeAt(0)));
@@ -94,7 +95,10 @@ const order = () => {
     return ss/n() - (s/n())**2;
   });
   return us.sort((a, b) => spread[b] - spread[a]);
-};
+};'''
+
+# %% ../../nbs/430_inside.html.ipynb #f7ca88b2
+_DRAW = r'''
 let units = [];
 function drawText() {
   $('text').replaceChildren(...D.docs[doc].map((tok, t) => {
@@ -137,7 +141,10 @@ function draw() {
   units = order(); unit = Math.min(Math.max(unit, 0), A().units - 1); at = Math.min(Math.max(at, 0), n() - 1);
   $('unit').value = unit; $('unit').max = A().units - 1;
   drawText(); drawLine(); drawMap(); say();
-}
+}'''
+
+# %% ../../nbs/430_inside.html.ipynb #9f9b37df
+_EVENTS = r'''
 D.arrays.forEach((a, i) => $('array').add(new Option(`${a.layer}, ${a.part} (${a.units} units)`, i)));
 D.docs.forEach((d, i) => $('doc').add(new Option(`${D.names[i]}: ${d.slice(0, 8).join(' ')}`, i)));
 $('array').onchange = e => { array = +e.target.value; draw(); };
@@ -159,7 +166,7 @@ document.onkeydown = e => {
 };
 onresize = draw; draw();'''
 
-# %% ../../nbs/430_inside.html.ipynb #f947af49
+# %% ../../nbs/430_inside.html.ipynb #e7f8a954
 def _page(title:str, data:dict) -> str:
     "The whole file. No token can end the script that holds the data, as `<` is written as an escape."
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -168,8 +175,10 @@ def _page(title:str, data:dict) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
             f'<body><h1>{html.escape(title)}</h1>{_CONTROLS}\n'
-            f'<script type="application/json" id="data">{text}</script>\n<script>{_SCRIPT}</script></body></html>\n')
+            f'<script type="application/json" id="data">{text}</script>\n'
+            f'<script>{_VALUES}{_DRAW}{_EVENTS}</script></body></html>\n')
 
+# %% ../../nbs/430_inside.html.ipynb #4bc22c3e
 def write_page(
     rec:Recording, # What was recorded; with 'logits', the likeliest next tokens are shown too
     file:str|Path, # Where to write

@@ -41,6 +41,7 @@ class Edit(NamedTuple):
         if np.ndim(self.values) < 2: return self.values
         return self.values[t] if t < len(self.values) else None
 
+# %% ../../nbs/415_inside.interventions.ipynb #2a699b35
 def clamp(
     layer:Any, # Name or number of a layer
     units:Any, # A unit, or several
@@ -51,16 +52,18 @@ def clamp(
     "Hold units at a value."
     return Edit(layer, np.atleast_1d(units), value, part, steps)
 
+# %% ../../nbs/415_inside.interventions.ipynb #12f38263
 def ablate(
     layer:Any, # Name or number of a layer
     units:Any, # A unit, or several
     mean:Any=None, # Mean of every unit of the layer, which ablated ones keep; zero by default
     part:str='h', # Entry of the state
 ) -> Edit:
-    "Take units out: they say nothing, or always the same."
+    "Take units out: hold them at zero, or at their mean."
     units = np.atleast_1d(units)
     return Edit(layer, units, 0. if mean is None else np.asarray(mean, np.float32)[units], part)
 
+# %% ../../nbs/415_inside.interventions.ipynb #d61b1c17
 def patch_states(
     layer:Any, # Name or number of a layer
     units:Any, # A unit, or several; all with `slice(None)`
@@ -68,7 +71,7 @@ def patch_states(
     part:str='h', # Entry of the state
     steps:Any=None, # Numbers of steps; all by default
 ) -> Edit:
-    "Give units the values that they had in another run."
+    "Give units the values they had in another run."
     states = np.asarray(states, np.float32)
     units = np.arange(states.shape[1])[units]
     return Edit(layer, np.atleast_1d(units), states[:, np.atleast_1d(units)], part, steps)
@@ -96,6 +99,7 @@ class _Editor:
             state[k][:, units] = torch.as_tensor(values, dtype=state[k].dtype, device=state[k].device)
         return tuple(state)
 
+# %% ../../nbs/415_inside.interventions.ipynb #b6841f84
 @contextmanager
 def edit_states(
     model:nn.Module, # Any module with recurrent layers
@@ -106,7 +110,8 @@ def edit_states(
     for e in edits:
         for name,(m,i) in pick_layers(model, e.layer).items():
             if not isinstance(m, (Recurrent, nn.RNNBase)):
-                raise TypeError(f"{name} is {type(m).__name__}, no layer over time, and cannot be edited.")
+                raise TypeError(f"{name} is {type(m).__name__}, not a layer over time, and cannot be edited. Name a "
+                                "`Recurrent` or a layer of torch.")
             rnn,editor = editors.setdefault(m, (m if isinstance(m, Recurrent) else Recurrent.from_torch(m), _Editor()))
             editor.add(i, rnn.cells[i], name, e)
     try:
@@ -127,11 +132,12 @@ def next_token_loss(
     model:nn.Module, # A language model
     ids:Tensor, # bs,sl
 ) -> float: # Cross-entropy, nats a token
-    "How well a model predicts each token of `ids` but the first, in evaluation mode."
+    "Measure how well a model predicts each token of `ids` but the first, in evaluation mode."
     with evaluating(model): out = model(ids[:, :-1])
     logits = getattr(out, 'logits', out)
     return F.cross_entropy(full_precision(logits.flatten(0, 1)), ids[:, 1:].flatten()).item()
 
+# %% ../../nbs/415_inside.interventions.ipynb #5e57d70b
 def unit_effects(
     model:nn.Module, # Any module with recurrent layers
     score:Callable, # Called without arguments, gives a number, such as `lambda: next_token_loss(model, ids)`
@@ -140,7 +146,7 @@ def unit_effects(
     mean:Any=None, # Mean of every unit of the layer, which ablated ones keep; zero by default
     no_bar:bool=False, # Show no progress bar
 ) -> 'pd.DataFrame': # units, score, change (against the whole net); the largest change first
-    "What taking out units does to a score."
+    "Measure what taking out units does to a score."
     import pandas as pd
     (name,(m,i)), = pick_layers(model, layer).items()
     if units is None: units = range(m.cells[i].sizes[0] if isinstance(m, Recurrent) else m.proj_size or m.hidden_size)
@@ -157,6 +163,7 @@ def _answer(model:nn.Module, ids:Tensor) -> Tensor:
     logits = getattr(out, 'logits', out[0] if isinstance(out, (tuple, list)) else out)
     return full_precision(logits[:, -1] if logits.dim() == 3 else logits)
 
+# %% ../../nbs/415_inside.interventions.ipynb #9e614b21
 @torch.no_grad()
 def memory_length(
     model:nn.Module, # From ids to logits, of each step or of the text
@@ -165,10 +172,11 @@ def memory_length(
     n_draws:int=4, # Replacements of each token
     seed:int=0, # Of the replacements
 ) -> 'pd.DataFrame': # back (0 is the last token), influence (nats), error (standard error of the mean)
-    "Influence of the token k steps back on the answer at the end."
+    "Measure the influence of the token k steps back on the answer at the end."
     import pandas as pd
     if ids.size(1) < 2 or len(torch.unique(ids)) < 2:
-        raise ValueError("ids hold one token only; there is nothing to replace it by.")
+        raise ValueError("ids hold one token only; give texts with at least two different tokens, so that one can "
+                         "replace another.")
     draw,kinds,rows = torch.Generator().manual_seed(seed),torch.unique(ids),[]
     with evaluating(model):
         whole = _answer(model, ids).log_softmax(-1).repeat(check_count('n_draws', n_draws), 1)
@@ -184,7 +192,8 @@ def memory_length(
 # %% ../../nbs/415_inside.interventions.ipynb #6eac74ee
 def _embedding(model:nn.Module) -> nn.Module:
     found = next((m for m in model.modules() if isinstance(m, (nn.Embedding, OneHot))), None)
-    if found is None: raise ValueError(f"{type(model).__name__} has no embedding, whose vectors could be weighed.")
+    if found is None:
+        raise ValueError(f"{type(model).__name__} has no embedding; saliency needs one, for the vectors of the tokens.")
     return found
 
 @contextmanager
@@ -193,6 +202,7 @@ def _instead(module:nn.Module, forward:Callable):
     try: yield
     finally: del module.forward
 
+# %% ../../nbs/415_inside.interventions.ipynb #4d323681
 def saliency(
     model:nn.Module, # From ids to logits, of each step (the last one counts) or of the text
     ids:Tensor, # bs,sl
@@ -200,7 +210,7 @@ def saliency(
     method:str='gradient', # 'gradient' (times input), or 'integrated'
     n_points:int=32, # Points on the way, for 'integrated'
 ) -> Tensor: # bs,sl: what each token adds to the logit
-    "Share of each token in an answer."
+    "Attribute an answer to the tokens that were read."
     if method not in ('gradient', 'integrated'):
         raise ValueError(f"method={method!r} must be 'gradient' or 'integrated'.")
     emb = _embedding(model)

@@ -25,7 +25,7 @@ from ..core import check_count
 from ..models.ensemble import ManyNets
 from .recording import Recording
 
-# %% ../../nbs/425_inside.plots.ipynb #681fcd3b
+# %% ../../nbs/425_inside.plots.ipynb #e65f05e1
 @cache
 def _glyphs() -> frozenset: return frozenset(FT2Font(findfont(mpl.font_manager.FontProperties())).get_charmap())
 
@@ -33,12 +33,13 @@ def token_label(
     token:str, # A token
     most:int=12, # Most characters
 ) -> str: # Text for matplotlib
-    "A token as a label: short, with line ends written out, no formulas, and no characters that the font lacks."
+    "Make a label of a token: short, with line ends written out, no formulas, and no characters that the font lacks."
     text = token.replace('\\', '\\\\').replace('\n', '\\n').replace('\t', '\\t')
     text = ''.join(c if ord(c) in _glyphs() else '?' for c in text)
     text = text if len(text) <= most else text[:most-1] + '…'
     return text.replace('$', r'\$')
 
+# %% ../../nbs/425_inside.plots.ipynb #5890b426
 def _write_ticks(ax:Axes, axis:str, labels:list[str], at:np.ndarray):
     "Labels at places, as many as there is room for: one line of text each."
     ax.figure.canvas.draw()   # constrained layout settles the size of the axes
@@ -49,12 +50,13 @@ def _write_ticks(ax:Axes, axis:str, labels:list[str], at:np.ndarray):
     if axis == 'x': ax.set_xticks(at[::every], labels[::every], rotation=90)
     else: ax.set_yticks(at[::every], labels[::every])
 
+# %% ../../nbs/425_inside.plots.ipynb #e992affc
 def _sample(n:int, most:int|None) -> np.ndarray:
     "Numbers below `n`, evenly spread, no more than `most`."
     return np.arange(0, n, 1 if most is None else -(-n//most))
 
 def _pick_units(a:np.ndarray, units:Any, most:int) -> tuple[np.ndarray, str]:
-    "Columns to draw, and what to say of it."
+    "Columns to draw, and a label for them."
     n = a.shape[1]
     if units is not None:
         units = np.atleast_1d(units)
@@ -65,7 +67,7 @@ def _pick_units(a:np.ndarray, units:Any, most:int) -> tuple[np.ndarray, str]:
     return np.sort(np.argsort(-np.nan_to_num(np.nanvar(a, 0)))[:most]),f"unit ({most} of {n:,}: those that vary most)"
 
 def _steps(rec:Recording, doc:int, steps:Any, most:int) -> tuple[np.ndarray, str]:
-    "Steps of a document to draw, and what to say of it."
+    "Steps of a document to draw, and a label for them."
     n = len(rec.ids(doc))
     at = np.arange(n)[slice(None) if steps is None else steps]
     if not len(at): raise ValueError(f"steps={steps!r} leaves none of the {n} steps of document {doc}.")
@@ -76,15 +78,16 @@ def _labels(rec:Recording, doc:int, at:np.ndarray) -> list[str]:
     toks,numbers = rec.tokens(doc),rec.steps(doc)
     return [token_label(toks[i]) or str(numbers[i]) for i in at]
 
-# %% ../../nbs/425_inside.plots.ipynb #26ed55f4
+# %% ../../nbs/425_inside.plots.ipynb #61acebbf
 _SIGNED = 'h', 'cell', 'new'   # -1 to 1
+
 _GATES = 'input', 'forget', 'output', 'reset', 'update'   # 0 to 1
 
 def color_range(
     part:str, # A state, a gate, ...
     a:np.ndarray, # Its values
 ) -> tuple[float, float]: # Lowest and highest value of the colours
-    "The scale on which a part is drawn."
+    "Choose the scale on which a part is drawn."
     if part in _GATES: return 0.,1.
     top = float(np.nanmax(np.abs(a), initial=0))
     top = 1. if part in _SIGNED and top <= 1 else top or 1.
@@ -95,6 +98,7 @@ def _scale(part:str, a:np.ndarray) -> dict:
     low,high = color_range(part, a)
     return dict(cmap=plt.get_cmap('bwr' if low < 0 else 'Purples').with_extremes(bad='0.75'), vmin=low, vmax=high)
 
+# %% ../../nbs/425_inside.plots.ipynb #7337bf2a
 def _axes(ax:Axes|None, width:float, height:float) -> Axes:
     return plt.subplots(figsize=(width, height), layout='constrained')[1] if ax is None else ax
 
@@ -120,12 +124,12 @@ def plot_states(
     _write_ticks(ax, 'x', _labels(rec, doc, at), np.arange(len(at)))
     return ax
 
-# %% ../../nbs/425_inside.plots.ipynb #bc90fdb1
+# %% ../../nbs/425_inside.plots.ipynb #8a4f5bfe
 def probabilities(
     rec:Recording, # With 'logits'
     doc:int=0, # A document
 ) -> np.ndarray: # steps,tokens
-    "Softmax of a document's logits. Raises `KeyError` where none were recorded."
+    "Compute the softmax of a document's logits. Raises `KeyError` where none were recorded."
     if 'output' not in rec.layers:
         raise KeyError("There are no logits in this recording; capture with parts=('states', 'logits').")
     z = np.asarray(rec['output', 'logits', doc], np.float32)
@@ -138,6 +142,7 @@ def _likely(rec:Recording, probs:np.ndarray, most:int) -> tuple[np.ndarray, list
     known = rec.vocab is not None and len(rec.vocab) >= probs.shape[1]
     return top,[token_label(str(rec.vocab[i]) if known else str(i)) for i in top]
 
+# %% ../../nbs/425_inside.plots.ipynb #a624de9d
 def plot_states_probs(
     rec:Recording, # With states and 'logits'
     layer:str|int=0, # Name or number of a layer
@@ -166,7 +171,7 @@ def plot_states_probs(
     _write_ticks(ax, 'y', _labels(rec, doc, at), np.arange(len(at)))
     return ax
 
-# %% ../../nbs/425_inside.plots.ipynb #2d2b5ac4
+# %% ../../nbs/425_inside.plots.ipynb #cae91489
 class ColoredText:
     "Text whose tokens are coloured by a number each; notebooks show it, `str` gives its HTML."
     def __init__(self,
@@ -195,6 +200,7 @@ class ColoredText:
 
     def _repr_html_(self) -> str: return str(self)
 
+# %% ../../nbs/425_inside.plots.ipynb #d3634814
 def color_text(
     rec:Recording, # What was recorded
     unit:int, # A unit
@@ -202,12 +208,12 @@ def color_text(
     part:str='h', # A state or a gate
     doc:int=0, # A document
 ) -> ColoredText:
-    "A document coloured by a unit. Raises `IndexError` for a unit that is not there."
+    "Colour a document by a unit. Raises `IndexError` for a unit that is not there."
     a = rec[layer, part, doc]
     _pick_units(a, unit, 1)
     return ColoredText(rec.tokens(doc), a[:, unit], part, f"{rec.layer(layer)}, {part}, unit {unit}")
 
-# %% ../../nbs/425_inside.plots.ipynb #f704cdb1
+# %% ../../nbs/425_inside.plots.ipynb #268586a6
 def gate_saturation(
     rec:Recording, # With gates
     layer:str|int, # Name or number of a layer
@@ -215,7 +221,7 @@ def gate_saturation(
     low:float=0.1, # Below, a gate is shut
     high:float=0.9, # Above, a gate is open
 ) -> tuple[np.ndarray, np.ndarray]: # units: share of steps in which it is shut; in which it is open
-    "How often the gates of units are saturated, document by document, so that long recordings fit."
+    "Count how often the gates of units are saturated, document by document, so that long recordings fit."
     shut,is_open,n = 0,0,0
     for d in range(len(rec)):
         a = np.asarray(rec[layer, gate, d], np.float32)
@@ -224,6 +230,7 @@ def gate_saturation(
     if not n: raise ValueError(f"There are no values of {gate!r} in this recording.")
     return shut/n,is_open/n
 
+# %% ../../nbs/425_inside.plots.ipynb #7637fc3d
 def plot_gates(
     rec:Recording, # With gates
     layer:str|int=0, # Name or number of a layer
@@ -239,7 +246,21 @@ def plot_gates(
     axs[0, 0].set_ylabel('share of steps > 0.9')
     return fig
 
-# %% ../../nbs/425_inside.plots.ipynb #041d8b46
+# %% ../../nbs/425_inside.plots.ipynb #81eddc86
+def _write_points(ax:Axes, points:np.ndarray, labels:list[str]):
+    "Write labels beside points, leaving out those that would cover others."
+    renderer = ax.figure.canvas.get_renderer()
+    ax.figure.canvas.draw()
+    legend = ax.get_legend()
+    taken = [] if legend is None else [legend.get_window_extent(renderer)]
+    for p,label in zip(points, labels, strict=True):
+        text = ax.annotate(label, p, xytext=(3, 3), textcoords='offset points', fontsize=8)
+        box = text.get_window_extent(renderer)
+        inside = ax.bbox.containsx(box.x1) and ax.bbox.containsy(box.y1)
+        if not label or not inside or any(box.overlaps(b) for b in taken): text.remove()
+        else: taken.append(box)
+
+# %% ../../nbs/425_inside.plots.ipynb #e3406ce4
 def plot_path(
     rec:Recording, # What was recorded
     layer:str|int=0, # Name or number of a layer
@@ -272,19 +293,6 @@ def plot_path(
 def _of(points:list, every:np.ndarray) -> str:
     n = sum(map(len, points))
     return "" if n == len(every) else f" ({n} of {len(every):,} steps)"
-
-def _write_points(ax:Axes, points:np.ndarray, labels:list[str]):
-    "Write labels beside points, leaving out those that would cover others."
-    renderer = ax.figure.canvas.get_renderer()
-    ax.figure.canvas.draw()
-    legend = ax.get_legend()
-    taken = [] if legend is None else [legend.get_window_extent(renderer)]
-    for p,label in zip(points, labels, strict=True):
-        text = ax.annotate(label, p, xytext=(3, 3), textcoords='offset points', fontsize=8)
-        box = text.get_window_extent(renderer)
-        inside = ax.bbox.containsx(box.x1) and ax.bbox.containsy(box.y1)
-        if not label or not inside or any(box.overlaps(b) for b in taken): text.remove()
-        else: taken.append(box)
 
 # %% ../../nbs/425_inside.plots.ipynb #b5e1d5dc
 def plot_next(
@@ -320,7 +328,24 @@ def _write_cells(ax:Axes, rec:Recording, probs:np.ndarray, top:np.ndarray):
             name = token_label(str(rec.vocab[t]) if known else str(t), 7)
             ax.text(i, j, name, ha='center', va='center', fontsize=8, color='white' if probs[i, t] > 0.5 else 'black')
 
-# %% ../../nbs/425_inside.plots.ipynb #8164c9df
+# %% ../../nbs/425_inside.plots.ipynb #78018d5a
+def _draw_grid(pictures:list[np.ndarray], splits:list[int], names:list[str], title:str) -> Figure:
+    "Maps from -1 to 1 in a square grid, each with its name, and a black line before its column `split`."
+    n = len(pictures)
+    cols = int(np.ceil(np.sqrt(n)))
+    rows = -(-n//cols)
+    fig,axs = plt.subplots(rows, cols, figsize=(1.9*cols, 0.7+1.4*rows), squeeze=False, layout='constrained')
+    for ax in axs.flat[n:]: ax.axis('off')   # the last axes of the grid may stay empty
+    for ax,p,split,name in zip(axs.flat, pictures, splits, names, strict=False):
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, fontsize=9)
+        im = ax.imshow(p, aspect='auto', interpolation='nearest', **_scale('h', p[:0]))
+        ax.axvline(split-0.5, color='black', lw=1)
+    fig.suptitle(title)
+    fig.colorbar(im, ax=axs, shrink=0.6)
+    return fig
+
+# %% ../../nbs/425_inside.plots.ipynb #ba5adb63
 def plot_grid(
     recs:Any, # Recordings with states and 'logits'; or one, whose documents are drawn
     layer:str|int=0, # Name or number of a layer
@@ -332,27 +357,21 @@ def plot_grid(
     pairs = [(recs, d) for d in range(len(recs))] if isinstance(recs, Recording) else [(r, 0) for r in recs]
     if not pairs: raise ValueError("There is no recording to draw.")
     n = min(len(pairs), check_count('most', most))
-    cols = int(np.ceil(np.sqrt(n)))
-    rows = -(-n//cols)
-    fig,axs = plt.subplots(rows, cols, figsize=(1.9*cols, 0.7+1.4*rows), squeeze=False, layout='constrained')
-    for ax in axs.flat[n:]: ax.axis('off')
-    for ax,(r,d) in zip(axs.flat, pairs[:n], strict=False):
+    pictures,splits = [],[]
+    for r,d in pairs[:n]:
         a,probs = np.asarray(r[layer, part, d], np.float32)[-last:],probabilities(r, d)[-last:]
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{a.shape[1]} units", fontsize=9)
-        im = ax.imshow(np.c_[a, probs], aspect='auto', interpolation='nearest', **_scale('h', a[:0]))
-        ax.axvline(a.shape[1]-0.5, color='black', lw=1)
+        pictures.append(np.c_[a, probs])
+        splits.append(a.shape[1])
     of = "" if n == len(pairs) else f" ({n} of {len(pairs)})"
-    fig.suptitle(f"Last {last} steps{of}: {part} | probabilities")
-    fig.colorbar(im, ax=axs, shrink=0.6)
-    return fig
+    title = f"Last {last} steps{of}: {part} | probabilities"
+    return _draw_grid(pictures, splits, [f"{s} units" for s in splits], title)
 
 # %% ../../nbs/425_inside.plots.ipynb #3a83ea16
 def plot_losses(
     hist:Any, # A `LossHistory`: losses of one fit or several
     ax:Axes|None=None, # Where to draw; a new figure by default
 ) -> Axes:
-    "Training loss a batch and validation loss an epoch, on a logarithmic scale; dotted lines end the epochs."
+    "Draw training loss by batch and validation loss by epoch, on a logarithmic scale; dotted lines end the epochs."
     if not hist.losses: raise ValueError("There are no losses to draw yet; train first.")
     ax = plt.subplots(figsize=(7, 4), layout='constrained')[1] if ax is None else ax
     ax.plot(np.arange(1, len(hist.losses)+1), hist.losses, label='training (smoothed)')
@@ -384,14 +403,14 @@ def plot_probs(
     ax.figure.colorbar(im, ax=ax)
     return ax
 
-# %% ../../nbs/425_inside.plots.ipynb #4c1ee567
+# %% ../../nbs/425_inside.plots.ipynb #6998dae2
 def plot_nets(
     nets:ManyNets, # Trained nets
     x:torch.Tensor, # Their input: sl,n_in
     y:torch.Tensor|None=None, # Ids of the targets: sl; drawn beside the probabilities, in place of the states
     last:int=6, # How many of the last steps to draw
 ) -> Figure:
-    "States (or targets) and probabilities of each net over the last steps, on the course's colours from -1 to 1."
+    "Draw states (or targets) and probabilities of each net over the last steps, in the course's colours from -1 to 1."
     check_count('last', last)
     if y is not None and len(y) != len(x): raise ValueError(f"There are {len(x)} steps of input and {len(y)} targets.")
     if x.dim() != 2:
@@ -402,15 +421,6 @@ def plot_nets(
     else:
         targets = torch.nn.functional.one_hot(y[-last:], probs.size(-1)).expand_as(probs)
         pictures,split = torch.cat([probs, targets], -1),probs.size(-1)
-    n_cols = int(np.ceil(np.sqrt(nets.n_nets)))
-    n_rows = -(-nets.n_nets//n_cols)
-    fig,axs = plt.subplots(n_rows, n_cols, figsize=(1.9*n_cols, 0.5+1.3*n_rows), squeeze=False, layout='constrained')
-    for ax in axs.flat[nets.n_nets:]: ax.axis('off')
-    for ax,p in zip(axs.flat, pictures, strict=False):   # the last axes of the grid may stay empty
-        ax.set(xticks=[], yticks=[])
-        im = ax.imshow(p.cpu().numpy(), cmap='bwr', vmin=-1, vmax=1, aspect='auto')
-        ax.axvline(split-0.5, color='black', lw=1)
     left,right = ('states', 'probabilities') if y is None else ('probabilities', 'targets')
-    fig.suptitle(f"{nets.n_nets} nets of {nets.n_hid} nodes: last {probs.size(1)} steps, {left} | {right}")
-    fig.colorbar(im, ax=axs, shrink=0.6)
-    return fig
+    title = f"{nets.n_nets} nets of {nets.n_hid} nodes: last {probs.size(1)} steps, {left} | {right}"
+    return _draw_grid(list(pictures.cpu().numpy()), [split]*nets.n_nets, ['']*nets.n_nets, title)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEGMENT', 'IDS', 'MemoryStore', 'FolderStore', 'Recording']
 
-# %% ../../nbs/405_inside.recording.ipynb #80526cfe
+# %% ../../nbs/405_inside.recording.ipynb #6bf0c37f
 import errno
 import html
 import json
@@ -45,7 +45,7 @@ class MemoryStore:
         "Bytes of all arrays."
         return sum(a.nbytes for b in self.blocks for a in b.values())
 
-# %% ../../nbs/405_inside.recording.ipynb #cd02e407
+# %% ../../nbs/405_inside.recording.ipynb #e5bc3d61
 class _GrowingFile:
     "A numpy file that rows are added to. Its header counts them, and is written after them."
     def __init__(self, file:Path, dtype:np.dtype, shape:tuple):
@@ -59,14 +59,14 @@ class _GrowingFile:
         np.lib.format.write_array_header_1_0(self.f, head)   # with room for any number of rows
 
     def append(self, rows:np.ndarray):
-        "Raises `OSError` where there is no room; the rows before stay readable."
+        "Add rows. Raises `OSError` if the disk is full; the rows before stay readable."
         left = memoryview(np.ascontiguousarray(rows, self.dtype)).cast('B')
         self.f.seek(self.start + self.n*self.dtype.itemsize*int(np.prod(self.shape)))
         while left: left = left[self.f.write(left):]
         self.n += len(rows)
         self._head()
 
-# %% ../../nbs/405_inside.recording.ipynb #009b38de
+# %% ../../nbs/405_inside.recording.ipynb #75bd280b
 def _write_about(folder:Path, vocab:list|None, sizes:dict):
     about = dict(format=_FORMAT, vocab=None if vocab is None else list(map(str, vocab)),
                  arrays=[dict(layer=l, part=p, features=n, dtype=str(t)) for (l,p),(n,t) in sizes.items()])
@@ -101,7 +101,7 @@ class FolderStore:
         block:dict, # Arrays by key
         sizes:dict, # Features and type of every key
     ) -> tuple[int, int]: # Number of the block, and the row where it starts
-        "Write a block; see `MemoryStore.append`. Raises `OSError` where there is no room."
+        "Write a block; see `MemoryStore.append`. Raises `OSError` if the disk is full."
         if not self.files: self._start(sizes)
         start,rows = self.files[IDS].n,len(block[IDS])
         for k in block.keys() - self.files.keys(): self._late(k, sizes, start)
@@ -131,7 +131,7 @@ class FolderStore:
         "Bytes in memory: next to none."
         return 0
 
-# %% ../../nbs/405_inside.recording.ipynb #bb09216c
+# %% ../../nbs/405_inside.recording.ipynb #dd5a57c5
 class _Documents:
     "Documents, put together from segments."
     def __init__(self, segments:np.ndarray):
@@ -172,7 +172,7 @@ class _Documents:
         "The number of each step within its document."
         return np.concatenate([np.zeros(0, np.int64), *(s['pos'] + np.arange(s['n']) for s in self.pick(docs))])
 
-# %% ../../nbs/405_inside.recording.ipynb #655762d0
+# %% ../../nbs/405_inside.recording.ipynb #d504acb9
 def _read_rows(blocks:list[dict], runs:np.ndarray, key:Any, features:tuple, dtype:Any) -> np.ndarray:
     "Rows of a key, run by run; a view where they lie one after the other. What a block lacks is NaN."
     if len(runs) == 1 and key in blocks[runs['block'][0]]:
@@ -185,7 +185,7 @@ def _read_rows(blocks:list[dict], runs:np.ndarray, key:Any, features:tuple, dtyp
         at += s['n']
     return out
 
-# %% ../../nbs/405_inside.recording.ipynb #ac621a40
+# %% ../../nbs/405_inside.recording.ipynb #f3bd6f48
 def _count_rows(arrays:dict, segments:np.ndarray, ids:np.ndarray|None) -> int:
     "Rows of a block. Raises `ValueError` where arrays, ids and segments do not agree."
     rows = {len(a) for a in arrays.values()} | ({len(ids)} if ids is not None else set())
@@ -196,7 +196,7 @@ def _count_rows(arrays:dict, segments:np.ndarray, ids:np.ndarray|None) -> int:
         raise ValueError(f"A segment ends beyond the {n} rows of its block.")
     return n
 
-# %% ../../nbs/405_inside.recording.ipynb #189a3048
+# %% ../../nbs/405_inside.recording.ipynb #5d5e0174
 class _Blocks:
     "Blocks of arrays, and the documents that their rows belong to."
     def __init__(self,
@@ -227,13 +227,13 @@ class _Blocks:
     def replace(self,
         segments:np.ndarray, # Of type `SEGMENT`
     ):
-        "Put other segments in place of those there are."
+        "Replace all segments."
         self._added,self._found = [segments],None
 
     def keep_batches(self,
         keep:Callable, # From the number of a batch to whether it stays
     ):
-        "Forget what came from other batches; in memory only."
+        "Drop all other batches; in memory only."
         gone = [b for b in np.unique(self.added['batch']) if not keep(b)]
         lost = np.isin(self.added['batch'], gone)
         for b in np.unique(self.added['block'][lost]): self.store.blocks[b] = {}
@@ -273,7 +273,7 @@ class _Blocks:
         "Bytes of what was recorded, in memory or on the disk."
         return sum(self.n_steps*n*np.dtype(t).itemsize for n,t in self.sizes.values())
 
-# %% ../../nbs/405_inside.recording.ipynb #f37771ee
+# %% ../../nbs/405_inside.recording.ipynb #e884d760
 class _Readable(_Blocks):
     "Blocks that are read by layer, part and document."
     @property
@@ -307,7 +307,7 @@ class _Readable(_Blocks):
     def __getitem__(self,
         key:tuple, # Layer and part; then a document, a list or slice of them; then steps, and units
     ) -> np.ndarray: # steps,units
-        "Raises `KeyError` for a layer or part, `IndexError` for a document that is not there."
+        "Read a part of a layer. Raises `KeyError` for a layer or part, `IndexError` for a document that is not there."
         if not isinstance(key, tuple) or len(key) < 2:
             first = next(iter(self.sizes), ('layer', 'h'))
             raise KeyError(f"rec[{key!r}]: pass a layer and a part, as in rec{[*first]}, and then a document, steps, "
@@ -343,7 +343,7 @@ class _Readable(_Blocks):
         "Numbers of documents. Raises `IndexError` for one that is not there."
         return self.documents.numbers(docs)
 
-# %% ../../nbs/405_inside.recording.ipynb #a456544e
+# %% ../../nbs/405_inside.recording.ipynb #59e9adc4
 class _Tables(_Readable):
     "Blocks that are shown as tables."
     @property
@@ -359,7 +359,7 @@ class _Tables(_Readable):
         part:str='h', # Name of a part
         docs:Any=slice(None), # A document, or several
     ) -> 'pd.DataFrame': # A row a step, by document and step: its token, then a column a unit
-        "One part as a table."
+        "Make a table of one part."
         import pandas as pd
         numbers = self.doc_numbers(docs)
         doc = np.repeat(np.asarray(numbers, np.int64), np.diff(self.offsets)[numbers])
@@ -397,7 +397,7 @@ class _Tables(_Readable):
         first = ' '.join(self.tokens(0)[:20]) if len(self) else ''
         return head + notes + table + (f"<p>First document: {html.escape(first)} …</p>" if first.strip() else '')
 
-# %% ../../nbs/405_inside.recording.ipynb #259bc2b2
+# %% ../../nbs/405_inside.recording.ipynb #c2d69ecd
 def _cut_segments(documents:_Documents, blocks:list[dict], idx:int) -> np.ndarray:
     "Segments that start a new document wherever the id `idx` stands."
     segs,doc,pos,last = [],-1,0,None
@@ -432,7 +432,7 @@ def _check_alike(recs:list[_Blocks]):
             raise ValueError(f"Recording {i} differs from the first in {odd}; `select` what they share.")
         if r.vocab != recs[0].vocab: raise ValueError(f"Recording {i} has another vocabulary than the first.")
 
-# %% ../../nbs/405_inside.recording.ipynb #bacb8248
+# %% ../../nbs/405_inside.recording.ipynb #2813d696
 def _write_files(rec:_Readable, to:Path):
     "Write a recording, documents in order."
     _write_about(to, rec.vocab, rec.sizes)
@@ -460,7 +460,7 @@ def _files(sizes:dict) -> set[str]:
     "Names of the files of a recording of these parts."
     return {'recording.json', 'segments.npy', 'ids.npy', *(f'{i:03}.npy' for i in range(max(len(sizes), 999)))}
 
-# %% ../../nbs/405_inside.recording.ipynb #bc1b2100
+# %% ../../nbs/405_inside.recording.ipynb #0b17543b
 class Recording(_Tables):
     "What layers held at each step, by layer, part, document, step and unit."
     @classmethod
@@ -470,7 +470,7 @@ class Recording(_Tables):
         ids:Any=None, # Id of each step's token
         vocab:list|None=None, # Tokens by id
     ) -> 'Recording':
-        "A recording from arrays that are made elsewhere."
+        "Make a recording from arrays."
         rec,n = cls(vocab=vocab),np.asarray(lengths, np.int64)
         segs = np.zeros(len(n), SEGMENT)
         segs['doc'],segs['n'],segs['start'],segs['row'] = np.arange(len(n)),n,np.cumsum(n)-n,np.arange(len(n))
@@ -483,7 +483,7 @@ class Recording(_Tables):
         parts:Any=None, # Names of parts; all by default
         units:Any=None, # Units to keep, of each part; all by default
     ) -> 'Recording': # In memory
-        "A part of the recording, copied. Raises `KeyError` where no layer has one of the parts."
+        "Copy a part of the recording. Raises `KeyError` where no layer has one of the parts."
         names = self.layers if layers is None else [self.layer(l) for l in np.atleast_1d(layers).tolist()]
         keys = [k for k in self.sizes if k[0] in names and (parts is None or k[1] in np.atleast_1d(parts))]
         if not keys:
@@ -506,7 +506,7 @@ class Recording(_Tables):
     def concat(cls,
         recs:list['Recording'], # Recordings of the same layers, parts and vocabulary
     ) -> 'Recording': # On the same arrays
-        "Documents of several recordings, one recording after the other. Raises `ValueError` where they do not fit."
+        "Join recordings, the documents of one after those of the other. Raises `ValueError` where they do not fit."
         _check_alike(recs)
         blocks,notes = [b for r in recs for b in r.store.blocks],[n for r in recs for n in r.notes]
         return _with_segments(blocks, _join_segments(recs), recs[0].vocab, recs[0].sizes, notes)
