@@ -1051,6 +1051,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'rnn_fastai/generate/prepack.py'),
                                              'rnn_fastai.generate.prepack._factors': ( 'generate.prepack.html#_factors',
                                                                                        'rnn_fastai/generate/prepack.py'),
+                                             'rnn_fastai.generate.prepack._matrices': ( 'generate.prepack.html#_matrices',
+                                                                                        'rnn_fastai/generate/prepack.py'),
                                              'rnn_fastai.generate.prepack._set_reading': ( 'generate.prepack.html#_set_reading',
                                                                                            'rnn_fastai/generate/prepack.py'),
                                              'rnn_fastai.generate.prepack._settings': ( 'generate.prepack.html#_settings',
