@@ -1892,6 +1892,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'rnn_fastai/learner/writing.py'),
                                             'rnn_fastai.learner.writing._check_apart': ( 'learner.writing.html#_check_apart',
                                                                                          'rnn_fastai/learner/writing.py'),
+                                            'rnn_fastai.learner.writing._delegates_fields': ( 'learner.writing.html#_delegates_fields',
+                                                                                              'rnn_fastai/learner/writing.py'),
                                             'rnn_fastai.learner.writing._fastai_names': ( 'learner.writing.html#_fastai_names',
                                                                                           'rnn_fastai/learner/writing.py'),
                                             'rnn_fastai.learner.writing._is_settled': ( 'learner.writing.html#_is_settled',

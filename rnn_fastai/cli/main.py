@@ -118,6 +118,7 @@ def task_loaders(
     if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, chars=True, min_freq=2, **args)
     return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **args)
 
+# %% ../../nbs/760_cli.main.ipynb #088b3404
 def scores_of(
     learn:TextLearner, # A learner
     dl:Any=None, # Loader; the learner's validation loader by default

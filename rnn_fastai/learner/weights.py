@@ -26,7 +26,7 @@ from ..models.awd import AWD_LSTM, StatefulEncoder, canonical_name
 
 # %% ../../nbs/600_learner.weights.ipynb #c9b1e374
 def _plain(o:Any) -> Any:
-    "`o` with lists for `L` and floats for numpy's, so that a file of it holds tensors and plain Python only."
+    "Replace `L` by lists and numpy's numbers by Python's, so that a file holds tensors and plain Python only."
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
     if isinstance(o, (list, tuple, L)): return [_plain(v) for v in o]
     return o.item() if hasattr(o, 'item') and not isinstance(o, Tensor) else o
@@ -42,6 +42,7 @@ def check_named(
         raise ValueError(f"{source} holds {what}, not weights by name; save it again.")
     return wgts
 
+# %% ../../nbs/600_learner.weights.ipynb #9215e4b5
 def write_weights(
     file:str|Path, # Where to write; the folder is made
     state:dict, # Tensors by name, or dicts and lists of such
@@ -88,9 +89,10 @@ def canonical_names(
     "Translate fastai's names of AWD-LSTM weights; the raw weight counts, not a dropped copy of it."
     return {canonical_name(k): v for k,v in sorted(wgts.items(), key=lambda kv: kv[0].endswith('_raw'))}
 
+# %% ../../nbs/600_learner.weights.ipynb #7b4499f7
 def _check_numbers(name:str, w:Tensor, own:Tensor, finite:bool, source:str):
     "Raise `ValueError` where the numbers of `w` cannot stand for those of `own`; infinite ones may, unless `finite`."
-    def refuse(what, remedy): raise ValueError(f"{source}: {name} holds {what}. {remedy}")
+    def refuse(what:str, remedy:str): raise ValueError(f"{source}: {name} holds {what}. {remedy}")
     if w.is_meta or w.is_quantized or w.layout is not torch.strided:
         refuse(f"no plain numbers, but a tensor of {w.dtype} and {w.layout} on {w.device}", "Save a dense tensor.")
     if (w.is_floating_point(), w.is_complex()) != (own.is_floating_point(), own.is_complex()):
@@ -138,7 +140,7 @@ def load_weights(
 
 # %% ../../nbs/600_learner.weights.ipynb #a339a4d5
 def _listed(saved:Any) -> dict:
-    "An optimizer's state as fastai writes it: `state` by parameter, `hypers` by group; torch's is turned into it."
+    "An optimizer's state as fastai writes it: `state` by parameter, `hypers` by group; torch's is converted."
     groups = saved.get('param_groups') if isinstance(saved, dict) else None
     if groups is not None:
         saved = {'state': [saved['state'].get(i, {}) for g in groups for i in g['params']],
@@ -196,7 +198,7 @@ def _fastai_names(enc:AWD_LSTM) -> list[tuple[str, str]]:
 def shared_weights(
     model:nn.Module, # Any model
 ) -> dict[str, Tensor]: # Weights by names that fastai reads too, in its order
-    "The weights of a model as they are written: fastai's names for those of an `AWD_LSTM`, the model's own for others."
+    "Name the weights of a model for a file: fastai's names for those of an `AWD_LSTM`, the model's own for others."
     state = model.state_dict()
     for name,enc in model.named_modules():
         if not isinstance(enc, AWD_LSTM): continue
@@ -210,12 +212,13 @@ def shared_weights(
                  **{k: state[k] for k in keys[at:] if k not in own}}
     return state
 
+# %% ../../nbs/600_learner.weights.ipynb #2ab4f5fd
 def shared_opt_state(
     model:nn.Module, # The model
     opt:Any, # Its optimizer
     names:Iterable[str], # Names of the weights in the file, in its order
 ) -> dict: # What is written
-    "An optimizer's state with the parameters of each group in the order of a file's weights."
+    "Put an optimizer's state, group by group, in the order of a file's weights."
     state = _listed(opt.state_dict())
     params = {canonical_name(k): p for k,p in model.named_parameters(remove_duplicate=False)}
     found = [id(params[s]) for s in map(canonical_name, names) if s in params]
@@ -255,10 +258,10 @@ def match_embeds(
 # %% ../../nbs/600_learner.weights.ipynb #58bcf33e
 @dataclass
 class TransferReport:
-    "What weights of another model brought."
+    "What was loaded from the weights of another model."
     source:str            # the file
     n_words:int           # words of the new vocabulary
-    n_found:int|None      # those that the weights know; none where their vocabulary was not told
+    n_found:int|None      # those that the weights know; None where their vocabulary is not known
     n_weights:int = 0     # arrays that were loaded
     def __str__(self):
         if self.n_found is None: words = f"{self.n_words:,} words, whose order was taken to be the same"
@@ -270,7 +273,7 @@ class TransferReport:
 
 # %% ../../nbs/600_learner.weights.ipynb #05ff8fdd
 class _Items(list):
-    "Stands in for a list type of this package or of fastcore, whose items may come as an attribute."
+    "Replaces a list type of this package or of fastcore, whose items may come as an attribute."
     items = ()
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -299,7 +302,7 @@ def read_vocab(
 def vocab_file(
     file:str|Path, # A file of an encoder's weights
 ) -> Path: # The file beside it
-    "Where the vocabulary of an encoder is kept."
+    "Name the file of an encoder's vocabulary."
     return Path(file).with_suffix('.vocab.json')
 
 def write_vocab(
@@ -313,11 +316,11 @@ def write_vocab(
 def fetch_pretrained(
     url:str, # Address of an archive
 ) -> tuple[Path, Path]: # File of weights, file of the vocabulary
-    "Download and unpack pretrained weights, unless they are there. Raises `RuntimeError` that tells where it looked."
+    "Download and unpack pretrained weights, unless they are there. Raises `RuntimeError` that names where it looked."
     from fastai.data.external import fastai_path, untar_data
     home,archive = fastai_path('model'),fastai_path('archive')/Path(url).name
     try: folder = untar_data(url, c_key='model')
-    except Exception as e:   # whatever the network, the archive or the disk may raise: the remedy is the same
+    except Exception as e:   # from the network, the archive or the disk: the remedy is the same
         archive.unlink(missing_ok=True)   # one that was cut off would be taken for whole the next time
         raise RuntimeError(f"Pretrained weights could not be downloaded from {url} ({type(e).__name__}: {e}). "
                            f"Unpacked ones are looked for in {home}/{Path(url).stem}. For random weights, pass "

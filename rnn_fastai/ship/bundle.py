@@ -67,7 +67,7 @@ def build_learner(
     path:str|Path='.', # Where models are saved
     cbs:Any=None, # Callbacks
 ) -> TextLearner:
-    "A learner of random weights for a task, with a metric that goes with the labels."
+    "Build a learner of random weights for a task, with a metric that fits the labels."
     if check_task(task) == 'tagger': return tagger_learner(dls, arch, path=path, cbs=cbs, **args)
     make,metric = language_model_learner,accuracy
     if task == 'classifier': make,metric = text_classifier_learner,ANSWER_METRICS[answer_kind(dls.loss_func)]
@@ -142,6 +142,7 @@ def label_facts(
     return dict(block=_BLOCKS[type(tfm)], names=names, add_na=bool(getattr(tfm, 'add_na', False)), n=labels.c,
                 shape=list(labels.y.shape[1:]), name=labels.name, **_reader_facts(read))
 
+# %% ../../nbs/700_ship.bundle.ipynb #dbf25f06
 def make_labels(
     facts:dict, # What `label_facts` gave
 ) -> tuple[Labels, Callable]: # Labels without rows; the function that reads those of new items
@@ -186,19 +187,19 @@ def make_loaders(
 ) -> DataLoaders:
     "Build loaders again, without texts."
     corpus,device = Corpus.from_ids([], facts['vocab']),ifnone(device, default_device())
-    tok,how = make_tokenizer(facts['tok']),dict(bs=facts['bs'], device=device)
+    tok,args = make_tokenizer(facts['tok']),dict(bs=facts['bs'], device=device)
     if task == 'tagger':
         chars = None if facts['chars'] is None else WordChars([], facts['chars'])
         ds = TagDataset(corpus, None, np.zeros(0, dtype=np.int64), facts['tags'], tok, tuple(facts['cols']),
                         chars=chars)
     elif task == 'lm':
         ds = LMDataset(corpus, None, tok, facts['backwards'], text_col=facts['text_col'])
-        how['seq_len'] = facts['seq_len']
+        args['seq_len'] = facts['seq_len']
     else:
         labels,read = make_labels(facts['labels'])
         ds = DocDataset(corpus, None, labels.y[:0], labels, tok, facts['backwards'], None, facts['text_col'], read)
     dl,kind = _DATA[task][1],TagDataLoaders if task == 'tagger' else TextDataLoaders
-    return kind(dl(ds, **how), dl(ds, **how), path=path, device=device)
+    return kind(dl(ds, **args), dl(ds, **args), path=path, device=device)
 
 # %% ../../nbs/700_ship.bundle.ipynb #f2693ec9
 def check_weights(
@@ -228,6 +229,7 @@ def _rebuild(facts:dict, wgts:dict, path:Path, source:str, device:Any=None) -> T
     learn.model.to(dls.device)
     return learn
 
+# %% ../../nbs/700_ship.bundle.ipynb #39384974
 _PROBE = "It's NOT a  test:\nDon't &amp; 3.5 cafés<br />soooooo good good good good".split(' ')
 
 @torch.no_grad()
@@ -305,6 +307,7 @@ def _write(folder:Path, name:str, facts:str, wgts:dict):
     for old in folder.iterdir():   # the model before, and what a process that was killed left; other files stay
         if re.fullmatch(_WEIGHTS, old.name) and old.name != name: old.unlink()
 
+# %% ../../nbs/700_ship.bundle.ipynb #af31717b
 def save_bundle(
     learn:TextLearner, # A trained learner, as `build_learner` makes it
     folder:str|Path, # Where to write; made if need be
@@ -316,7 +319,7 @@ def save_bundle(
     "Write a model that `load_bundle` reads. Raises `ValueError` for what cannot be kept, and then writes nothing."
     folder,kind = Path(folder),_LEARNERS[check_task(task)]
     if type(learn) is not kind:
-        raise ValueError(f"The task {task!r} is kept of a {kind.__name__}; a {type(learn).__name__} cannot be kept.")
+        raise ValueError(f"The task {task!r} keeps a {kind.__name__}; {type(learn).__name__} cannot be kept.")
     if 'vectors' in args:
         raise ValueError("args holds vectors, which would be read again. Leave them out, as the weights hold them, and "
                          "pass their number of features as emb_sz.")
