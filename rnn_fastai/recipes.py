@@ -40,7 +40,7 @@ PROMPTS = ('one, two,', 'twenty, twenty one,')
 def is_exact(
     text:str, # A continuation, as `predict` gives it
     source:str, # The text it was trained on
-) -> bool: # Whether `text` stands in `source`, word for word
+) -> bool: # Whether `text` occurs in `source`, word for word
     "Tell whether a continuation counts on without a mistake (blanks before commas do not matter)."
     flat = [' '.join(t.replace(',', ' , ').split()) for t in (text, source)]
     return f" {flat[0]} " in f" {flat[1]} "

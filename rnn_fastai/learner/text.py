@@ -114,7 +114,7 @@ class SafeLearner(fastai_learner.TextLearner):
         return self
 
     def _opt_state(self, saved:dict, names:dict, must:bool|None) -> dict|None:
-        "The saved state for this optimizer; where it does not fit, an error if it `must`, else a warning and none."
+        "The saved state for this optimizer; where it does not fit, an error if it `must`, else a warning and None."
         try: return fit_opt_state(get_model(self.model), self.opt, saved, names)
         except ValueError as e:
             if must: raise

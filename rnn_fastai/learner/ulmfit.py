@@ -112,7 +112,7 @@ def ulmfit(
     clas_args:dict|None=None, # Further arguments of `fine_tune_classifier`, such as `lr`
     **kwargs # Further arguments of `TextDataLoaders.from_df`, for both
 ) -> ClassifierLearner: # One learner, also for both readings
-    "Train a classifier by the recipe. Raises `ValueError` for columns, labels or arguments that do not fit, at once."
+    "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
     if reading not in READINGS: raise ValueError(f"reading={reading!r} is unknown. {suggest(str(reading), READINGS)}")
     check_prob('smooth', smooth); check_count('epochs', epochs); check_count('lm_epochs', lm_epochs)
     args = dict(clas_args or {})
