@@ -79,8 +79,8 @@ def read_weights(
         raise ValueError(f"{file} holds objects besides weights, or is damaged. As reading it could run code, it is "
                          f"not read: {code[0]}") from e
     except Exception as e:   # a damaged file of the old format may raise anything
-        raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or not a file of weights; copy "
-                         f"or save it again. {e}") from e
+        raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, or not a file of weights; "
+                         f"copy or save it again. {e}") from e
 
 # %% ../../nbs/600_learner.weights.ipynb #c2dcaad1
 def canonical_names(
@@ -237,7 +237,7 @@ def match_embeds(
     wgts = canonical_names(old_wgts)
     emb = wgts.get('0.encoder.weight')
     if emb is None or emb.dim() != 2:
-        raise ValueError("There is no embedding, 0.encoder.weight, among the weights: they are not those of a language model.")
+        raise ValueError("There is no embedding, 0.encoder.weight, among the weights: they are not a language model's.")
     rows = len(emb)
     if rows < len(old_vocab):
         raise ValueError(f"The weights have {rows:,} words, and the vocabulary that should go with them has "
