@@ -40,8 +40,8 @@ PROMPTS = ('one, two,', 'twenty, twenty one,')
 def is_exact(
     text:str, # A continuation, as `predict` gives it
     source:str, # The text it was trained on
-) -> bool: # Whether `text` stands in `source`, word for word
-    "Whether a continuation counts on without a mistake (blanks before commas do not count)."
+) -> bool: # Whether `text` occurs in `source`, word for word
+    "Tell whether a continuation counts on without a mistake (blanks before commas do not matter)."
     flat = [' '.join(t.replace(',', ' , ').split()) for t in (text, source)]
     return f" {flat[0]} " in f" {flat[1]} "
 
@@ -77,7 +77,7 @@ def save_picture(
 def stream_scores(
     learn:LMLearner, # A learner over loaders for a language model
 ) -> dict[str, float]: # `accuracy`, `perplexity` and the number of `tokens`
-    "Scores over the validation stream, each token counted once (fastai counts a short last batch as a long one)."
+    "Score the validation stream, each token counted once (fastai counts a short last batch as a long one)."
     with learn.no_bar(), learn.no_logging(): probs,y = learn.get_preds()
     loss = F.nll_loss(probs.flatten(0, 1).clamp_min(1e-12).log(), y.flatten()).item()
     return dict(accuracy=(probs.argmax(-1) == y).float().mean().item(), perplexity=math.exp(loss), tokens=y.numel())
@@ -90,7 +90,7 @@ STAGES = (dict(epochs=100, output_p=0.1, slow=1.), dict(epochs=20, output_p=0.5,
 def honest_docs(
     seed:int=0, # Seed of the cuts
 ) -> list[tuple[list[str], list[str]]]: # For each stage, training and validation documents
-    "Documents of the two stages. The numbers from 8,001 on stand in the validation document of the second alone."
+    "Make the documents of both stages. The numbers from 8,001 on are in the validation document of the second only."
     nums = human_numbers()
     train,valid = (nums.text[nums.valid == v].tolist() for v in (False, True))
     first = number_runs(train[:999], (3, 30), n_cuts=5, seed=seed)
@@ -98,14 +98,15 @@ def honest_docs(
     n = len(first)*4//5   # the last of five cuts, or nearly, shows whether the first stage works
     return [(first[:n], first[n:]), (number_runs(train, (50, 300), seed=seed) + small, [' . '.join(valid)])]
 
+# %% ../nbs/750_recipes.ipynb #a00f9751
 def honest_loaders(
     seed:int=0, # Seed of the cuts
     path:str|Path='out', # Where models are saved
 ) -> list[TextDataLoaders]: # Loaders of each stage, with one vocabulary
-    "Loaders of the two stages."
+    "Make the loaders of the two stages."
     stages = honest_docs(seed)
     vocab = Corpus.from_tokens(TextTokenizer()(stages[1][0])).vocab
-    def loaders(train, valid):
+    def loaders(train:list[str], valid:list[str]) -> TextDataLoaders:
         df = pd.DataFrame({'text': train + valid, 'valid': [False]*len(train) + [True]*len(valid)})
         return TextDataLoaders.from_df(df, path=path, is_lm=True, text_col='text', valid_col='valid', text_vocab=vocab,
                                        bs=HONEST['bs'], val_bs=1, seq_len=HONEST['seq_len'])
@@ -149,6 +150,7 @@ def _treebank() -> pd.DataFrame:
     df = ud_ewt().rename(columns={'upos': 'tags'})
     return df[df.split != 'test'].assign(held_out=df.split == 'dev')
 
+# %% ../nbs/750_recipes.ipynb #bf544128
 def _frame(file:Path, texts:dict, needed:dict) -> pd.DataFrame:
     "A CSV or Parquet file; `.tsv` has tabs between its columns."
     if '.parquet' in file.suffixes: return open_parquet(file).read().to_pandas()
@@ -180,7 +182,7 @@ def read_data(
     label:str='label', # Column of labels
     valid:str|None=None, # Column that is true for rows held out
 ) -> pd.DataFrame: # Columns `text`, or `tokens` and `tags`; `label`; `held_out` where that is known
-    "Data for a task. Raises `ValueError` for an unknown set, a missing file, a missing column, or a faulty row."
+    "Read data for a task. Raises `ValueError` for an unknown set, a missing file or column, or a faulty row."
     sets = SETS[check_task(task)]
     if data in sets: return sets[data]()
     file = Path(data)

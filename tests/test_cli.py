@@ -187,7 +187,7 @@ def test_training_takes_a_file_or_says_why_not(run, tmp_path, task, name):
     "A model, or one line that names the file: never a traceback."
     sizes = '--emb-sz', '4', '--n-hid', '4', '--epochs', '1', '--bs', '2'
     code,out,err = run('train', task, put(tmp_path, name), '--out', tmp_path/'m', *sizes)
-    if task in FILES[name][1]: assert code is None and 'The model lies in' in out, code
+    if task in FILES[name][1]: assert code is None and 'The model is in' in out, code
     else:
         assert isinstance(code, str) and code.startswith('rnn_fastai train: ') and '\n' not in code, (code, out)
         assert not (tmp_path/'m').exists() and out == ''

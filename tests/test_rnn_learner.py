@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import lzma
+import inspect
 import math
 import pickle
 from functools import partial
@@ -21,9 +22,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
 from rnn_fastai.all import (ClassificationInterpretation, EarlyStoppingCallback, GradientClip, IGNORE, LMLearner,
-                            LMOutput, LossHistory, ManyNets, OneHot, OneHotMSE, OptimWrapper, RNNLearner, Recurrent, Sampling,
+                            LMOutput, LossHistory, ManyNets, NextTokenLearner, OneHot, OneHotMSE, OptimWrapper, RNNConfig, RNNLearner,
+                            Recurrent, Sampling,
                             SaveModelCallback, SeqDataLoaders, ShowDecoded, TextDataLoaders, WholePrefix, cells,
-                            counting, evaluating, generate, load_learner, noop, pad_ids, plot_nets,
+                            counting, evaluating, generate, load_learner, module_learner, noop, pad_ids, plot_nets,
                             plot_probs, read_vectors, rnn_learner, seeded, seq_kinds, set_seed, token_accuracy,
                             token_input, word_vectors)
 
@@ -639,6 +641,52 @@ def test_message_for_a_number_given_as_text():
     learn = make(S.from_pairs([1, 2], ['one', 'two'], 'one-to-many', valid_pct=0, **CPU))
     with pytest.raises(ValueError) as e: learn.predict('1')
     assert "Did you mean '1'" not in str(e.value)
+
+# ---- one learner per task
+
+@by_kind
+def test_each_kind_has_its_learner(kind):
+    learn = make(loaders(kind), 'GRU', 4)
+    assert isinstance(learn, RNNLearner) and isinstance(learn, NextTokenLearner) == (kind == 'next')
+    if kind == 'next': return
+    for act in (learn.generate, learn.stream, learn.beam_search, learn.score):
+        with pytest.raises(TypeError, match=f"RNNLearner of kind '{kind}' does not generate, search or score texts; call"):
+            act('ab')
+
+def test_a_plain_learner_of_the_next_token_says_who_writes():
+    dls = series()
+    learn = RNNLearner(dls, make(dls, 'GRU', 4).model, loss_func=nn.CrossEntropyLoss())
+    with pytest.raises(TypeError, match='make the learner with rnn_learner'): learn.score('ab')
+
+def test_scores_and_texts_of_whole_numbers():
+    learn = make(S.from_series([1, 2, 3, 1, 2, 3], **CPU), 'GRU', 4)
+    score, = learn.score([[1, 2, 3]], no_bar=True)
+    with torch.no_grad(): logits = learn.model.eval()(learn.task.encode([1, 2])).logits[0]
+    assert score.tokens == [2, 3]
+    assert_close(score.logps, logits.log_softmax(-1).gather(1, learn.task.encode([2, 3]).T)[:, 0], **CLOSE)
+    assert all(isinstance(t, int) for t in learn.generate([[1]], 5, no_bar=True)[0].tokens)
+
+def test_every_learner_runs_its_parents_init(monkeypatch, text_dls):
+    import fastai.text.learner as fastai_text
+    ran,init = [],fastai_text.TextLearner.__init__
+    def noted(self, *args, **kwargs): ran.append(type(self).__name__); init(self, *args, **kwargs)
+    monkeypatch.setattr(fastai_text.TextLearner, '__init__', noted)
+    for dls in (loaders('next'), loaders('many-to-one'), *text_dls):
+        learn = make(dls, 'GRU', 4)
+        names = [cb.name for cb in learn.cbs]
+        assert len(names) == len(set(names)) and all(type(cb).__module__ != 'fastai.callback.rnn' for cb in learn.cbs)
+    assert ran == ['NextTokenLearner', 'RNNLearner', 'LMLearner', 'RNNLearner']
+
+@pytest.mark.parametrize('one_hot', [False, True])
+def test_a_module_by_either_door(one_hot):
+    net = nn.Linear(4, 4) if one_hot else nn.Embedding(4, 4)
+    a,b = make(series(), net, one_hot=one_hot),module_learner(series(), net, one_hot)
+    x = a.dls.one_batch()[0]
+    assert type(a) is type(b) and torch.equal(a.model(x), b.model(x))
+
+def test_config_has_the_arguments_and_defaults_of_the_learner():
+    ours = inspect.signature(rnn_learner).parameters
+    for name,p in inspect.signature(RNNConfig).parameters.items(): assert ours[name].default == p.default, name
 
 # ---- fastai's loaders
 

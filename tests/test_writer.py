@@ -74,6 +74,18 @@ def test_weights_trained_between_calls_are_seen():
     assert_likeliest(learn, 'one', after, 15)
     assert after.text != before[0]
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("cell", list(rf.cells))
+def test_weights_that_are_shared_are_followed(cell, int8):
+    "What has no second layout is not summed: a kept model must follow its changes, also those through `.data`."
+    learn = learner(cell)
+    kept,ids = learn.twin.of(learn.model.eval(), int8),torch.randint(5, 15, (2, 3))
+    with torch.no_grad(): kept(ids)
+    for p in learn.model.parameters():
+        if p.dim() != 2: p.data.add_(torch.linspace(-0.2, 0.3, p.numel()).view_as(p))
+    assert learn.twin.of(learn.model, int8) is kept
+    with torch.no_grad(): assert_close(kept(ids).logits, prepack(learn.model, int8)(ids).logits, rtol=1e-5, atol=1e-5)
+
 def test_hooks_see_what_is_written(ours):
     want,seen = texts(ours, 'one', temperature=0),[]
     hook = ours.model[1].register_forward_hook(lambda m, args, out: seen.append(args[0].shape[:2]))

@@ -33,7 +33,7 @@ from ..data.conll import open_text
 from ..data.sets import human_numbers_100
 from ..data.tags import TagDataLoaders
 from ..data.loaders import TextDataLoaders, text_vocab
-from ..generate.sampling import check_seed
+from ..generate.sampling import Sampling, check_seed
 from ..generate.beam import Beam
 from ..generate.texts import Generated
 from ..learner.text import TextLearner
@@ -46,10 +46,10 @@ from ..recipes import (DEMO, DEMO_CONFIG, HONEST, HONEST_CONFIG, PROMPTS, REFERE
 # %% ../../nbs/760_cli.main.ipynb #4f1c0a02
 class EpochLines(Callback):
     "Print the figures of each epoch with their names, on a line of their own."
-    order = ProgressCallback.order   # whose place it takes
+    order = ProgressCallback.order   # which it replaces
 
     def before_fit(self):
-        "Take the place of a logger, unless it is silent."
+        "Replace the logger, unless it is silent."
         self.old_logger = self.learn.logger
         if self.old_logger is not noop: self.learn.logger = self._line
 
@@ -63,7 +63,7 @@ class EpochLines(Callback):
 
 @contextmanager
 def plain_output():
-    "Learners that are made in this block print lines instead of bars, where output is no terminal."
+    "Let learners that are made in this block print lines instead of bars, where output is not a terminal."
     was = defaults.callbacks
     if not can_draw(): defaults.callbacks = [EpochLines if c is ProgressCallback else c for c in was]
     try: yield
@@ -109,27 +109,28 @@ def task_loaders(
     vocab:list|None=None, # Vocabulary; made from the texts by default
     path:str|Path='out', # Where models are saved
 ) -> Any: # Loaders
-    "Loaders for a task; a tenth of the rows is held out where the data do not say which."
-    how = dict(bs=bs, path=path, text_vocab=vocab, seed=seed)
-    how.update(dict(valid_col='held_out') if 'held_out' in df.columns else dict(valid_pct=0.1))
+    "Make loaders for a task; a tenth of the rows is held out where the data do not say which."
+    args = dict(bs=bs, path=path, text_vocab=vocab, seed=seed)
+    args.update(dict(valid_col='held_out') if 'held_out' in df.columns else dict(valid_pct=0.1))
     if 'held_out' not in df.columns and len(df) < 10:
         raise ValueError(f"The data have {len(df)} rows, and a tenth is held out: give 10 or more, or a column "
                          "that says which rows are held out.")
-    if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, chars=True, min_freq=2, **how)
-    return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **how)
+    if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, chars=True, min_freq=2, **args)
+    return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **args)
 
+# %% ../../nbs/760_cli.main.ipynb #088b3404
 def scores_of(
     learn:TextLearner, # A learner
     dl:Any=None, # Loader; the learner's validation loader by default
 ) -> dict[str, float]: # By the metrics' names; `perplexity` for a language model
-    "Figures over a loader."
+    "Compute the metrics over a loader."
     with learn.no_bar(), learn.no_logging(): values = learn.validate(dl=dl)
     names = ['loss', *(m.name for m in learn.metrics)]
     res = {n: float(v) for n,v in zip(names, values, strict=True)}
     if isinstance(learn, LMLearner): res['perplexity'] = math.exp(res['loss'])
     return res
 
-def _told(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores.items())
+def _figures(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores.items())
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc1
 @commands.register()
@@ -175,7 +176,7 @@ def train(
     else: learn = fine_tune_classifier(dls, encoder, arch, epochs, lr or 2e-2, **args)
     took,scores = time.perf_counter() - start,scores_of(learn)
     folder = save_bundle(learn, out, task, arch, args, **scores)
-    print(f"\nOn held-out rows: {_told(scores)}. Trained in {took:.0f} s. The model lies in {folder}.")
+    print(f"\nOn held-out rows: {_figures(scores)}. Trained in {took:.0f} s. The model is in {folder}.")
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc3
 @commands.register('eval')
@@ -192,26 +193,26 @@ def evaluate(
     if 'held_out' in df.columns: df = df[df.held_out]
     if facts['task'] == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
     else: dl = learn.dls.test_dl(df, with_labels=True)
-    print(f"{len(df):,} rows: {_told(scores_of(learn, dl))}.")
+    print(f"{len(df):,} rows: {_figures(scores_of(learn, dl))}.")
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc6
 def input_lines(
     file:str|None=None, # A file; the standard input by default
 ) -> Iterator[str]: # Lines without their ends, and without a byte order mark
-    "Lines that are read."
+    "Read lines from a file or from the standard input."
     if file is not None:
         with open_text(file, newline=None) as f: yield from (line.rstrip('\n') for line in f)
         return
-    for i,line in enumerate(sys.stdin.buffer, 1):   # of bytes, as the encoding of the terminal's text is another matter
+    for i,line in enumerate(sys.stdin.buffer, 1):   # as bytes: the terminal's own encoding may differ
         try: text = line.decode('utf-8-sig' if i == 1 else 'utf-8')
         except UnicodeDecodeError as e: raise ValueError(f"The standard input is not UTF-8 in line {i}: {e}.") from e
         yield text.rstrip('\r\n')
 
 def _one_line(e:Exception) -> str: return ' '.join(str(e).splitlines())
 
-def _answer(learn:TextLearner, task:str, text:str, **how) -> str:
+def _answer(learn:TextLearner, task:str, text:str, **options) -> str:
     "What `predict` prints for a text."
-    if task == 'lm': return learn.predict(text, no_bar=True, **how)
+    if task == 'lm': return learn.predict(text, no_bar=True, **options)
     if task == 'tagger': return ' '.join(f"{w}/{t}" for w,t in learn.predict(text)) if text.strip() else ''
     with learn.no_bar(): name,i,probs = learn.predict(text)
     return f"{name}\t{probs[i]:.4f}\t{text}"
@@ -222,27 +223,27 @@ def predict(
     model:str, # Folder of a trained model
     *texts:str, # Texts; lines from the standard input by default
     n_words:int=20, # Words that a language model goes on by
-    temperature:float=1., # 0 always takes the likeliest word
+    temperature:float=Sampling.temperature, # 0 always takes the likeliest word
     seed:int=None, # Seed of what is drawn
 ):
     "Continue, classify or tag texts."
     learn,facts = load_bundle(model)
-    how = dict(n_words=check_count('n_words', n_words), temperature=temperature) if facts['task'] == 'lm' else {}
-    if how: learn.writing(**how)   # options that cannot be meant are refused before anything is read
+    options = dict(n_words=check_count('n_words', n_words), temperature=temperature) if facts['task'] == 'lm' else {}
+    if options: learn.writing(**options)   # options that do not fit are refused before anything is read
     if seed is not None: set_seed(check_seed(seed))
     failed = 0
     for i,text in enumerate(texts or input_lines(), 1):
-        try: print(_answer(learn, facts['task'], text, **how), flush=True)
+        try: print(_answer(learn, facts['task'], text, **options), flush=True)
         except ValueError as e:
             failed += 1
             print(f"text {i}: {_one_line(e)}", file=sys.stderr)
     if failed: raise ValueError(f"{failed} of the texts could not be answered.")
 
-# %% ../../nbs/760_cli.main.ipynb #830de812
+# %% ../../nbs/760_cli.main.ipynb #a72c4f3f
 def typed_lines(
     ask:str='> ', # What is shown before each line
 ) -> Iterator[str]: # Lines, until the end of the input, or an interrupt
-    "Lines that somebody types."
+    "Read lines that a user types."
     while True:
         try: line = input(ask)
         except (EOFError, KeyboardInterrupt):
@@ -250,12 +251,13 @@ def typed_lines(
             return
         yield line
 
+# %% ../../nbs/760_cli.main.ipynb #7a208a82
 def _chunks(lines:Iterable[str], size:int) -> Iterator[list[str]]:
     lines = iter(lines)
     while chunk := list(islice(lines, size)): yield chunk
 
 def _try_each(write:Callable, prompts:list[str]) -> Iterator[Any]:
-    "What `write` makes of a list; where it refuses, of each alone: texts, or a pair of prompt and error."
+    "Write a list; where that is refused, each of it alone. Yields texts, or pairs of prompt and error."
     try:
         yield from write(prompts)
         return
@@ -265,8 +267,9 @@ def _try_each(write:Callable, prompts:list[str]) -> Iterator[Any]:
             return
     for p in prompts: yield from _try_each(write, [p])
 
+# %% ../../nbs/760_cli.main.ipynb #a86918bb
 def _stream_typed(stream:Callable):
-    "Continue what is typed. An interrupt ends a text, and at the prompt all."
+    "Continue what is typed. An interrupt ends a text; at the prompt, it ends the command."
     for line in typed_lines():
         try:
             for piece in stream(line): print(piece, end='', flush=True)
@@ -274,18 +277,41 @@ def _stream_typed(stream:Callable):
         except KeyboardInterrupt: pass
         print()
 
-_DRAWING = dict(temperature=1., top_k=None, top_p=None, min_p=None, typical_p=None, stop=(), repetition_penalty=1.,
-                frequency_penalty=0., required=[])   # what is for drawing alone, when it is left alone
+# %% ../../nbs/760_cli.main.ipynb #a41e038b
+def _load_writer(model:str) -> LMLearner:
+    "Load a language model. Raises `ValueError` for another task."
+    learn,facts = load_bundle(model)
+    if facts['task'] == 'lm': return learn
+    raise ValueError(f"{model} holds a {facts['task']}, which does not write; call predict.")
 
-def _check_beam(beam:int, n:int, how:dict):
-    "Raise `ValueError` for a width that is none, and for options that a beam does not follow."
+def _check_source(prompts:tuple, file:str|None):
+    "Raise `ValueError` or `FileNotFoundError` where it is not clear which prompts to read."
+    if prompts and file: raise ValueError(f"Prompts and file={file!r} exclude each other; leave one out.")
+    if file and not Path(file).exists(): raise FileNotFoundError(f"There is no file {file}.")
+    if file and Path(file).is_dir(): raise ValueError(f"{file} is a folder; give a file of prompts.")
+
+def _check_beam(beam:int, n:int, drawing:dict):
+    "Raise `ValueError` for a width out of range, and for options that are for drawing alone."
     Beam(check_count('beam', beam), n)
-    for name,plain in _DRAWING.items():
-        if how[name] != plain:
-            raise ValueError(f"beam={beam} searches the likeliest text, and {name}={how[name]!r} is for texts that are "
+    for name,value in drawing.items():
+        if value != getattr(Sampling, name, ()):   # `stop` is empty by default, the others are those of `Sampling`
+            raise ValueError(f"beam={beam} searches the likeliest text, and {name}={value!r} is for texts that are "
                              "drawn; leave one out.")
 
+# %% ../../nbs/760_cli.main.ipynb #58cb0f94
 def _as_json(t:Generated) -> str: return json.dumps({**t._asdict(), 'logps': t.logps.tolist()}, ensure_ascii=False)
+
+def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> int:
+    "Print texts in the order of their prompts, and errors apart from them; gives the number of errors."
+    failed = 0
+    for chunk in _chunks(lines, bs):
+        for t in _try_each(write, chunk):
+            if isinstance(t, Generated): print(_as_json(t) if as_json else t.text, flush=True)
+            else:
+                failed += 1
+                if as_json: print(json.dumps(dict(prompt=t[0], error=str(t[1])), ensure_ascii=False))
+                else: print(_one_line(t[1]), file=sys.stderr)
+    return failed
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fb
 @commands.register()
@@ -296,14 +322,14 @@ def generate(
     file:str=None, # File of prompts, one a line
     n_words:int=50, # Most words that a prompt is continued by
     n:int=1, # Texts for each prompt
-    temperature:float=1., # 0 always takes the likeliest word
-    top_k:int=None, # Draw from so many likeliest words
-    top_p:float=None, # Draw from the fewest words that make this probability
-    min_p:float=None, # Draw from words at least so likely, as a share of the likeliest
-    typical_p:float=None, # Draw from typical words that make this probability
-    repetition_penalty:float=1., # Above 1 against words that were there
-    frequency_penalty:float=0., # Against words, for each time that they were written
-    no_repeat_ngram:int=0, # No run of so many words twice
+    temperature:float=Sampling.temperature, # 0 always takes the likeliest word
+    top_k:int=Sampling.top_k, # Draw from that many likeliest words
+    top_p:float=Sampling.top_p, # Draw from the fewest words with this probability together
+    min_p:float=Sampling.min_p, # Draw from words at least so likely, relative to the likeliest
+    typical_p:float=Sampling.typical_p, # Draw from typical words with this probability together
+    repetition_penalty:float=Sampling.repetition_penalty, # Above 1 against words that came before
+    frequency_penalty:float=Sampling.frequency_penalty, # Against words, for each time that they were written
+    no_repeat_ngram:int=Sampling.no_repeat_ngram, # No run of that many words twice
     stop:str=None, # String that ends a text, and is left out
     stop_tokens:str='', # Words that end a text, separated by blanks
     forbidden:str='', # Words that must not come, separated by blanks
@@ -311,44 +337,28 @@ def generate(
     min_words:int=0, # Words before which no text ends
     beam:int=None, # Search the likeliest text with a beam of this width, instead of drawing
     seed:int=None, # The same seed makes the same text of a prompt
-    int8:store_true=False, # Weights in eight bits: faster, and a little off
+    int8:store_true=False, # Weights in eight bits: faster, and slightly inexact
     bs:int=64, # Texts written together
     as_json:store_true=False, # Write JSON lines: prompt, text, tokens, their log-probabilities, why it ended
 ):
     "Continue prompts with a language model."
-    learn,facts = load_bundle(model)
-    if facts['task'] != 'lm': raise ValueError(f"{model} holds a {facts['task']}, which does not write; call predict.")
-    if prompts and file: raise ValueError(f"Prompts and file={file!r} exclude each other; leave one out.")
-    if file and not Path(file).exists(): raise FileNotFoundError(f"There is no file {file}.")
-    if file and Path(file).is_dir(): raise ValueError(f"{file} is a folder; give a file of prompts.")
+    learn = _load_writer(model)
+    _check_source(prompts, file)
     check_count('bs', bs); check_count('n', n); check_seed(seed)
-    words = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split())
-    how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, stop=stop or (),
-               repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty, required=required.split(),
-               no_repeat_ngram=no_repeat_ngram, min_words=min_words)
-    learn.writing(**words, **how)   # options that cannot be meant are told of before anything is read
-    many = dict(n=n, int8=int8, bs=bs, no_bar=True)
-    if beam is not None:
-        _check_beam(beam, n, how)
-        write = partial(learn.beam_search, width=beam, min_words=min_words, no_repeat_ngram=no_repeat_ngram, **words,
-                        **many)
-    else: write = partial(learn.generate, seed=seed, **words, **how, **many)
-    if not prompts and not file and sys.stdin.isatty() and not (beam is not None or as_json or n > 1):
-        return _stream_typed(partial(learn.stream, seed=seed, int8=int8, **words, **how))
+    words = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split(), min_words=min_words,
+                 no_repeat_ngram=no_repeat_ngram)
+    drawing = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+                   repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
+                   required=tuple(required.split()), stop=stop or ())
+    learn.writing(**words, **drawing)   # options that do not fit are refused before anything is read
+    if beam is not None: _check_beam(beam, n, drawing)
+    elif sys.stdin.isatty() and not (prompts or file or as_json or n > 1):
+        return _stream_typed(partial(learn.stream, seed=seed, int8=int8, **words, **drawing))
+    many = dict(words, n=n, int8=int8, bs=bs, no_bar=True)
+    if beam is None: write = partial(learn.generate, seed=seed, **many, **drawing)
+    else: write = partial(learn.beam_search, width=beam, **many)
     failed = _write_lines(write, prompts or input_lines(file), bs, as_json)
     if failed: raise ValueError(f"{failed} of the prompts could not be continued.")
-
-def _write_lines(write:Callable, lines:Iterable[str], bs:int, as_json:bool) -> int:
-    "Print texts, in the order of their prompts; errors go where they do not mix with them. How many there were."
-    failed = 0
-    for chunk in _chunks(lines, bs):
-        for t in _try_each(write, chunk):
-            if isinstance(t, Generated): print(_as_json(t) if as_json else t.text, flush=True)
-            else:
-                failed += 1
-                if as_json: print(json.dumps(dict(prompt=t[0], error=str(t[1])), ensure_ascii=False))
-                else: print(_one_line(t[1]), file=sys.stderr)
-    return failed
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():
@@ -360,7 +370,7 @@ def main():
     args,kwargs,_ = parse_cli(command.__wrapped__)
     try:
         with plain_output(): command(*args, **kwargs)
-    except BrokenPipeError:   # whoever read the output has seen enough
+    except BrokenPipeError:   # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError, RuntimeError) as e:   # what bad input, a disk or a download may raise
         sys.exit(f"rnn_fastai {name}: {_one_line(e)}")

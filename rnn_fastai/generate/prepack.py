@@ -20,7 +20,7 @@ from ..models.recurrent import Recurrent
 _FEW_STEPS = 8   # a kernel lays out its weights again at each call, in the time of about as many steps
 
 def _set_reading(rnn:Recurrent, reproducible:bool):
-    "Say how several steps are taken. Of torch's kernels on the CPU, that of the LSTM alone adds up a row as if alone."
+    "Choose how several steps are taken. Of torch's kernels on the CPU, only the LSTM's adds up a row as if alone."
     rnn.few_steps,rnn.min_rows = (0, 2) if reproducible else (_FEW_STEPS, 1)
     if reproducible and rnn.cells[0].kernel not in (None, 'lstm') and rnn.backend == 'auto': rnn.backend = 'loop'
 
@@ -29,7 +29,7 @@ def prepack(
     int8:bool=False, # Weights in eight bits; see `int8_product`
     reproducible:bool=False, # No bit of a text depends on those beside it; slower for one text
 ) -> torch.nn.Module: # In evaluation mode
-    "A copy for generation on the same weights, laid out for products with few rows. Made for weights as they are now."
+    "Copy a model for generation: the same weights, laid out for products with few rows, as they are now."
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     for m in list(twin.modules()):
@@ -39,10 +39,10 @@ def prepack(
         if isinstance(m, Recurrent): _set_reading(m, reproducible)
     return pack(twin.eval(), int8, reproducible)
 
-# %% ../../nbs/305_generate.prepack.ipynb #0917f91c
+# %% ../../nbs/305_generate.prepack.ipynb #023c866a
 @lru_cache(maxsize=16)
 def _factors(n:int) -> Tensor:
-    "Numbers from 1/2 to 3/2 that hardly repeat: none is near zero, which would hide what it is multiplied with."
+    "Numbers from 1/2 to 3/2 that hardly repeat; one near zero would hide what it is multiplied with."
     return (torch.arange(1., n+1, dtype=torch.float64)*(5**0.5 - 1)/2).frac_().add_(0.5).float()
 
 @torch.no_grad()
@@ -53,18 +53,26 @@ def _sum_of(p:Tensor) -> float:
     rows = rows.reshape(len(rows), -1) if rows.dim() else rows.view(1, 1)
     return (thin_linear(_factors(rows.size(1)), rows)@_factors(len(rows))).item()
 
+def _matrices(model:torch.nn.Module) -> dict[int, Tensor]:
+    "The weights that `pack` lays out a second time, by their ids. All others are shared, and cannot be out of date."
+    kinds = torch.nn.Embedding,torch.nn.EmbeddingBag
+    return {id(p): p for m in model.modules() if not isinstance(m, kinds) for p in m._parameters.values()
+            if p is not None and p.dim() == 2}
+
 def _settings(model:torch.nn.Module) -> Iterator[tuple]:
-    "Plain attributes of all modules, but the mode: what a copy would not follow."
+    "Plain attributes of all modules, except the mode: a copy would not follow their changes."
     for m in model.modules():
         yield id(m),*((k, v) for k,v in vars(m).items() if k != 'training' and isinstance(v, (bool, int, float, str)))
 
+# %% ../../nbs/305_generate.prepack.ipynb #32d1d297
 def is_watched(
     model:torch.nn.Module, # Any model
 ) -> bool:
-    "Whether hooks, or those who look into a `Recurrent`, wait for what the model does."
+    "Tell whether hooks, or `watch` and `edit` of a `Recurrent`, wait for what the model does."
     names = '_forward_hooks', '_forward_pre_hooks', 'watch', 'edit'
     return any(getattr(m, n, None) for m in model.modules() for n in names)
 
+# %% ../../nbs/305_generate.prepack.ipynb #35351860
 class PrepackedModel:
     "Keeps what `prepack` made of a model for as long as the model's weights stay as they are."
     def __init__(self): self.key,self.made = None,{}
@@ -74,18 +82,21 @@ class PrepackedModel:
         int8:bool=False, # Weights in eight bits
         reproducible:bool=False, # See `prepack`
     ) -> torch.nn.Module|None: # None for a model on a GPU, one that is watched, or one that cannot be copied
-        "The model for stepping."
+        "Get the model for stepping; it is made again where the weights changed."
         tensors = [*model.parameters(), *model.buffers()]
         if is_watched(model) or any(t.device.type != 'cpu' for t in tensors): return None
-        key = [id(model), *((id(t), t.data_ptr(), tuple(t.shape), _sum_of(t)) for t in tensors), *_settings(model)]
+        # Sums, as nothing cheaper is sure: torch's counter of changes, `Tensor._version`, misses those through `.data`,
+        # and fastai's optimizers write through `.data`.
+        sums = [_sum_of(p) for p in _matrices(model).values()]
+        key = [id(model), *((id(t), t.data_ptr(), tuple(t.shape)) for t in tensors), *sums, *_settings(model)]
         if self.key != key: self.key,self.made = key,{}
-        how = int8,reproducible
-        if how not in self.made:
-            try: self.made[how] = prepack(model, *how)
-            except Exception:   # whatever a module of somebody's own raises when it is copied
+        layout = int8,reproducible
+        if layout not in self.made:
+            try: self.made[layout] = prepack(model, *layout)
+            except Exception:   # a module may raise any error when it is copied
                 if int8: raise
                 return None
-        return self.made[how]
+        return self.made[layout]
 
     def __getstate__(self): return {}
     def __setstate__(self, state): self.__init__()

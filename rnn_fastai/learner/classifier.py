@@ -40,6 +40,7 @@ class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):
         "Outputs of sequences."
         return super().forward(input) if last is None else self.layers(pool_states(input, last, lengths))
 
+# %% ../../nbs/625_learner.classifier.ipynb #789871d9
 class FastaiClassifier(SequentialRNN):
     "A classifier of fastai's parts (a `SentenceEncoder` and a head), for rows in any order with padding on any side."
     def forward(self, ids:Tensor) -> tuple:   # bs,sl -> outputs: bs,n_out; states, twice
@@ -78,15 +79,16 @@ def check_classes(
     dls:Any, # Loaders of texts and labels
     n_out:int|None=None, # Number of outputs; from the labels by default
 ) -> int: # Number of outputs
-    "How many outputs a classifier needs. Raises `ValueError` where that is unknown, or all labels are the same."
+    "Find how many outputs a classifier needs. Raises `ValueError` where that is unknown, or all labels are the same."
     if n_out is None: n_out = get_c(dls) or None
-    if n_out is None: raise ValueError("n_out could not be told from the labels; pass `n_out`.")
+    if n_out is None: raise ValueError("n_out does not follow from the labels; pass `n_out`.")
     names = label_vocab(dls)
     if len(names) == 1 and n_out == 1 and answer_kind(dls.loss_func) == 'labels':
         raise ValueError(f"All labels are {names[0]!r}: there is nothing to tell apart. Give texts of two "
                          "classes at least.")
     return n_out
 
+# %% ../../nbs/625_learner.classifier.ipynb #0f29f0a3
 @delegates(Learner.__init__)
 @delegates(TextLearner.__init__, keep=True)
 def text_classifier_learner(
@@ -105,7 +107,7 @@ def text_classifier_learner(
     splitter:Callable|None=None, # Parameter groups of a model; the architecture's own by default
     **kwargs
 ) -> ClassifierLearner: # With pretrained weights, frozen up to the head
-    "A `Learner` that classifies texts. Raises `ValueError` for an unknown `arch` or config entry, or one class only."
+    "Make a classifier of texts. Raises `ValueError` for an unknown `arch` or config entry, or one class only."
     arch,facts,in_fastai = find_arch(arch)
     n_out,vocab = check_classes(dls, n_out),text_vocab(dls)
     files = pretrained_files(facts, backwards) if pretrained else None
@@ -118,15 +120,16 @@ def text_classifier_learner(
 def mean_answer(
     first:Tensor, # Logits, or values of a regression: bs,n_out
     second:Tensor, # The same of another model
-    loss_func:Any, # Loss of both, which tells what they are
+    loss_func:Any, # Loss of both; it decides what they are
 ) -> Tensor: # The same kind: bs,n_out
-    "What stands for the mean of both models' probabilities (logits of labels) or values."
+    "Average both models: the mean of their probabilities (as logits, for labels) or of their values."
     both,kind = torch.stack([first, second]),answer_kind(loss_func)
     if kind == 'labels': return both.log_softmax(-1).logsumexp(0)
     if kind == 'values': return both.mean(0)
     yes,no = (nn.functional.logsigmoid(x).logsumexp(0) for x in (both, -both))
     return yes - no
 
+# %% ../../nbs/625_learner.classifier.ipynb #3163a3fa
 class BidirectionalEnsemble(nn.Module):
     "A forward and a backward classifier as one, over texts as they stand."
     def __init__(self,
@@ -145,11 +148,12 @@ class BidirectionalEnsemble(nn.Module):
         answers = (getattr(o, 'logits', o) for o in (self.forwards(ids), self.backwards(turned)))
         return mean_answer(*answers, self.loss_func)
 
+# %% ../../nbs/625_learner.classifier.ipynb #e00b4a18
 def combine_directions(
     forwards:TextLearner, # A classifier of texts as they stand
     backwards:TextLearner, # One of loaders with `backwards=True`
 ) -> ClassifierLearner: # On the same weights as the two
-    "One learner of two, on the loaders of the first. Raises `ValueError` where words, labels or directions differ."
+    "Make one learner of two, on the loaders of the first. Raises `ValueError` if words, labels or directions differ."
     same = [list(map(str, text_vocab(l.dls))) for l in (forwards, backwards)]
     if same[0] != same[1]:
         raise ValueError(f"The vocabularies differ: {len(same[0]):,} and {len(same[1]):,} words, of which "

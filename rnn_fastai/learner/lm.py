@@ -128,7 +128,7 @@ class LMLearner(WritingLearner, fastai_learner.LMLearner):
                              epsilon_cutoff=min_p, decoder=decoder, strict=False)[0].text
 
     @delegates(Learner.get_preds)
-    def get_preds(self, concat_dim=1, reorder=True, **kwargs):
+    def get_preds(self, concat_dim:int=1, reorder:bool=True, **kwargs) -> tuple:
         "Predictions, targets: rows of the stream as the loader cuts it, batches joined along the time axis."
         reorder = reorder and concat_dim == 0   # joined along time, rows are in their order already
         return super().get_preds(concat_dim=concat_dim, reorder=reorder, **kwargs)

@@ -125,7 +125,7 @@ class RNNLearner(TextLearner):
     generate = stream = beam_search = score = _refuse
 
     @delegates(Learner.get_preds)
-    def get_preds(self, ds_idx=1, dl=None, **kwargs):
+    def get_preds(self, ds_idx:int=1, dl:Any=None, **kwargs) -> tuple:
         "Predictions, targets, in the order of the rows; windows of a series are joined along the time axis."
         dl = ifnone(dl, self.dls[ds_idx])
         if not isinstance(dl, SeqDataLoader): return super().get_preds(dl=dl, **kwargs)
@@ -266,14 +266,13 @@ def _two_sequences(task:SeqTask, cell:Any, config:RNNConfig) -> Seq2Seq:
         encoder.head = nn.Identity()   # only its outputs and its state are used
     return Seq2Seq(encoder, y_features, decoder, len(task.y_vocab), config.attention)
 
-@delegates(RNNConfig)
 def sequence_model(
     task:SeqTask, # What is predicted from what
     cell:Any, # A cell's name, a class of cells, a `Recurrent`, or an `nn.RNN`, `nn.LSTM` or `nn.GRU`
     n_hid:int|None=None, # Features of the state; 64 by default
-    **kwargs
+    **kwargs # The other settings of `RNNConfig`
 ) -> nn.Module:
-    "Build the model for a task: a `SequenceModel`, or a `Seq2Seq` where there is a decoder. See `RNNConfig`."
+    "Build the model for a task: a `SequenceModel`, or a `Seq2Seq` where there is a decoder."
     config = RNNConfig(n_hid, **kwargs)
     _check_task(task, cell, config)
     return (_one_sequence if task.n_inp == 1 else _two_sequences)(task, cell, config)
@@ -302,6 +301,7 @@ def module_learner(
     inp = OneHot(len(loaders_task(dls).vocab)) if one_hot else None
     return _make_learner(dls, ModuleModel(module, inp), alpha, beta, loss_func, **kwargs)
 
+# %% ../../nbs/620_learner.rnn.ipynb #03c5508c
 def _is_whole(cell:Any) -> bool: return isinstance(cell, nn.Module) and not isinstance(cell, (Recurrent, nn.RNNBase))
 
 @delegates(Learner.__init__)

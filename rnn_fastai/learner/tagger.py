@@ -134,6 +134,7 @@ def best_tags(
     out = out.as_subclass(Tensor)
     return loss_func.crf.decode(out, real) if isinstance(loss_func, CRFLoss) else out.argmax(-1)
 
+# %% ../../nbs/630_learner.tagger.ipynb #9348be15
 class TagMetric(Metric):
     "A metric over the tags of all sentences."
     def reset(self): self.guessed,self.right = [],[]

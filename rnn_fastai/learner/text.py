@@ -73,11 +73,11 @@ class SafeLearner(fastai_learner.TextLearner):
     def _file(self, file:str|Path) -> Path:   # a name, or what `save` gave
         return join_path_file(str(file).removesuffix('.pth'), self.path/self.model_dir, ext='.pth')
 
-    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+    def fit(self, n_epoch:int, lr:Any=None, wd:float|None=None, cbs:Any=None, reset_opt:bool=False, start_epoch:int=0):
         "Train as fastai's `Learner.fit` does; denormal numbers count as zero in the training."
         with flush_denormals(), self.added_cbs(cbs):
             try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
-            finally:   # fastai does not tell its callbacks of an end by interrupt or error
+            finally:   # fastai runs no event of its callbacks after an interrupt or error
                 for cb in self.cbs: getattr(cb, 'end_fit', noop)()
 
     def save(self,
@@ -114,7 +114,7 @@ class SafeLearner(fastai_learner.TextLearner):
         return self
 
     def _opt_state(self, saved:dict, names:dict, must:bool|None) -> dict|None:
-        "The saved state for this optimizer; where it does not fit, an error if it `must`, else a warning and none."
+        "The saved state for this optimizer; where it does not fit, an error if it `must`, else a warning and None."
         try: return fit_opt_state(get_model(self.model), self.opt, saved, names)
         except ValueError as e:
             if must: raise

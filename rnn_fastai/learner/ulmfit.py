@@ -29,12 +29,13 @@ def lm_texts(
     text_col:Any='text', # Column of the texts
     unlabelled:pd.DataFrame|None=None, # More texts, in a column of the same name
 ) -> pd.DataFrame: # Column `text`
-    "All texts that a language model may read. Raises `ValueError` where the column is missing."
+    "Collect all texts that a language model may read. Raises `ValueError` where the column is missing."
     name = check_column(df, text_col, 'text_col')
     frames = [df] if unlabelled is None else [df, unlabelled]
     names = [name if name in f.columns else check_column(f, str(name), 'text_col') for f in frames]
     return pd.concat([pd.DataFrame({'text': f[n]}) for f,n in zip(frames, names, strict=True)], ignore_index=True)
 
+# %% ../../nbs/635_learner.ulmfit.ipynb #b8c8bb47
 def fine_tune_lm(
     dls:TextDataLoaders, # Loaders for a language model
     arch:Any='AWD_LSTM', # A registered architecture, or its name
@@ -45,7 +46,7 @@ def fine_tune_lm(
     pretrained:bool=True, # Start from pretrained weights
     **kwargs # Further arguments of `language_model_learner`
 ) -> Learner: # A trained `LMLearner`
-    "A language model of the texts: from pretrained weights first the top, then all at a tenth of the rate."
+    "Train a language model of the texts: from pretrained weights first the top, then all at a tenth of the rate."
     learn = language_model_learner(dls, arch, config, drop_mult, dls.train_ds.backwards, pretrained,
                                    **{'metrics': accuracy, 'path': dls.path, **kwargs})
     if learn.transfer is not None:
@@ -55,6 +56,7 @@ def fine_tune_lm(
     learn.fit_one_cycle(epochs, lr)
     return learn
 
+# %% ../../nbs/635_learner.ulmfit.ipynb #2c2b4ee7
 ANSWER_METRICS = {'labels': accuracy, 'multilabel': accuracy_multi, 'values': mse}
 
 def new_classifier(
@@ -64,7 +66,7 @@ def new_classifier(
     drop_mult:float=0.5, # Factor on all dropouts
     **kwargs # Further arguments of `text_classifier_learner`, such as a loss with smoothed labels
 ) -> ClassifierLearner: # Of random weights
-    "A classifier for a language model's encoder, with a metric that goes with the labels."
+    "Build a classifier for a language model's encoder, with a metric that fits the labels."
     known = archs.facts(arch)['config_clas']
     sizes = {k: v for k,v in (config or {}).items() if k in known and not k.endswith('_p')}
     metric = ANSWER_METRICS[answer_kind(dls.loss_func)]
@@ -80,7 +82,7 @@ def fine_tune_classifier(
     lr:float=2e-2, # Rate of the head while it trains alone, see `fit_gradually`
     **kwargs
 ) -> ClassifierLearner: # Trained
-    "A classifier on a language model's encoder, unfrozen from the head down."
+    "Train a classifier on a language model's encoder, unfrozen from the head down."
     learn = new_classifier(dls, arch, **kwargs)
     learn.load_encoder(encoder)
     learn.fit_gradually(epochs, lr)
@@ -110,7 +112,7 @@ def ulmfit(
     clas_args:dict|None=None, # Further arguments of `fine_tune_classifier`, such as `lr`
     **kwargs # Further arguments of `TextDataLoaders.from_df`, for both
 ) -> ClassifierLearner: # One learner, also for both readings
-    "Train a classifier by the recipe. Raises `ValueError` for columns, labels or arguments that do not fit, at once."
+    "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
     if reading not in READINGS: raise ValueError(f"reading={reading!r} is unknown. {suggest(str(reading), READINGS)}")
     check_prob('smooth', smooth); check_count('epochs', epochs); check_count('lm_epochs', lm_epochs)
     args = dict(clas_args or {})
@@ -118,11 +120,12 @@ def ulmfit(
     split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
     texts,vocab,pairs = lm_texts(df, text_col, unlabelled),None,[]
     for backwards in READINGS[reading]:
-        how = dict(backwards=backwards, bs=bs, path=path, **kwargs)
+        args_of_both = dict(backwards=backwards, bs=bs, path=path, **kwargs)
         lm_dls = TextDataLoaders.from_df(texts, text_col='text', is_lm=True, valid_pct=0.1, seed=seed,
-                                         text_vocab=vocab, **how)
+                                         text_vocab=vocab, **args_of_both)
         vocab = list(lm_dls.vocab)
-        dls = TextDataLoaders.from_df(df, text_col=text_col, label_col=label_col, text_vocab=vocab, **split, **how)
+        dls = TextDataLoaders.from_df(df, text_col=text_col, label_col=label_col, text_vocab=vocab, **split,
+                                      **args_of_both)
         if smooth:
             if answer_kind(dls.loss_func) != 'labels': raise ValueError(f"smooth={smooth} is for one label a text.")
             args['loss_func'] = LabelSmoothingCrossEntropyFlat(eps=smooth)

@@ -92,6 +92,15 @@ def _start_bar(total:int) -> Callable[[int], Any]:
     bar.update(0)
     return bar.update
 
+# %% ../../nbs/610_learner.writing.ipynb #a2023185
+def _delegates_fields(cls:type, **kwargs) -> Callable:
+    "fastcore's `delegates` to a dataclass: its comments are those of the class, as its `__init__` has no source."
+    def decorate(f):
+        f = delegates(cls, **kwargs)(f)
+        f.__delwrap__ = cls
+        return f
+    return decorate
+
 # %% ../../nbs/610_learner.writing.ipynb #acd5883f
 class ScoringLearner(TextLearner):
     "A `Learner` whose model predicts the next token: it scores texts, and searches the likeliest ones."
@@ -122,7 +131,7 @@ class ScoringLearner(TextLearner):
     def _banned(self, codec:Codec, forbidden:list, no_unk:bool) -> tuple:
         return tuple(sorted({*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}))
 
-    @delegates(Beam, but=['stops', 'min_new_tokens'])
+    @_delegates_fields(Beam, but=['stops', 'min_new_tokens'])
     def beam_search(self,
         prompts:Any='', # What to go on from: a text, or a list; an empty one begins a text
         n_words:int=50, # Most tokens of a text
@@ -198,7 +207,7 @@ class WritingLearner(ScoringLearner):
         if dynamic is None: yield self._stepper(*layout),prompts
         else: yield from _adapted(self._with_state(), prompts, codec, dynamic, *layout)
 
-    @delegates(Sampling)
+    @_delegates_fields(Sampling)
     @delegates(writing, keep=True)
     def generate(self,
         prompts:Any='', # What to go on from: a text, or a list; an empty one begins a text
@@ -223,7 +232,7 @@ class WritingLearner(ScoringLearner):
             texts += write_texts(model, codec, some, end, sampling, n, seed, bs, cache, self._progress(no_bar))
         return texts
 
-    @delegates(Sampling)
+    @_delegates_fields(Sampling)
     @delegates(writing, keep=True)
     def stream(self,
         prompt:Any='', # What to go on from; an empty one begins a text
