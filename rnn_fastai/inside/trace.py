@@ -14,14 +14,16 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..core import suggest
 from ..models.dropout import zoneout
 from ..models.cells import Cell, get_cell
-from ..models.recurrent import Recurrent, CellTrace, check_seen_dropout, reverse_padded
+from ..models.padding import reverse_padded
+from ..models.kernels import KERNEL_WEIGHTS, check_seen_dropout
+from ..models.steps import with_weights
+from ..models.recurrent import CellTrace, Recurrent
 
 # %% ../../nbs/400_inside.trace.ipynb #a3a47704
 def allocate(
@@ -33,22 +35,9 @@ def allocate(
     if n == 0: return np.zeros(shape, dtype)
     return np.frombuffer(mmap(-1, n*np.dtype(dtype).itemsize), dtype).reshape(shape)
 
-# %% ../../nbs/400_inside.trace.ipynb #8e6e1006
+# %% ../../nbs/400_inside.trace.ipynb #3e6e9d98
 BLOCK = 2**21   # numbers that a block of steps takes for all gates: 8 MB; less is slower
 
-class _WithCell(nn.Module):
-    "Calls a function of a cell, as a module, so that `functional_call` can put other weights into it."
-    def __init__(self, cell):
-        super().__init__()
-        self.cell = cell
-
-    def forward(self, f, *args): return f(self.cell, *args)
-
-def _with_weights(cell:Cell, weights:dict, f:Callable, *args) -> Any:
-    "`f(cell, *args)`, while the cell has other weights."
-    return functional_call(_WithCell(cell), {f'cell.{n}': w for n,w in weights.items()}, (f, *args))
-
-# %% ../../nbs/400_inside.trace.ipynb #3e6e9d98
 def _before(first:Tensor, every:Tensor, a:int, b:int) -> Tensor:
     "A state before each of the steps from `a` to `b`: steps,bs,features."
     return every[a-1:b-1] if a else torch.cat([first[None].to(every.dtype), every[:b-1]])
@@ -90,7 +79,7 @@ def look_inside(
     made = {p: t for p,t in out.items() if p not in known}
     if made:
         with torch.autocast(seen.x.device.type, enabled=False):
-            _with_weights(cell, seen.weights, _fill, seen, made, block)
+            with_weights(cell, seen.weights, _fill, seen, made, block)
     return out
 
 # %% ../../nbs/400_inside.trace.ipynb #5704a0b6
@@ -134,12 +123,11 @@ def state_grads(
             g = found[len(g):]
         return tuple(torch.stack(s).flip(0) for s in zip(*grads, strict=True))
     with torch.no_grad(), torch.autocast(seen.x.device.type, enabled=False):
-        return _with_weights(cell, seen.weights, back)
+        return with_weights(cell, seen.weights, back)
 
 # %% ../../nbs/400_inside.trace.ipynb #25433f62
 _TORCH = {nn.RNN: 'RNN', nn.LSTM: 'LSTM', nn.GRU: 'GRU'}
 _TORCH_CELLS = {nn.RNNCell: 'RNN', nn.LSTMCell: 'LSTM', nn.GRUCell: 'GRU'}
-_WEIGHTS = 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr'
 
 def _kind(module:nn.Module, kinds:dict) -> str|None:
     return next((n for k,n in kinds.items() if isinstance(module, k)), None)
@@ -194,7 +182,7 @@ def torch_weights(
     suffix:str='', # Of the names of one of its cells, such as '_l0'
 ) -> dict[str, Tensor]: # Weights by their names in a `Cell`
     "Collect the weights of one cell as they are now; weight dropout may have replaced them."
-    ws = {n: getattr(layer, n+suffix, None) for n in _WEIGHTS}
+    ws = {n: getattr(layer, n+suffix, None) for n in KERNEL_WEIGHTS}
     return {n: w.detach() for n,w in ws.items() if w is not None}
 
 # %% ../../nbs/400_inside.trace.ipynb #a8667c11
