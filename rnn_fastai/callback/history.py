@@ -11,6 +11,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Recorder
 
 from ..core import check_count
+from ..data.sequences import SeqDataLoader
 
 # %% ../../nbs/520_callback.history.ipynb #d09b52a4
 class LossHistory(Callback):
@@ -45,7 +46,8 @@ class ShowDecoded(Callback):
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder')
-        if not hasattr(self.dls, 'task'): raise TypeError("ShowDecoded is for SeqDataLoaders, which know their tokens.")
+        if not isinstance(self.dls.train, SeqDataLoader):
+            raise TypeError("ShowDecoded is for SeqDataLoaders, which know their tokens.")
 
     def after_batch(self): self.row = self.pred[0].detach().argmax(-1),self.loss.item()   # both are gone after it
 

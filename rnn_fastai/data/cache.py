@@ -33,7 +33,7 @@ from .corpus import Corpus
 def fingerprint(
     o:Any, # A setting, a function, a tokenizer, or lists, sets and dictionaries of them
 ) -> Any: # What JSON can hold, equal for equal things
-    "A description of `o` that is equal for equal things, in other processes too. Raises `TypeError` where there is none."
+    "A description of `o`, equal for equal things also in other processes. Raises `TypeError` where there is none."
     if o is None or isinstance(o, (str, int, float)): return o
     if isinstance(o, bytes): return o.hex()
     if isinstance(o, (list, tuple)): return [fingerprint(v) for v in o]

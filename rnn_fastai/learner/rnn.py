@@ -12,6 +12,7 @@ from typing import Any, Callable
 
 import torch
 from fastai.callback.schedule import Learner
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text import data as fastai_data
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from ..core import check_count
 from ..data.vectors import word_vectors
-from ..data.lm import LMDataLoader
-from ..data.sequences import IGNORE, SeqDataLoader, SeqTask
+from ..data.task import IGNORE, SeqTask
+from ..data.lm import ArrayDataLoader, LMDataLoader
+from ..data.sequences import SeqDataLoader
 from ..data.loaders import label_vocab, text_vocab
 from ..models.state import fresh_logits
 from ..models.recurrent import Recurrent
@@ -85,7 +87,7 @@ class RNNLearner(WritingLearner):
         no_bar:bool=False, # Show no progress bar
     ) -> Any: # By the kind of task
         "The prompt and what comes after; or label, its id and all probabilities; or pairs of token and tag; or tokens."
-        if not hasattr(self.dls, 'task'): return super().predict(item)   # fastai's loaders have their own transforms
+        if not isinstance(self.dls.train, SeqDataLoader): return super().predict(item)   # by transforms of theirs
         check_share('min_p', min_p, zero=True)
         if self.task.kind == 'next':
             text, = self.generate([item], ifnone(n_words, 1), no_bar=no_bar, temperature=temperature,
@@ -151,13 +153,12 @@ def loaders_task(
     dls:Any, # Loaders
 ) -> SeqTask: # What they are for
     "Kind and vocabularies of loaders: of small sequences, of a language model, or fastai's of texts and labels."
-    if hasattr(dls, 'task'): return dls.task
+    if isinstance(dls, DataLoaders) and isinstance(dls.train, (SeqDataLoader, ArrayDataLoader)): return dls.train.task
     if not hasattr(dls, 'vocab'):
         raise TypeError(f"{type(dls).__name__} has no vocabulary; pass SeqDataLoaders, or TextDataLoaders, first.")
     if isinstance(dls.train, fastai_data.LMDataLoader):
         raise TypeError("These are fastai's own loaders of a language model; make them with rnn_fastai's.")
     vocab = text_vocab(dls)
-    if isinstance(dls.train, LMDataLoader): return SeqTask('next', vocab, vocab, None)
     return SeqTask('many-to-one', vocab, label_vocab(dls) or list(range(get_c(dls))), 1)   # values have no names
 
 def _layer(cell:Any, n_in:int, n_hid:int|None, args:dict) -> Recurrent:
