@@ -80,7 +80,7 @@ def stack_text(
 # %% ../../nbs/155_data.documents.ipynb #17fb5576
 _LISTS = list, tuple, set, frozenset, L, np.ndarray
 def _key(value:Any) -> Any: return tuple(value) if isinstance(value, _LISTS) else value   # what can be looked up
-def _value(key:Any) -> Any: return list(key) if isinstance(key, tuple) else key   # fastai would take a tuple apart
+def _value(key:Any) -> Any: return list(key) if isinstance(key, tuple) else key   # fastai takes a tuple apart
 
 def label_keys(
     values:list, # A label a row
@@ -97,7 +97,7 @@ def label_keys(
 
 # %% ../../nbs/155_data.documents.ipynb #47140588
 class Labels:
-    "How labels are read as targets, and how targets are shown: made from the labels of the training rows."
+    "Reads labels as targets and shows targets as labels; made from the labels of the training rows."
     def __init__(self,
         values:list, # A label a row of the training rows: a name, a number, or a list of names
         block:Any, # fastai's block for them
@@ -164,7 +164,7 @@ class Labels:
 def frame_labels(
     df:pd.DataFrame, # A frame
     label_cols:Any=1, # Column of the labels, by name or number, or a list of columns
-    delim:str|None=None, # What parts several labels in one value
+    delim:str|None=None, # What separates several labels in one value
 ) -> list: # A label a row, or a list of labels
     "Labels of the rows of `df`. Raises `ValueError` where a column is missing."
     cols = [check_column(df, c, 'label_col') for c in L(label_cols)]
@@ -182,8 +182,8 @@ def folder_labels(
 
 # %% ../../nbs/155_data.documents.ipynb #c1e73f8d
 class PaddedDataset(CorpusDataset):
-    "Documents that become padded rows, with targets. Subclasses say by `_target` and `targets` what those are."
-    what = 'Text'   # what the messages speak of
+    "Documents that become padded rows, with targets. Subclasses define `_target` and `targets`."
+    what = 'Text'   # subject of the messages
     _stack = staticmethod(fa_collate)   # targets of several items as one tensor
     def __init__(self,
         corpus:Corpus, # Where the ids lie
@@ -307,7 +307,7 @@ def shuffle_by_length(
     docs:np.ndarray, # Numbers of documents, int64
     lens:np.ndarray, # Length of each document, by number
     bs:int, # Rows of a batch
-    spread:float, # Lengths count as up to this part more or less
+    spread:float, # Lengths are changed at random by up to this share
     rng:np.random.Generator, # Where randomness comes from
 ) -> np.ndarray: # The same numbers, a batch after the other
     "Shuffle documents so that each batch holds documents of like length, the longest of all in the first batch."
@@ -321,7 +321,7 @@ def shuffle_by_length(
 # %% ../../nbs/155_data.documents.ipynb #bc4827d8
 class DocDataLoader(ArrayDataLoader):
     "Batches of documents of like length, padded on the right."
-    _spread = 0.02   # lengths count as up to this much more or less, drawn every epoch
+    _spread = 0.02   # lengths are changed at random by up to this share, every epoch
     _steps = ArrayDataLoader._steps
     @delegates(TfmdDL.__init__)
     def __init__(self,

@@ -123,7 +123,7 @@ def new_corpus(
     tokenizer:CorpusTokenizer|None, # What cuts them; fastai's rules and spaCy's English words by default
     vocab:Vocab, # Vocabulary to use
 ) -> Corpus:
-    "A corpus of other texts with a vocabulary that is there."
+    "A corpus of other texts, with a given vocabulary."
     return Corpus.from_texts([texts] if isinstance(texts, (str, Path)) else texts, text_col, tokenizer, vocab)
 
 def show_ids(
@@ -199,7 +199,7 @@ class LMDataset(CorpusDataset):
 
 # %% ../../nbs/150_data.lm.ipynb #4b201969
 def _does_nothing(f:Any) -> bool:
-    "Whether a transform leaves texts alone: `ToTensor`, which each `DataBlock` adds, is about pictures."
+    "Whether a transform leaves texts as they are: `ToTensor`, which each `DataBlock` adds, is for pictures."
     return type(f) is ToTensor or getattr(f, 'name', None) == 'noop'
 
 class ArrayDataLoader(TfmdDL):
@@ -207,16 +207,16 @@ class ArrayDataLoader(TfmdDL):
     # Steps that only fastai's loop takes. A class that cuts batches itself names them, so that a change is noticed.
     _steps = ('wif', 'sample', 'create_batches', 'do_item', 'create_item', 'chunkify', 'do_batch', 'create_batch',
               'retain')
-    _own = None   # the `rng` that was made here, and not set by the user
+    _own = None   # the `rng` that was made here, not by the user
     @delegates(TfmdDL.__init__)
     def __init__(self,
         dataset:Any, # What batches are cut from
         bs:int=64, # Rows of a batch
-        num_workers:int=0, # Processes for fastai's loop; whole batches are cut in this one, faster than any transfer
+        num_workers:int=0, # Processes for fastai's loop; whole batches are cut in this process, which is faster
         **kwargs
     ):
         known = inspect.signature(TfmdDL.__init__).parameters
-        odd = [k for k in kwargs if k not in known and not k.startswith('val_')]   # fastai's doors leave these in
+        odd = [k for k in kwargs if k not in known and not k.startswith('val_')]   # fastai's factories leave these in
         if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {suggest(odd[0], known)}")
         if kwargs.get('indexed') is False:
             raise ValueError(f"indexed=False is for data that can only be read in order; {type(self).__name__} reads "
@@ -350,7 +350,7 @@ class LMDataLoader(_StreamDataLoader):
         return SeqTask('next', self.dataset.corpus.vocab, self.dataset.corpus.vocab, None)
 
     def check(self,
-        what:str='The texts', # What the message speaks of
+        what:str='The texts', # Subject of the message
     ) -> 'LMDataLoader': # `self`
         "Raise `ValueError` where there are too few tokens for one batch."
         check_training(len(self.dataset))

@@ -79,7 +79,7 @@ def text_loaders(
     device:Any=None, # Where batches go; fastai's default device by default
     cache:bool|str|Path=False, # Keep the corpus on the disk, in fastai's folder of data or in this one
     no_bar:bool=False, # Show no progress bar and no report
-    verbose:bool=False, # Report what the corpus holds, also where it took no time
+    verbose:bool=False, # Report what the corpus holds, even if it took little time
     **kwargs
 ) -> list: # Training loader, validation loader
     "Tokenize, numericalize and make two loaders. Raises `ValueError` for bad sizes."
@@ -146,7 +146,7 @@ def doc_loaders(
 
 # %% ../../nbs/170_data.loaders.ipynb #efc3b344
 def _split_frame(df:pd.DataFrame, valid_col:Any, valid_pct:float, seed:int|None, label_col:Any, read:Any) -> tuple:
-    "Rows for training and validation: by a column, or at random; as many of each label where `read` reads labels."
+    "Rows for training and validation: by a column, or at random; with `read`, the same share of each label."
     if valid_col is not None:
         if read is not None: raise ValueError("stratify=True splits at random; valid_col says how to split.")
         return column_splitter(df, valid_col)(df)
@@ -157,7 +157,7 @@ def _folder_splitter(path:str|Path, *names:str) -> Callable:
     "Split files by the folder below `path` that they lie in, however deep (fastai's looks at the grandparent alone)."
     def below(files, name):
         parts = [f.relative_to(path).parts for f in files]
-        deep = any(len(p) > 2 and p[0] == name for p in parts)   # then files beside the folders are about the set
+        deep = any(len(p) > 2 and p[0] == name for p in parts)   # then files beside the folders describe the set
         found = [i for i,p in enumerate(parts) if p[0] == name and len(p) > 1 + deep]
         if not found and name != 'valid': raise ValueError(f"There is no .txt file below {Path(path)/name}.")
         return found
@@ -165,7 +165,7 @@ def _folder_splitter(path:str|Path, *names:str) -> Callable:
 
 def _split_files(files:list, path:str|Path, names:tuple[str, str], valid_pct:float|None, seed:int|None,
                  splitter:Callable|None, stratify:bool) -> tuple:
-    "Files for training and validation: by a splitter, at random, or by the folders `names`. Warns of none held out."
+    "Files for training and validation: by a splitter, at random, or by folders. Warns where none is held out."
     if stratify and valid_pct is None: raise ValueError("stratify=True splits at random; say how much by valid_pct.")
     if splitter is None and valid_pct is None: splitter = _folder_splitter(path, *names)
     elif splitter is None: splitter = random_splitter(valid_pct, seed, folder_labels(files) if stratify else None)
@@ -209,7 +209,7 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
         seed:int|None=None, # Seed of the random split
         text_col:Any=0, # Column of the texts, by name or number, or a list of columns
         label_col:Any=1, # Column of the labels, by name or number, or a list of columns
-        label_delim:str|None=None, # What parts several labels in one value
+        label_delim:str|None=None, # What separates several labels in one value
         y_block:Any=None, # fastai's block for the labels; by default, for categories, one or several a row
         text_vocab:list|None=None, # Vocabulary; made from all texts by default
         is_lm:bool=False, # Loaders for a language model
@@ -218,7 +218,7 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
         tok_text_col:str='text', # Ignored: no column of tokens is made
         seq_len:int=72, # Columns of a batch, for a language model
         backwards:bool=False, # Read every text from its end
-        stratify:bool=False, # Hold out as many rows of each label
+        stratify:bool=False, # Hold out the same share of each label
         **kwargs
     ) -> 'TextDataLoaders':
         "Loaders from the rows of a frame."
@@ -236,7 +236,7 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
         path:str|Path, # Folder of the file; where models are saved
         csv_fname:str='labels.csv', # Name of the file
         header:str|int|None='infer', # Number of the row of names, from 0; None where there is none
-        delimiter:str|None=None, # What stands between two fields; looked up in the header by default
+        delimiter:str|None=None, # Delimiter of the fields; found in the header by default
         quoting:int=csv.QUOTE_MINIMAL, # `csv.QUOTE_NONE` where quotes are characters like others
         text_col:Any=0, # Column of the texts, by name or number, or a list of columns
         label_col:Any=1, # Column of the labels, by name or number, or a list of columns
@@ -268,7 +268,7 @@ class TextDataLoaders(_FrameDataLoaders):
         seq_len:int=72, # Columns of a batch, for a language model
         splitter:Callable|None=None, # Files to training and validation rows, instead of the two ways above
         backwards:bool=False, # Read every text from its end
-        stratify:bool=False, # Hold out as many files of each label
+        stratify:bool=False, # Hold out the same share of each label
         **kwargs
     ) -> 'TextDataLoaders':
         "Loaders from the `.txt` files below a folder; each is labelled with the name of the folder it lies in."

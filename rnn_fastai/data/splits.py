@@ -32,9 +32,9 @@ def check_valid_pct(
 def random_splitter(
     valid_pct:float=0.2, # Part of the rows to be held out
     seed:int|None=None, # Seed of the split
-    labels:list|None=None, # A label a row, to hold out as many of each
+    labels:list|None=None, # A label a row, to hold out the same share of each
 ) -> Callable: # From rows to training rows and validation rows
-    "Hold rows out at random, as fastai does. Raises `ValueError` for a part that is none."
+    "Hold rows out at random, as fastai does. Raises `ValueError` for an impossible part."
     valid_pct = float(check_valid_pct(valid_pct))   # scikit-learn takes no other type
     if labels is None: return RandomSplitter(valid_pct, seed=seed)
     def split(rows):
@@ -50,5 +50,5 @@ def column_splitter(
     name = check_column(df, col, 'valid_col')
     odd = [v for v in df[name].unique().tolist() if pd.isna(v) or v not in (0, 1)]
     if odd: raise ValueError(f"valid_col={name!r} must be true or false in every row; it holds {odd[0]!r}.")
-    held = df[name].to_numpy().astype(bool)   # fastai's `ColSplitter` takes a whole number that is a name for a place
+    held = df[name].to_numpy().astype(bool)   # fastai's `ColSplitter` takes a number for a position
     return lambda rows: (np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist())

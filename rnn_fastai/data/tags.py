@@ -37,7 +37,7 @@ from .documents import DocDataLoader, PaddedDataset, pad_rows
 TAG_IGNORE = IGNORE   # the name that it had for taggers
 
 def _column(df:pd.DataFrame, name:Any, what:str) -> Any:
-    "A name that is known already; where a new frame lacks it, the message of `check_column`."
+    "`name`, if the frame has it; otherwise raises as `check_column` does."
     return name if name in df.columns else check_column(df, str(name), what)
 
 def _token_lists(df:pd.DataFrame, name:Any) -> list[list[str]]:
@@ -113,7 +113,7 @@ def _check_tags(sents:list[list[str]], tags:list[list[str]], names:list[str], ro
 
 def tag_corpus(
     sents:list[list[str]], # Tokens of each sentence
-    tags:list[list[str]]|None, # A tag for each token; none for sentences to be tagged
+    tags:list[list[str]]|None, # A tag for each token; None for sentences to be tagged
     names:list[str], # Tags by id
     tok:Any=None, # What makes parts of words: a tokenizer or a function; words as they are by default
     vocab:list[str]|None=None, # Vocabulary of parts; made from them by default
@@ -147,7 +147,7 @@ class Tags:
         return len(self.vocab)
     @property
     def loss_func(self) -> Any:
-        "Cross-entropy of real tokens only."
+        "Cross-entropy of the tokens that count."
         return CrossEntropyLossFlat(ignore_index=IGNORE)
 
     def decode(self,
@@ -272,13 +272,13 @@ class TagDataLoaders(DataLoaders):
         tok:Any=None, # What makes parts of words: a tokenizer, or a function such as `str.lower`
         text_vocab:list[str]|None=None, # Vocabulary of parts; made from the training rows by default
         min_freq:int=3, # A part that occurs less often in the training rows is unknown
-        chars:bool=False, # Give the net the letters of words too, which tell of words it never saw
+        chars:bool=False, # Give the net the letters of words too, which help with unknown words
         bs:int=64, # Sentences of a batch
         val_bs:int|None=None, # Sentences of a validation batch; `bs` by default
         path:str|Path='.', # Where models are saved
         device:Any=None, # Where batches go; fastai's default device by default
     ) -> 'TagDataLoaders':
-        "Loaders from columns of lists. Raises `ValueError` for tags that do not fit, `TypeError` for what is no list."
+        "Loaders from columns of lists. Raises `ValueError` for tags that do not fit, `TypeError` for other values."
         if len(df) == 0: raise ValueError("The frame has no rows, so there is nothing to tag.")
         bs,val_bs = check_count('bs', bs),check_count('val_bs', ifnone(val_bs, bs))
         cols = check_column(df, token_col, 'token_col'),check_column(df, tag_col, 'tag_col')
@@ -308,7 +308,7 @@ class TagDataLoaders(DataLoaders):
         tag_col:str='upos', # Column of the tags in CoNLL-U; in other files it is the last
         **kwargs # Arguments of `from_df`
     ) -> 'TagDataLoaders':
-        "Loaders from two files. Raises `ValueError` that names file and line where a file is not as it should be."
+        "Loaders from two files. Raises `ValueError` that names file and line for a malformed file."
         frames = []
         for file in (train, valid):
             conllu = '.conllu' in Path(file).suffixes
