@@ -629,7 +629,7 @@ BAD = {
     'valid column twice': (lambda: doubled('held'), dict(valid_col='held'), ValueError, ["'held'", 'several columns']),
     'no rows': (lambda: make_frame()[:0], {}, ValueError, ['no rows']),
     'no training rows': (lambda: make_frame().assign(held=True), dict(valid_col='held'), ValueError,
-                         ['training texts', 'none']),
+                         ['training set', 'is empty']),
     'bs': (make_frame, dict(bs=0), ValueError, ['bs=0']),
     'val_bs': (make_frame, dict(val_bs=-1), ValueError, ['val_bs=-1']),
     'bs of a float': (make_frame, dict(bs=2.), ValueError, ['bs=2.0']),

@@ -464,3 +464,32 @@ def test_predictions_can_be_fetched_while_training(kind):
         learn.fit(1, 0., cbs=cb)
         want = learn.get_preds()
     for a,b in zip(cb.preds[:2], want[:2], strict=True): assert_close(a, b)
+
+# ---- The walk from a column to a batch, and what a loader is for
+
+@pytest.mark.parametrize('make', [lm, clas], ids=['lm', 'clas'])
+def test_a_column_is_checked_once(make, tmp_path, monkeypatch):
+    "A tokenizer learns from it, a key is made of it, a corpus is built from it; all trust the door."
+    from rnn_fastai.data import texts
+    seen,check = [],texts.check_texts
+    monkeypatch.setattr(texts, 'check_texts', lambda col: seen.append(col.name) or check(col))
+    monkeypatch.setattr(texts, '_check_item', lambda i,t: pytest.fail(f'text {i} is looked at again'))
+    make(cache=tmp_path, tok_tfm=rf.ByteLevelTokenizer(300))
+    make(cache=tmp_path)
+    assert seen == ['text']*2
+
+@pytest.mark.parametrize('texts', [['one two'], ('one', 'two'), pd.Series(['one', 'two']), iter(['one', 'two'])],
+                         ids=['list', 'tuple', 'column', 'iterator'])
+def test_held_texts_are_read_again_and_not_checked_again(texts):
+    held = rf.hold_texts(texts)
+    assert list(held) == list(held) and len(held) and rf.texts_of(held) is held
+
+@pytest.mark.parametrize('kind,labels', [(lm, None), (clas, ['neg', 'pos']), (tags, ['O', 'X'])],
+                         ids=['next', 'many-to-one', 'many-to-many'])
+def test_every_loader_says_what_it_is_for(kind, labels, request):
+    dls = kind()
+    for dl in dls.loaders:
+        task = dl.task
+        assert task.kind == request.node.callspec.id and task.vocab == dl.dataset.corpus.vocab
+        assert list(task.y_vocab) == list(task.vocab if labels is None else labels)
+    assert dls.task == dls.train.task

@@ -20,8 +20,10 @@ from fastprogress import progress_bar
 from torch import nn
 
 from ..core import suggest
-from ..data.lm import LMDataset
-from ..data.sequences import pad_ids
+from ..data.task import pad_ids
+from ..data.lm import CorpusDataset, LMDataset
+from ..data.tags import TagDataset
+from ..data.sequences import SeqDataLoader
 from ..data.loaders import text_vocab
 from ..models.documents import TextClassifier
 from ..generate.decode import evaluating
@@ -33,7 +35,7 @@ def loaders_vocab(
     dls:Any, # Loaders of any kind
 ) -> dict: # `vocab`, `pad` and `vocabs` of `Capture`
     "Collect what capture needs to know about the tokens."
-    if hasattr(dls, 'task'):
+    if isinstance(dls.train, SeqDataLoader):
         task = dls.task
         return dict(vocab=task.vocab, pad=task.pad, vocabs={'inp': task.y_vocab} if task.n_inp == 2 else None)
     if not hasattr(dls, 'vocab'): return dict(vocab=None, pad=None)
@@ -56,20 +58,19 @@ def capture(self:Learner,
 # %% ../../nbs/530_callback.capture.ipynb #7234d404
 def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
     "Ids of texts or sequences, as the learner's loaders make them."
-    if hasattr(learn.dls, 'task'):
+    if isinstance(learn.dls.train, SeqDataLoader):
         if learn.dls.task.n_inp == 2:
             raise TypeError("record is for models that read one sequence; this one reads the target too. Use `capture` "
                             "around a prediction.")
         return [learn.dls.task.encode(learn.split(i))[0] for i in items]
     ds = learn.dls.train_ds
-    if not hasattr(ds, 'new'): ds = LMDataset.like(ds)
-    ds = ds.new(items)
+    ds = (ds if isinstance(ds, CorpusDataset) else LMDataset.like(ds)).new(items)
     return [torch.as_tensor(ds[i][0]).as_subclass(torch.Tensor).long() for i in range(len(ds))]
 
 def _batches(learn:Learner, items:list, bs:int) -> list[tuple]:
     "What the model reads of items, in their order, `bs` at a time where the loaders know padding."
     ds = learn.dls.train_ds
-    if hasattr(ds, 'tags'):
+    if isinstance(ds, TagDataset):
         ds = ds.new(items)
         return [ds.batch(np.arange(i, min(i+bs, len(ds))))[:ds.n_inp] for i in range(0, len(ds), bs)]
     rows,pad = _rows(learn, items),loaders_vocab(learn.dls)['pad']

@@ -11,6 +11,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Recorder
 
 from ..core import check_count
+from ..data.sequences import SeqDataLoader
 
 # %% ../../nbs/520_callback.history.ipynb #d09b52a4
 class LossHistory(Callback):
@@ -45,7 +46,7 @@ class ShowDecoded(Callback):
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder')
-        if not hasattr(self.dls, 'task'):
+        if not isinstance(self.dls.train, SeqDataLoader):
             raise TypeError(f"ShowDecoded is for SeqDataLoaders, which know their tokens; {type(self.dls).__name__} "
                             "does not. Leave it out.")
 

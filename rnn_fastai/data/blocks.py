@@ -30,11 +30,12 @@ _COUNTS = fastai_core.fn_counter_pkl,fastai_core.fn_lengths_pkl   # files of cou
 def _without_mark(text:str) -> str: return text.removeprefix('\ufeff')   # a byte order mark
 
 def _tokenizer_key(tfm:fastai_core.Tokenizer) -> str|None:
-    "Name of a transform's settings; none for a tokenizer that has to learn, or that cannot be told from others."
+    "Name of a transform's settings; none for a tokenizer that has to learn, or that has no description."
     if hasattr(tfm.tok, 'setup'): return None
     try: return corpus_key([], tok=tfm.tok, rules=list(tfm.rules))
     except TypeError: return None
 
+# %% ../../nbs/175_data.blocks.ipynb #e9503510
 class Tokenizer(fastai_core.Tokenizer):
     "fastai's transform from texts to tokens; the texts of a frame are tokenized all at once."
     encoding = 'utf8'   # of the files of tokens that `from_folder` writes
@@ -129,6 +130,12 @@ class TextBlock(fastai_data.TextBlock):
         if is_lm: self.dl_type = LMDataLoader
 
     @classmethod
+    def _around(cls, tfm:Tokenizer, vocab:Any, is_lm:bool, seq_len:int, backwards:bool, min_freq:int|None,
+                max_vocab:int) -> 'TextBlock':
+        return cls(tfm, vocab, is_lm, seq_len, backwards, min_freq=ifnone(min_freq, as_tokenizer(tfm).min_freq),
+                   max_vocab=max_vocab)
+
+    @classmethod
     @delegates(fastai_core.Tokenizer.from_df, keep=True)
     def from_df(cls,
         text_cols:Any, # Columns of the texts
@@ -143,8 +150,7 @@ class TextBlock(fastai_data.TextBlock):
     ) -> 'TextBlock':
         "A block for the columns of a frame."
         tfm = Tokenizer.from_df(text_cols, tok=ifnone(tok, WordTokenizer()), **kwargs)
-        return cls(tfm, vocab=vocab, is_lm=is_lm, seq_len=seq_len, backwards=backwards,
-                   min_freq=ifnone(min_freq, as_tokenizer(tfm).min_freq), max_vocab=max_vocab)
+        return cls._around(tfm, vocab, is_lm, seq_len, backwards, min_freq, max_vocab)
 
     @classmethod
     @delegates(fastai_core.Tokenizer.from_folder, keep=True)
@@ -161,5 +167,4 @@ class TextBlock(fastai_data.TextBlock):
     ) -> 'TextBlock':
         "A block for the text files of a folder."
         tfm = Tokenizer.from_folder(path, tok=tok, **kwargs)
-        return cls(tfm, vocab=vocab, is_lm=is_lm, seq_len=seq_len, backwards=backwards,
-                   min_freq=ifnone(min_freq, as_tokenizer(tfm).min_freq), max_vocab=max_vocab)
+        return cls._around(tfm, vocab, is_lm, seq_len, backwards, min_freq, max_vocab)

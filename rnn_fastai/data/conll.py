@@ -123,7 +123,7 @@ def _word_fault(row:list[str], n:int) -> str|None:
         return f"found HEAD {row[6]!r}, expected the number of a word, 0 for the root, or _ for none"
 
 def _words(name:str, block:list[tuple[int, str]]) -> list[list[str]]:
-    "Rows of a sentence's words. Raises `ValueError` for the first line that is not as it should be."
+    "Rows of a sentence's words. Raises `ValueError` for the first malformed line."
     rows = []
     for i,line in block:
         if line[0] == '#': continue
@@ -133,7 +133,7 @@ def _words(name:str, block:list[tuple[int, str]]) -> list[list[str]]:
     return rows
 
 def _comments(block:list[tuple[int, str]]) -> dict[str, str]:
-    "What the comments of a sentence tell, by name."
+    "Values in the comments of a sentence, by name."
     pairs = [line[1:].partition('=') for _,line in block if line[0] == '#' and '=' in line]
     return {k.strip(): v.strip(' ') for k,_,v in pairs}
 
@@ -150,7 +150,7 @@ def _no_sentence(name:str) -> ValueError:
 def read_conllu(
     file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zip), or an open stream
     fields:Iterable[str]=('lemma', 'upos', 'xpos', 'feats', 'head', 'deprel'), # Also `deps`, `misc`; fewer are faster
-) -> pd.DataFrame: # Columns `sent_id` and `text` (None where not told), `tokens`, and `fields`: lists, an item a word
+) -> pd.DataFrame: # Columns `sent_id` and `text` (None where missing), `tokens`, and `fields`: lists, an item a word
     "Sentences of a CoNLL-U file. Raises `ValueError` naming the line at fault, `FileNotFoundError` without a file."
     fields,known = list(fields),_CONLLU[2:]
     for f in fields:

@@ -31,7 +31,7 @@ from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 FAKE = 'xxfake'
 
 class Vocab(list):
-    "Tokens by id, and ids by token (`o2i`); what is not there has id 0, `xxunk`."
+    "Tokens by id, and ids by token (`o2i`); an unknown token has id 0, `xxunk`."
     @cached_property
     def o2i(self) -> dict[str, int]:
         "Id of each token; `xxfake` has none."
@@ -53,7 +53,7 @@ class Vocab(list):
     def check(cls,
         vocab:Iterable[str], # Tokens by id
     ) -> 'Vocab':
-        "`vocab` as a `Vocab`. Raises where it is no list of strings, or has no `xxunk` at 0 for what is unknown."
+        "`vocab` as a `Vocab`. Raises unless it is a list of strings with `xxunk`, for unknown tokens, at 0."
         if isinstance(vocab, Vocab): return vocab
         odd = [vocab] if isinstance(vocab, str) else [t for t in vocab if not isinstance(t, str)]
         if odd:
@@ -146,7 +146,7 @@ class _Tally:
         self.counts = counts
 
     def counter(self, toks:list[str]) -> Counter:
-        "Counts by token, in the order in which they were met: that is how fastai settles ties."
+        "Counts by token, in the order of their first occurrence, by which fastai breaks ties."
         order = np.concatenate(self.order) if self.order else np.zeros(0, dtype=np.int64)
         return Counter(dict(zip(map(toks.__getitem__, order.tolist()), self.counts[order].tolist(), strict=True)))
 
@@ -166,7 +166,7 @@ def _numericalize(
     vocab = Vocab.from_counts(tally.counter(toks), *settings) if vocab is None else Vocab.check(vocab)
     final = np.array([vocab.o2i.get(t, 0) for t in toks], dtype=_id_dtype(len(vocab)))
     out = np.empty(n, dtype=final.dtype)
-    while numbers:   # from the end, so that each part is let go when it is done
+    while numbers:   # from the end, so that each part is freed when it is done
         ids = numbers.pop()
         out[n-len(ids):n] = final[ids]
         n -= len(ids)
@@ -185,7 +185,7 @@ def _file_digest(file:Path) -> str:
     return h.hexdigest()
 
 def _digests(folder:Path, vocab:list) -> dict:
-    "What tells that a saved corpus is whole."
+    "Digests that show whether a saved corpus is complete."
     files = {k: _file_digest(folder/f'{k}.npy') for k in ('ids', 'offsets')}
     return {**files, 'vocab': _digest(json.dumps(vocab).encode())}
 
@@ -194,7 +194,7 @@ def _to_json(tok:str) -> str|list: return list(map(ord, tok)) if re.search('[\ud
 def _from_json(tok:str|list) -> str: return tok if isinstance(tok, str) else ''.join(map(chr, tok))
 
 def _save_array(file:Path, a:np.ndarray):
-    "Write an array; numpy alone would not tell that the end of it found no room."
+    "Write an array. Raises `OSError` for a full disk, which numpy alone does not report."
     np.save(file, a, allow_pickle=False)
     try: np.load(file, mmap_mode='r')
     except ValueError as e: raise OSError(errno.ENOSPC, f"{file.name} was cut short") from e
@@ -233,7 +233,7 @@ class Corpus(_FlatDocuments):
         if not tokenizer.trained:
             texts = hold_texts(texts, text_cols)   # read twice: to train, and to build
             tokenizer.train(texts_of(texts, text_cols))
-        pa.default_memory_pool().release_unused()   # which reading a large frame leaves much of
+        pa.default_memory_pool().release_unused()   # reading a large frame leaves much of it
         texts = texts_of(texts, text_cols)
         parts = tokenizer.number_all(chunks_of(texts))
         total = len(texts) if isinstance(texts, Sized) else None

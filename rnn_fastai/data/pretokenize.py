@@ -50,13 +50,13 @@ class Links:
         self.linked = np.array([[False, *(bool(m >> i & 1) for i in range(len(groups)))] for m in masks])
 
     def before(self,
-        piece:str, # What stands before
+        piece:str, # Piece before the blank
     ) -> int: # Row of `linked`
         "Class of the character that `piece` ends with."
         return self._before.get(piece[-1:], 0)
 
     def after(self,
-        piece:str, # What stands behind
+        piece:str, # Piece after the blank
     ) -> int: # Column of `linked`
         "Class of the character that `piece` starts with."
         return self._after.get(piece[:1], 0)
@@ -67,7 +67,7 @@ def write_at(
     at:int, # Where to write
     values:np.ndarray|list, # What to write
 ) -> np.ndarray: # The array, or a longer copy of it
-    "Write `values` from place `at` on. A copy has half as much room again, so that few values do not copy all."
+    "Write `values` from place `at` on. A copy has room for half as much again, so that copies are rare."
     stop = at + len(values)
     if stop > len(array): array = np.concatenate([array[:at], np.zeros(stop*3//2 - at, dtype=array.dtype)])
     array[at:stop] = values
@@ -91,8 +91,8 @@ def rule_text(
     return text
 
 # %% ../../nbs/115_data.pretokenize.ipynb #3df12982
-_ALONE = re.compile(r'[&\\;]|[^\S ]').search   # HTML, or white space that is no blank: ruled alone
-_BEYOND = re.compile(r'[^\S ]').search     # white space that is no blank
+_ALONE = re.compile(r'[&\\;]|[^\S ]').search   # HTML, or white space that is not a blank: run alone
+_BEYOND = re.compile(r'[^\S ]').search     # white space that is not a blank
 
 def _is_utf8(text:str) -> bool:
     "Whether `text` has no lone half of a surrogate pair."
@@ -105,7 +105,7 @@ def _rule_words(t:str) -> str:   # those after it; of `lowercase`, what it does 
     return replace_maj(replace_all_caps(rm_useless_spaces(spec_add_spaces(t)))).lower()
 
 def _by_lines(rules:Callable, pieces:list[str]) -> list[str]:
-    "Pieces after `rules`, all at once; but one by one those that might be broken, and not at all those that go whole."
+    "Pieces after `rules`: all at once, those that might break one by one, and those that go whole unchanged."
     alone = [i for i,p in enumerate(pieces) if _ALONE(p)]
     plain = pieces.copy()
     for i in alone: plain[i] = ''
@@ -136,7 +136,7 @@ class NumberedTokens:
         return i
 
 # %% ../../nbs/115_data.pretokenize.ipynb #b9066d4e
-_EMPTY,_NEWLINE = 0,1   # ids of two pieces: nothing, as stands between two blanks; and a newline
+_EMPTY,_NEWLINE = 0,1   # ids of two pieces: the empty one between two blanks, and a newline
 
 class _Facts(NamedTuple):
     "What is known of each piece, a column each; nothing of it is about the text around."
@@ -182,7 +182,7 @@ class _Pieces:
 
 # %% ../../nbs/115_data.pretokenize.ipynb #e476327c
 def _without_gc(f:Callable) -> Callable:
-    "Spare Python's collector in `f`: nothing is cyclic there, and it would look at all that was made again and again."
+    "Switch off Python's garbage collector in `f`, which makes no cycles, and many objects to look at."
     @wraps(f)
     def inner(*args):
         was = gc.isenabled()
@@ -417,7 +417,7 @@ class PieceTable:
         return ids
 
     def _whole(self, text:str, i:int) -> list[int]:
-        "Ids of the tokens of text `i`, which goes the long way."
+        "Ids of the tokens of text `i`, tokenized whole."
         try: return self._tokens.ids(self._tokenize(rule_text(text, PIECE_RULES)))
         except UnicodeEncodeError as e:
             raise ValueError(f"Text {i} holds {e.object[e.start:e.end]!r}, half of a surrogate pair, which spaCy does "

@@ -99,7 +99,7 @@ class SeqDataLoader(DataLoader):
 
 # %% ../../nbs/165_data.sequences.ipynb #b27b792d
 def _vocab(given:list|None, seqs:list[list], *special:str) -> list:
-    "Special tokens, then those that occur in the order in which they first do; or the vocabulary given."
+    "Special tokens, then the others in the order of their first occurrence, or those of the vocabulary given."
     found = dict.fromkeys(t for s in seqs for t in s) if given is None else list(given)
     twice = [t for t,n in Counter(found).items() if n > 1] if given is not None else []
     if twice: raise ValueError(f"The vocabulary holds {twice[0]!r} twice.")

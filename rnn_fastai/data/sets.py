@@ -165,7 +165,7 @@ def _tree_reviews(root:Path, split:str) -> pd.DataFrame:
     return _review_frame(rows)
 
 def _tar_reviews(archive:Path) -> dict[str, list[tuple]]:
-    "Reviews of all splits, from the archive; members that are no reviews are passed over."
+    "Reviews of all splits, from the archive; other members are skipped."
     rows = {split: [] for split in _REVIEW_DIRS}
     with tarfile.open(archive) as tar:
         for m in tar:
@@ -226,7 +226,7 @@ def _with_fastai(s:_Set) -> Path:
     return path
 
 def _fetched(s:_Set, split:str) -> Path:
-    "File of a split below fastai's data folder, downloaded if need be."
+    "File of a split below fastai's data folder, downloaded if needed."
     if not s.digests: return _with_fastai(s)
     folder,url = fastai_path('data')/'rnn_fastai'/s.folder,s.url.format(split)
     path = folder/s.file.format(split)
@@ -246,7 +246,7 @@ def _located(s:_Set, split:str) -> Path:
         raise RuntimeError(f"{e} {looked}: {', '.join(names)}.") from e
 
 def _check_splits(name:str, splits:str|Iterable[str]) -> list[str]:
-    "Names of splits, as a list. Raises `ValueError` for one that the set has not, and where one comes twice."
+    "Names of splits, as a list. Raises `ValueError` for an unknown split, and for one that is named twice."
     res,known = [splits] if isinstance(splits, str) else list(splits),_SETS[name].splits
     for split in res:
         if split not in known: raise ValueError(f"{name} has no split {split!r}. {suggest(split, known)}")

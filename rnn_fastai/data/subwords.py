@@ -31,7 +31,7 @@ def _without_specials(
     return [t for t in toks if t not in skip]
 
 class CharTokenizer(CorpusTokenizer):
-    "Every character is a token, each text is opened by `xxbos`. It takes any string and raises for none."
+    "Every character is a token, each text is opened by `xxbos`. It takes any string."
     min_freq = 1
     def __init__(self): self._start([BOS])
 
@@ -51,9 +51,9 @@ class CharTokenizer(CorpusTokenizer):
     def number(self,
         texts:list[str], # Texts
     ) -> tuple[np.ndarray, np.ndarray]: # Numbers of all characters, int32, which `toks` explains; where each text ends
-        "Numbers of the characters of `texts`; a new one gets the next number. `TypeError` for what is no text."
+        "Numbers of the characters of `texts`; a new one gets the next number. `TypeError` for other things than texts."
         n = 1 + np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-        opened = '\0'.join(['', *texts])   # what opens a text here does not matter: it becomes `xxbos` below
+        opened = '\0'.join(['', *texts])   # the character that opens a text does not matter: it becomes `xxbos` below
         codes = np.frombuffer(opened.encode('utf-32-le', 'surrogatepass'), dtype='<u4')
         ends = np.cumsum(n)
         with self._lock:
@@ -89,7 +89,7 @@ def _library() -> Any:
 def _checked_texts(
     texts:Iterable[str], # Texts
 ) -> Iterator[str]:
-    "The same texts, one by one; raises for what is no text, with its number."
+    "The same texts, one by one. Raises for anything else, with its number."
     for i,t in enumerate(texts):
         if not isinstance(t, str): raise TypeError(f"Text {i} is no text but {type(t).__name__}: {t!r}.")
         try: t.encode()
@@ -147,7 +147,7 @@ def _shown(
     tok:Any, # The library's tokenizer
     special_toks:list[str], # What the model's tokens must not be spelled like
 ) -> list[str]: # The model's tokens by id
-    "Tokens of a byte-level model. `ValueError` where it is none, or finds special tokens inside of texts."
+    "Tokens of a byte-level model. `ValueError` for a model of another kind, or with special tokens of its own."
     toks = [tok.id_to_token(i) for i in range(tok.get_vocab_size())]
     if not set(_library().pre_tokenizers.ByteLevel.alphabet()) <= set(toks) or None in toks:
         raise ValueError("the model's tokens do not hold all bytes, or their ids have gaps")
@@ -213,7 +213,7 @@ class ByteLevelTokenizer(CorpusTokenizer):
         self.toks = self.vocab or []
 
     def _read(self, file:str|Path):
-        data,_ = Path(file).read_bytes(),_library()   # a library that is missing is no fault of the file
+        data,_ = Path(file).read_bytes(),_library()   # a missing library is not an error of the file
         try:
             state = json.loads(data)
             self._take(**{**state, 'model': json.dumps(state['model'])})
@@ -235,13 +235,13 @@ class ByteLevelTokenizer(CorpusTokenizer):
     def number(self,
         texts:list[str], # Texts
     ) -> tuple[np.ndarray, np.ndarray]: # Numbers of all tokens, int32 (`toks` explains them); where those of a text end
-        "Numbers of the tokens of `texts`. `ValueError` where it is not trained, or a text is no valid Unicode."
+        "Numbers of the tokens of `texts`. `ValueError` where it is not trained, or a text is not valid Unicode."
         return self._need_model().number(texts, self._batch)
 
     def decode(self,
         toks:Iterable[str], # Tokens
     ) -> str: # A text
-        "The text, without special tokens; bytes that are no whole character become `�`. `ValueError` if not trained."
+        "The text, without special tokens; incomplete characters become `�`. `ValueError` if not trained."
         return self._need_model().decode(toks)
 
     def save(self,

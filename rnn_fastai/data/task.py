@@ -27,7 +27,7 @@ def seq_tokens(
         raise TypeError(f"A sequence must be a string or a list of tokens, not {type(seq).__name__} {seq!r}.")
     if len(seq) == 0: raise ValueError("A sequence is empty; leave it out.")
     odd = [t for t in seq if not isinstance(t, Hashable)]
-    if odd: raise TypeError(f"A sequence holds {odd[0]!r}, which is no token.")
+    if odd: raise TypeError(f"A sequence holds {odd[0]!r}, which is not a token.")
     return list(seq)
 
 # %% ../../nbs/147_data.task.ipynb #bef8a361

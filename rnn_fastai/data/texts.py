@@ -29,7 +29,7 @@ def check_column(
     col:str|int, # Name of a column, or its number
     what:str='text_col', # Name of the argument, for the message
 ) -> Any: # The column's name
-    "Name of a column of `df`. Raises `ValueError` that lists the columns where there is none such."
+    "Name of a column of `df`. Raises `ValueError`, with a list of the columns, for a name that is not there."
     at_place = type(col) is int and -len(df.columns) <= col < len(df.columns)   # a place, as in fastai
     name = df.columns[col] if at_place else col
     if name not in df.columns:
@@ -41,7 +41,7 @@ def check_column(
 def check_texts(
     texts:pd.Series, # One column of a frame
 ) -> pd.Series: # The same
-    "Raise `ValueError` for missing values and `TypeError` for any other that is not a string, naming the first row."
+    "Raise `ValueError` for missing values and `TypeError` for other values that are not strings, naming the first row."
     missing = texts.isna()
     if missing.any():
         raise ValueError(f"Column {texts.name!r} has {missing.sum()} missing texts, the first in row "
@@ -75,12 +75,12 @@ def frame_texts(
 
 # %% ../../nbs/105_data.texts.ipynb #5a1e0c02
 def _delimiter(line:str) -> str:
-    "What stands between the fields of a line: a comma, or else a tab, a semicolon or a bar."
+    "The delimiter of a line: a comma, or else a tab, a semicolon or a bar."
     bare = re.sub('"[^"]*"', '', line)
     return next((d for d in ',\t;|' if d in bare), ',')
 
 def _pattern_rows(lines:Iterable[str], pattern:str) -> Iterator[tuple[int, list[str]]]:
-    "Numbered rows whose fields stand between what a pattern matches; quotes are characters like others, as in pandas."
+    "Numbered rows, split at what a pattern matches; quotes are characters like others, as in pandas."
     try: cut = re.compile(pattern).split
     except re.error as e: raise ValueError(f"delimiter={pattern!r} is no pattern: {e}.") from e
     for i,line in enumerate(lines, 1):
@@ -88,7 +88,7 @@ def _pattern_rows(lines:Iterable[str], pattern:str) -> Iterator[tuple[int, list[
 
 def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int) -> Iterator[tuple[int, list[str]]]:
     "Rows that are not blank, each with the number of its first line; `n_above` rows stand above the header."
-    csv.field_size_limit(2**31 - 1)   # of the process; it is there to stop at a quote that is not closed, as we do
+    csv.field_size_limit(2**31 - 1)   # for the whole process; open quotes are found below
     line,ended = 1,False
     def lines(*parts):
         nonlocal ended
@@ -132,7 +132,7 @@ def _csv_rows(
 
 # %% ../../nbs/105_data.texts.ipynb #5a1e0c05
 def _csv_places(file:Path, rows:Iterator, cols:dict[str, Any]) -> tuple[list, dict[str, list[int]]]:
-    "Names of the columns, and where those stand that each argument names."
+    "Names of the columns, and the places of those that each argument names."
     names = next(rows)[1]
     empty = pd.DataFrame(columns=names)
     try: return names,{what: [names.index(check_column(empty, c, what)) for c in L(some)] for what,some in cols.items()}
@@ -167,7 +167,7 @@ def _typed(rows:Iterable[list[str]], names:list, texts:Iterable[int]) -> pd.Data
 def read_csv(
     file:str|Path, # A CSV file, plain or packed (.xz, .gz, .bz2, .zip)
     texts:dict[str, Any]|None=None, # Columns of texts, by name or number, by the argument that names them for messages
-    needed:dict[str, Any]|None=None, # Further columns of which each row must have a field, likewise
+    needed:dict[str, Any]|None=None, # Further columns that each row must have, given likewise
     header:str|int|None='infer', # Number of the row of names, from 0; None where there is none, and numbers are names
     delimiter:str|None=None, # A character or a pattern; by default `,`, or else tab, `;` or `|` in the header
     quoting:int=csv.QUOTE_MINIMAL, # `csv.QUOTE_NONE` where quotes are characters like others
@@ -198,7 +198,7 @@ def _csv_texts(file:Path, text_cols:Any) -> Iterator[str]:
 def open_parquet(
     file:str|Path, # A Parquet file
 ) -> ParquetFile:
-    "Open a Parquet file. Raises `ValueError` where it is none."
+    "Open a Parquet file. Raises `ValueError` for any other file."
     try: return ParquetFile(file)
     except pa.ArrowException as e: raise ValueError(f"{file} cannot be read as Parquet: {e}") from e
 
@@ -230,7 +230,7 @@ def _path_texts(path:Path, text_cols:Any) -> Iterable[str]:
     raise ValueError(f"{path} is no .csv, .parquet or .txt file; read it into a frame or a list of texts first.")
 
 def _exists(path:Path) -> bool:
-    "Whether there is such a file; a text may be too long for the name of one."
+    "Whether the path exists; a text may be too long for a path."
     try: return path.exists()
     except (OSError, ValueError): return False
 
@@ -258,7 +258,7 @@ def texts_of(
     source:Any, # A frame; a CSV or Parquet file, packed or not; a `.txt` file or a folder of them; texts; text files
     text_cols:Any=0, # Columns of the texts, by name or number, where there are columns
 ) -> Iterable[str]: # Texts, in order; those of a file come as it is read
-    "The texts of `source`. Raises `ValueError` or `TypeError` for what is no text, `FileNotFoundError` for no file."
+    "The texts of `source`. Raises `ValueError` or `TypeError` for other things, `FileNotFoundError` for no file."
     if isinstance(source, CheckedTexts): return source
     if isinstance(source, pd.DataFrame): return CheckedTexts(frame_texts(source, text_cols))
     if isinstance(source, pd.Series): return CheckedTexts(check_texts(source))

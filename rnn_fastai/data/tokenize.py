@@ -41,7 +41,7 @@ def _pieces_re(pairs:dict[str, set]) -> re.Pattern:
         befores.setdefault(''.join(sorted(map(re.escape, before))), []).append(re.escape(after))
     links = '|'.join(f"(?<=[{before}] )(?=[{''.join(sorted(afters))}])" for before,afters in befores.items())
     words = any(re.match(r'\w\w', a+b) for b,before in pairs.items() for a in before)
-    quick = '' if words else r'(?:(?<!\w )|(?!\w))'   # between two words there is no link: the common case, told early
+    quick = '' if words else r'(?:(?<!\w )|(?!\w))'   # no link between words: the common case
     link = rf'(?: {quick}(?:{links})\S+)*' if links else ''
     return re.compile(rf'\S+{link}|\s{{2,}}|[^\S ]')
 
@@ -61,7 +61,7 @@ def _has_common_punctuation(lang) -> bool:
 def _cut_plain(
     words:list[str], # Words without white space
     cases:set, # spaCy's special cases
-) -> list[tuple[str, ...]]: # Tokens of each; none for a word that is not as plain as that
+) -> list[tuple[str, ...]]: # Tokens of each; none for a word that is not so plain
     "Tokens of words that are letters with signs about them, where no special case is near."
     res = []
     for pre,core,s,signs in _PLAIN.findall('\n'.join(words)) if words else ():
@@ -86,7 +86,7 @@ def _load_spacy(lang:str, special_toks:tuple) -> tuple:
     import spacy
     from spacy.symbols import ORTH
     blank = spacy.blank(lang)
-    blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, of which none is asked for
+    blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, which nobody reads
     tok = blank.tokenizer
     cache,lock = {},threading.RLock()
     if not isinstance(tok, spacy.tokenizer.Tokenizer): return tok,None,{},None,cache,lock   # Chinese: not by pieces
@@ -114,7 +114,7 @@ class WordTokenizer(SpacyTokenizer):
 
     @property
     def by_pieces(self) -> bool:
-        "Whether tokens of a piece without white space do not depend on what stands around it."
+        "Whether the tokens of a piece depend on the piece alone, not on the text around it."
         return self._pieces is not None
 
     def cut(self,
@@ -164,7 +164,7 @@ class WordTokenizer(SpacyTokenizer):
 
     @cached_property
     def pipe(self) -> Callable:
-        "spaCy's own way through many texts, as fastai's `SpacyTokenizer` has it."
+        "spaCy's own pipe over many texts, as in fastai's `SpacyTokenizer`."
         return SpacyTokenizer(self.lang, self.special_toks).pipe
 
     def __call__(self, items): return (L(self.tokenize(str(t))) for t in items)
@@ -235,8 +235,8 @@ class CorpusTokenizer:
         "Tokens joined with blanks."
         return ' '.join(toks)
 
-    def settings(self) -> dict: # What a cache must tell apart
-        "All that its tokens depend on."
+    def settings(self) -> dict: # What a cached corpus depends on
+        "All settings that its tokens depend on."
         return vars(self)
 
 # %% ../../nbs/125_data.tokenize.ipynb #c15b679f
@@ -344,13 +344,13 @@ def _respell(tok:str, rule:str|None, times:int|None) -> str:
 def decode_spec_tokens(
     tokens:Iterable[str], # Tokens
 ) -> list[str]: # Words
-    "What tokens say, with `xxmaj`, `xxup`, `xxrep` and `xxwrep` carried out."
+    "Words of tokens, with `xxmaj`, `xxup`, `xxrep` and `xxwrep` applied."
     words,rule,times = [],None,None
     for t in tokens:
         if t in (TK_MAJ, TK_UP, TK_REP, TK_WREP): rule,times = t,None
         elif rule in (TK_REP, TK_WREP) and times is None:
             if t.isdecimal() and len(t) < 5: times = int(t)
-            else: rule = None   # no number, or one that no text holds: no repetition
+            else: rule = None   # not a number, or a number that no text holds: no repetition
         else:
             if rule == TK_WREP: words += [t]*times
             else: words.append(_respell(t, rule, times))

@@ -60,8 +60,8 @@ def _json_vectors(f:Any, file:Path, keep:set|None) -> dict[str, np.ndarray]:
 def read_vectors(
     file:str|Path, # Text (`.txt`, `.vec`) or JSON (`.json`), as it is or packed (`.gz`, `.xz`, `.bz2`, `.zip`)
     words:Iterable[str]|None=None, # Read these only; all by default
-) -> dict[str, np.ndarray]: # Vectors by word; the first one of a word that stands there twice
-    "Read word vectors. Raises `FileNotFoundError`, or `ValueError` that names the line that does not fit."
+) -> dict[str, np.ndarray]: # Vectors by word; of a word that stands there twice, the first one
+    "Read word vectors. Raises `FileNotFoundError`, or `ValueError` that names the malformed line."
     file,keep = Path(file),None if words is None else set(words)
     if not file.exists():
         raise FileNotFoundError(f"There is no file {file}; GloVe's are at https://nlp.stanford.edu/data/glove.6B.zip.")

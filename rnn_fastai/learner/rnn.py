@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 import torch
 from fastai.callback.schedule import Learner
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text import data as fastai_data
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from ..core import check_count
 from ..data.vectors import word_vectors
-from ..data.lm import LMDataLoader
-from ..data.sequences import IGNORE, SeqDataLoader, SeqTask
+from ..data.task import IGNORE, SeqTask
+from ..data.lm import ArrayDataLoader, LMDataLoader
+from ..data.sequences import SeqDataLoader
 from ..data.loaders import label_vocab, text_vocab
 from ..models.state import fresh_logits
 from ..models.recurrent import Recurrent
@@ -66,13 +68,12 @@ def loaders_task(
     dls:Any, # Loaders
 ) -> SeqTask: # What they are for
     "Kind and vocabularies of loaders: of small sequences, of a language model, or fastai's of texts and labels."
-    if hasattr(dls, 'task'): return dls.task
+    if isinstance(dls, DataLoaders) and isinstance(dls.train, (SeqDataLoader, ArrayDataLoader)): return dls.train.task
     if not hasattr(dls, 'vocab'):
         raise TypeError(f"{type(dls).__name__} has no vocabulary; pass SeqDataLoaders, or TextDataLoaders, first.")
     if isinstance(dls.train, fastai_data.LMDataLoader):
         raise TypeError("These are fastai's own loaders of a language model; make them with rnn_fastai's.")
     vocab = text_vocab(dls)
-    if isinstance(dls.train, LMDataLoader): return SeqTask('next', vocab, vocab, None)
     return SeqTask('many-to-one', vocab, label_vocab(dls) or list(range(get_c(dls))), 1)   # values have no names
 
 # %% ../../nbs/620_learner.rnn.ipynb #47c29902
@@ -97,7 +98,7 @@ class RNNLearner(TextLearner):
         n_words:int=50, # For a decoder: most tokens to write
     ) -> Any: # By the kind of task
         "Predict the label, its id and all probabilities; or pairs of token and tag; or the tokens of a target."
-        if not hasattr(self.dls, 'task'): return super().predict(item)   # fastai's loaders have their own transforms
+        if not isinstance(self.dls.train, SeqDataLoader): return super().predict(item)   # fastai's own transforms
         seq,model = self.split(item),get_model(self.model)
         ids = self.task.encode(seq).to(next(model.parameters()).device)
         with evaluating(model), torch.no_grad():

@@ -26,7 +26,8 @@ from torch import Tensor
 from ..core import check_count, suggest
 from ..data.tokenize import CorpusTokenizer, WordTokenizer
 from ..data.vectors import word_vectors
-from ..data.tags import TAG_IGNORE, word_parts
+from ..data.task import IGNORE
+from ..data.tags import TagDataset, word_parts
 from ..data.loaders import text_vocab
 from ..models.cells import cells
 from ..models.state import fresh_logits
@@ -115,7 +116,7 @@ class CRFLoss:
     ) -> Tensor: # A number
         "Negative log-likelihood per token."
         y = y.as_subclass(Tensor)
-        return self.crf(out.as_subclass(Tensor), y, y != TAG_IGNORE)
+        return self.crf(out.as_subclass(Tensor), y, y != IGNORE)
 
     def activation(self, out:Tensor) -> Tensor:
         """Softmax of the scores of each token alone. It leaves out the scores of neighbours, so its largest entry may
@@ -143,7 +144,7 @@ class TagMetric(Metric):
     ):
         "Keep the tags of a batch."
         y = learn.y.as_subclass(Tensor)
-        real = y != TAG_IGNORE
+        real = y != IGNORE
         best = best_tags(learn.loss_func, learn.pred, real)
         names = learn.dls.train_ds.tags
         for guess,right,r in zip(best.cpu(), y.cpu(), real.cpu(), strict=True):
@@ -210,16 +211,16 @@ class TaggerLearner(TextLearner):
         dl:Any=None, # A loader instead
         with_decoded:bool=False, # Give the best tags too
     ) -> tuple: # Probabilities: sentences,sl,tags; targets: sentences,sl; best tags: sentences,sl
-        """Probabilities and targets of all sentences, in order; after a sentence's end 0, and `TAG_IGNORE` for targets
+        """Probabilities and targets of all sentences, in order; after a sentence's end 0, and `IGNORE` for targets
         and tags. With a CRF, the probabilities are those of each token alone, without its neighbours: they may disagree
         with the best tags, and do not measure how sure these are."""
         dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
         ds,n = dl.dataset,int(dl.dataset.lens.max(initial=0))
         probs = torch.zeros(len(ds), n, len(ds.tags))
-        targets,best = (torch.full((len(ds), n), TAG_IGNORE) for _ in range(2))
+        targets,best = (torch.full((len(ds), n), IGNORE) for _ in range(2))
         for b,rows in zip(dl, torch.tensor(dl.get_idxs()).split(dl.bs), strict=True):
             (p,tags,real),sl = self._read(b, dl),b[0].size(1)
-            probs[rows, :sl],best[rows, :sl] = p.masked_fill(~real[..., None], 0.),tags.masked_fill(~real, TAG_IGNORE)
+            probs[rows, :sl],best[rows, :sl] = p.masked_fill(~real[..., None], 0.),tags.masked_fill(~real, IGNORE)
             if len(b) > dl.n_inp: targets[rows, :sl] = b[-1].as_subclass(Tensor).cpu()
         return (probs, targets, best) if with_decoded else (probs, targets)
 
@@ -233,15 +234,15 @@ class TaggerLearner(TextLearner):
         b = dl.one_batch()
         _,best,real = self._read(b, dl)
         y = [b[-1].as_subclass(Tensor).cpu()] if len(b) > dl.n_inp else []
-        real = y[0] != TAG_IGNORE if y else real
-        found = zip(b[0].cpu(), *y, best.masked_fill(~real, TAG_IGNORE), strict=True)
+        real = y[0] != IGNORE if y else real
+        found = zip(b[0].cpu(), *y, best.masked_fill(~real, IGNORE), strict=True)
         rows = [dl.dataset.decode(r) for r,_ in zip(found, range(max_n), strict=False)]
         display_df(pd.DataFrame(rows, columns=['text', *['target']*len(y), 'prediction']))
 
 # %% ../../nbs/630_learner.tagger.ipynb #de7480e1
 def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool):
     "Raise `TypeError` or `ValueError` where loaders and arguments do not go together."
-    if not hasattr(dls.train_ds, 'tags'):
+    if not isinstance(dls.train_ds, TagDataset):
         raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
     tags = dls.train_ds.tags
     if len(tags) < 2: raise ValueError(f"All tags are {tags[0]!r}: there is nothing to tell apart.")

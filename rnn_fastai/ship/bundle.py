@@ -34,7 +34,7 @@ from ..data.tokenize import TextTokenizer, WordTokenizer
 from ..data.corpus import Corpus
 from ..data.subwords import ByteLevelTokenizer, CharTokenizer
 from ..data.lm import LMDataLoader, LMDataset
-from ..data.documents import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels
+from ..data.documents import DocDataLoader, DocDataset, Labels, PaddedDataset, folder_labels, frame_labels
 from ..data.tags import TagDataLoader, TagDataLoaders, TagDataset, WordChars
 from ..data.loaders import TextDataLoaders, text_vocab
 from ..models.cells import cells
@@ -239,7 +239,7 @@ def _reading(learn:TextLearner) -> tuple[Tensor, Tensor]:
     ds,model = learn.dls.train_ds,get_model(learn.model)
     words = [t for t in ds.corpus.vocab if not t.startswith('xx')][:50] + _PROBE
     ds,device = ds.new([words if isinstance(ds, TagDataset) else ' '.join(words)]),next(model.parameters()).device
-    b = ds.batch(np.zeros(1, dtype=int), device) if isinstance(ds, DocDataset) else (ds[0][0][None].to(device),)
+    b = ds.batch(np.zeros(1, dtype=int), device) if isinstance(ds, PaddedDataset) else (ds[0][0][None].to(device),)
     with evaluating(model): out = model(*b[:ds.n_inp])
     return b[0].as_subclass(Tensor),getattr(out, 'logits', out)
 
