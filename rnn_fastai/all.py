@@ -1,67 +1,93 @@
-"Everything that `from fastai.text.all import *` gives, with this package's classes in place of fastai's, and its own."
+"""Everything that `from fastai.text.all import *` gives, with this package's classes in place of fastai's, and the names
+of this package that users call. Helpers stay importable from their modules."""
 from fastai.text.all import *
 
-from rnn_fastai.core import *
-from rnn_fastai.data.conll import *
-from rnn_fastai.data.texts import *
-from rnn_fastai.data.splits import *
-from rnn_fastai.data.pretokenize import *
-from rnn_fastai.data.sets import *
-from rnn_fastai.data.tokenize import *
-from rnn_fastai.data.corpus import *
-from rnn_fastai.data.subwords import *
-from rnn_fastai.data.cache import *
-from rnn_fastai.data.vectors import *
-from rnn_fastai.data.task import *
-from rnn_fastai.data.lm import *
-from rnn_fastai.data.documents import *
-from rnn_fastai.data.tags import *
-from rnn_fastai.data.sequences import *
-from rnn_fastai.data.loaders import *
-from rnn_fastai.data.blocks import *
-from rnn_fastai.models.packed import *
-from rnn_fastai.models.dropout import *
-from rnn_fastai.models.scan import *
-from rnn_fastai.models.cells import *
-from rnn_fastai.models.state import *
-from rnn_fastai.models.padding import *
-from rnn_fastai.models.kernels import *
-from rnn_fastai.models.steps import *
-from rnn_fastai.models.recurrent import *
-from rnn_fastai.models.losses import *
-from rnn_fastai.models.heads import *
-from rnn_fastai.models.awd import *
-from rnn_fastai.models.seq2seq import *
-from rnn_fastai.models.documents import *
-from rnn_fastai.models.tagger import *
-from rnn_fastai.models.ensemble import *
-from rnn_fastai.generate.sampling import *
-from rnn_fastai.generate.prepack import *
-from rnn_fastai.generate.adapt import *
-from rnn_fastai.generate.decode import *
-from rnn_fastai.generate.beam import *
-from rnn_fastai.generate.score import *
-from rnn_fastai.generate.texts import *
-from rnn_fastai.inside.trace import *
-from rnn_fastai.inside.recording import *
-from rnn_fastai.inside.capture import *
-from rnn_fastai.inside.interventions import *
-from rnn_fastai.inside.probes import *
-from rnn_fastai.inside.plots import *
-from rnn_fastai.inside.html import *
-from rnn_fastai.callback.optim import *
-from rnn_fastai.callback.state import *
-from rnn_fastai.callback.regularize import *
-from rnn_fastai.callback.schedule import *
-from rnn_fastai.callback.history import *
-from rnn_fastai.callback.chunked_loss import *
-from rnn_fastai.callback.capture import *
-from rnn_fastai.learner.weights import *
-from rnn_fastai.learner.text import *
-from rnn_fastai.learner.writing import *
-from rnn_fastai.learner.lm import *
-from rnn_fastai.learner.rnn import *
-from rnn_fastai.learner.classifier import *
-from rnn_fastai.learner.tagger import *
-from rnn_fastai.learner.ulmfit import *
-from rnn_fastai.ship.bundle import *
+from rnn_fastai.core import seeded, flush_denormals
+from rnn_fastai.data.conll import read_conllu, read_columns
+from rnn_fastai.data.texts import read_csv, texts_of
+from rnn_fastai.data.sets import (
+    number_words, human_numbers, number_runs, human_numbers_100, counting, fetch_file, imdb, imdb_sample, wikitext2,
+    ud_ewt,
+)
+from rnn_fastai.data.tokenize import WordTokenizer, CorpusTokenizer, TextTokenizer, decode_spec_tokens
+from rnn_fastai.data.corpus import Vocab, Corpus
+from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
+from rnn_fastai.data.cache import cache_folder, cached_corpus
+from rnn_fastai.data.vectors import read_vectors, word_vectors
+from rnn_fastai.data.task import IGNORE, SeqTask
+from rnn_fastai.data.lm import LMDataset, LMDataLoader
+from rnn_fastai.data.documents import DocDataset, DocDataLoader
+from rnn_fastai.data.tags import TAG_IGNORE, TagDataset, TagDataLoader, TagDataLoaders
+from rnn_fastai.data.sequences import SeqDataLoader, SeqDataLoaders
+from rnn_fastai.data.loaders import TextDataLoaders, text_vocab, label_vocab
+from rnn_fastai.data.blocks import Tokenizer, TextBlock
+from rnn_fastai.models.dropout import dropout_mask, RNNDropout, WordDropout, drop_weight, zoneout
+from rnn_fastai.models.scan import linear_scan
+from rnn_fastai.models.cells import (
+    cells, Cell, get_cell, check_cell, RNNCell, LSTMCell, GRUCell, PeepholeLSTMCell, LayerNormLSTMCell,
+    MogrifierLSTMCell, SLSTMCell, IndRNNCell, SRUCell, LinearCell, MinGRUCell, MinLSTMCell, QRNNCell,
+)
+from rnn_fastai.models.state import map_state, fit_state, take_rows, put_rows, detach_state, reset_state
+from rnn_fastai.models.padding import real_steps, padded_steps, last_steps, reverse_padded, right_padded
+from rnn_fastai.models.recurrent import CellTrace, Recurrent
+from rnn_fastai.models.losses import AnsweringLoss, linear_cross_entropy, OneHotMSE, token_accuracy
+from rnn_fastai.models.heads import LMDecoder, pool_states, SigmoidRange, PoolingClassifier
+from rnn_fastai.models.awd import (
+    archs, awd_lstm_clas_config, awd_lstm_lm_config, AWD_GRU, AWD_QRNN, awd_lstm_lm_split, awd_lstm_clas_split,
+    AWD_LSTM, awd_arch, LMOutput, LanguageModel, get_language_model, StatefulEncoder,
+)
+from rnn_fastai.models.seq2seq import Attention, OneHot, token_input, SequenceModel, StateInput, Seq2Seq
+from rnn_fastai.models.documents import (
+    DocumentStates, DocumentEncoder, DocumentOutput, TextClassifier, get_text_classifier,
+)
+from rnn_fastai.models.tagger import CRF, CharEncoder, WordEncoder, ArchEncoder, Tagger
+from rnn_fastai.models.ensemble import ManyNets
+from rnn_fastai.generate.sampling import (
+    apply_temperature, keep_top_k, keep_top_p, keep_min_p, keep_typical, keep_epsilon, penalize_repetition,
+    penalize_counts, forbid, keep_only, blocked_by_ngrams, Sampling, TokenSampler,
+)
+from rnn_fastai.generate.prepack import prepack, PrepackedModel
+from rnn_fastai.generate.adapt import NeuralCache, DynamicEvaluation
+from rnn_fastai.generate.decode import evaluating, Continuation, generate
+from rnn_fastai.generate.beam import Beam, Hypothesis, beam_search
+from rnn_fastai.generate.score import Score, score_ids
+from rnn_fastai.generate.texts import Generated
+from rnn_fastai.inside.trace import find_layers
+from rnn_fastai.inside.recording import Recording
+from rnn_fastai.inside.capture import Capture, capture
+from rnn_fastai.inside.interventions import (
+    Edit, clamp, ablate, patch_states, edit_states, next_token_loss, unit_effects, memory_length, saliency,
+)
+from rnn_fastai.inside.probes import (
+    position_labels, token_labels, bracket_depth, rank_units, Probe, probe, top_contexts, nearest_states,
+)
+from rnn_fastai.inside.plots import (
+    plot_states, probabilities, plot_states_probs, ColoredText, color_text, gate_saturation, plot_gates, plot_path,
+    plot_next, plot_grid, plot_losses, plot_probs, plot_nets,
+)
+from rnn_fastai.inside.html import write_page
+from rnn_fastai.callback.optim import FusedAdam, Adam
+from rnn_fastai.callback.state import ModelResetter, RNNCallback, StateFeeder
+from rnn_fastai.callback.regularize import ar_penalty, tar_penalty, RNNRegularizer, rnn_cbs
+from rnn_fastai.callback.schedule import layer_rates, AveragedSGD, VariableLength
+from rnn_fastai.callback.history import LossHistory, ShowDecoded
+from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, LeanLoss
+from rnn_fastai.callback.capture import HiddenStateCapture
+from rnn_fastai.learner.weights import (
+    write_weights, read_weights, load_weights, match_embeds, TransferReport, read_vocab, write_vocab,
+    fetch_pretrained,
+)
+from rnn_fastai.learner.text import TextLearner, SequentialRNN
+from rnn_fastai.learner.writing import ScoringLearner, WritingLearner
+from rnn_fastai.learner.lm import encode_texts, encode_prompts, lm_codec, LMLearner, language_model_learner
+from rnn_fastai.learner.rnn import ModuleModel, RNNLearner, NextTokenLearner, sequence_model, rnn_learner
+from rnn_fastai.learner.classifier import (
+    PoolingLinearClassifier, ClassifierLearner, text_classifier_learner, mean_answer, BidirectionalEnsemble,
+    combine_directions, both_ways,
+)
+from rnn_fastai.learner.tagger import (
+    Entity, entities, name_entities, entity_f1, CRFLoss, TagMetric, TagAccuracy, EntityF1, TaggerLearner,
+    tagger_learner,
+)
+from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fine_tune_classifier, ulmfit
+from rnn_fastai.ship.bundle import save_bundle, load_bundle

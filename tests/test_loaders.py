@@ -19,6 +19,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.texts import hold_texts
 
 WORDS = 'one two three four five six seven eight'.split()
 
@@ -481,7 +482,7 @@ def test_a_column_is_checked_once(make, tmp_path, monkeypatch):
 @pytest.mark.parametrize('texts', [['one two'], ('one', 'two'), pd.Series(['one', 'two']), iter(['one', 'two'])],
                          ids=['list', 'tuple', 'column', 'iterator'])
 def test_held_texts_are_read_again_and_not_checked_again(texts):
-    held = rf.hold_texts(texts)
+    held = hold_texts(texts)
     assert list(held) == list(held) and len(held) and rf.texts_of(held) is held
 
 @pytest.mark.parametrize('kind,labels', [(lm, None), (clas, ['neg', 'pos']), (tags, ['O', 'X'])],
