@@ -18,7 +18,7 @@ from fastai.data.core import TfmdDL, TfmdLists, show_results
 from fastai.data.load import fa_collate
 from fastai.text.core import PAD
 from fastai.text.data import TensorText
-from fastai.torch_core import TitledStr, display_df, to_device
+from fastai.torch_core import display_df, to_device
 from fastcore.basics import camel2snake, chunked, ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
