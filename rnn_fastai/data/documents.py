@@ -106,7 +106,7 @@ class Labels:
     ):
         if not hasattr(block, 'type_tfms'):
             raise TypeError(f"y_block={block!r} is no block, such as `CategoryBlock()`.")
-        self.name = name
+        self.name,self._pipe = name,None
         keys = label_keys(values, name, rows)
         check_training(len(keys))
         tfms = [t() if isinstance(t, type) else t for t in block.type_tfms]
@@ -120,7 +120,7 @@ class Labels:
         where = f"Column {self.name!r}" if row is None else f"Column {self.name!r}, row {row!r}"
         try: yield
         except KeyError as e:
-            known = ', '.join(map(repr, list(self.vocab)[:20])) if hasattr(self, '_pipe') else 'those of the block'
+            known = ', '.join(map(repr, list(self.vocab)[:20])) if self._pipe is not None else 'those of the block'
             raise ValueError(f"{where}: label {_value(value)!r} is not among those known: {known}.") from e
         except (TypeError, ValueError) as e:
             raise TypeError(f"{where}: label {_value(value)!r} does not go with the others, or with the block: "

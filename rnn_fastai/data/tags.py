@@ -288,15 +288,17 @@ class TagDataLoaders(DataLoaders):
         if isinstance(tok, type) and issubclass(tok, (CorpusTokenizer, WordTokenizer)): tok = tok()
         if chars and isinstance(tok, (CorpusTokenizer, WordTokenizer)):
             raise ValueError(f"chars=True reads whole words, and tok={tok!r} cuts them; leave one out.")
-        if not getattr(tok, 'trained', True): tok.train(w for s in _token_lists(train, cols[0]) for w in s)
-        names = sorted(set(chain.from_iterable(_token_lists(train, cols[1]))))
-        def data(part, vocab, alphabet=None):
-            sents,tags = (_token_lists(part, c) for c in cols)
-            corpus,y = tag_corpus(sents, tags, names, tok, vocab, min_freq, part.index)
-            spelt = WordChars(sents, alphabet) if chars else None
-            return TagDataset(corpus, None, y, names, tok, cols, part, spelt)
-        first = data(train, ifnone(text_vocab, getattr(tok, 'vocab', None))).part(0)
-        second = data(valid, first.corpus.vocab, first.chars.names if chars else None).part(1)
+        lists = [[_token_lists(part, c) for c in cols] for part in (train, valid)]   # checked here, once
+        if isinstance(tok, CorpusTokenizer):
+            if not tok.trained: tok.train(w for s in lists[0][0] for w in s)
+            text_vocab = ifnone(text_vocab, tok.vocab)
+        names = sorted(set(chain.from_iterable(lists[0][1])))
+        def data(i, part, vocab, alphabet=None):
+            corpus,y = tag_corpus(*lists[i], names, tok, vocab, min_freq, part.index)
+            spelt = WordChars(lists[i][0], alphabet) if chars else None
+            return TagDataset(corpus, None, y, names, tok, cols, part, spelt).part(i)
+        first = data(0, train, text_vocab)
+        second = data(1, valid, first.corpus.vocab, first.chars.names if chars else None)
         device = ifnone(device, default_device())
         return cls(TagDataLoader(first, bs=bs, shuffle=True, device=device),
                    TagDataLoader(second, bs=val_bs, device=device), path=path, device=device)
