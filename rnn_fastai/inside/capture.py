@@ -368,6 +368,7 @@ class _Recorder:
     "Puts what layers hold into a recording, one pass after the other."
     def __init__(self, model:nn.Module, cells:dict[str, Cell|None], opts:_Options, rec:Recording):
         self.model,self.cells,self.opts,self.grads = model,cells,opts,opts.grads
+        self.parts = {n: _cell_parts(c, opts.parts) for n,c in cells.items() if c is not None}
         self.placer,self.budget = _Placer(opts),_Budget(rec, opts)
         self.current,self.n_passes = None,0
 
@@ -400,16 +401,14 @@ class _Recorder:
             old_bs,old_sl = p.places.mask.shape
             raise ValueError(f"Layers take different numbers of steps: {name} reads {sl} steps of {bs} rows, others "
                              f"{old_sl} of {old_bs}. Capture them apart, with `layers`.")
-        cell = self.cells[name]
-        parts = _cell_parts(cell, self.opts.parts)
-        if parts and self.room(p, _n_features(cell, seen, parts)): self._keep_parts(p, name, seen, reverse, parts)
+        parts = self.parts[name]
+        if parts and self.room(p, _n_features(self.cells[name], seen, parts)): self._keep_parts(p, name, seen, reverse)
         return p
 
-    def _keep_parts(self, p:_Pass, name:str, seen:CellTrace, reverse:bool, parts:list[str]):
-        def new(shape, dtype): return torch.from_numpy(allocate(shape, _NUMPY[dtype]))
+    def _keep_parts(self, p:_Pass, name:str, seen:CellTrace, reverse:bool):
         block = min(BLOCK, max(self.opts.budget//400, 2**14))   # the work takes no more than a tenth of the budget
-        wanted = [k for k in parts if not k.startswith(_GRADS)]
-        for k,t in look_inside(self.cells[name], seen, wanted, self.opts.dtype, block, new).items():
+        wanted = [k for k in self.parts[name] if not k.startswith(_GRADS)]
+        for k,t in look_inside(self.cells[name], seen, wanted, self.opts.dtype, block, _new_tensor).items():
             if reverse or p.places.kept is not None:
                 p.keep_rows(name, k, _in_order(t, seen, reverse), self.opts.dtype)
             else: p.arrays[name, k] = t.numpy().reshape(-1, t.size(-1))
@@ -431,6 +430,8 @@ class _Recorder:
             for n,g in w.grads(self.cells[w.name]).items():
                 if n in self.opts.parts: p.keep_rows(w.name, n, g, self.opts.dtype)
         if p.keep and p.arrays: self.budget.add(p)
+
+def _new_tensor(shape:tuple, dtype:torch.dtype) -> Tensor: return torch.from_numpy(allocate(shape, _NUMPY[dtype]))
 
 def _n_features(cell:Cell, seen:CellTrace, parts:list[str]) -> int:
     "How many numbers a step of these parts takes."
