@@ -309,7 +309,7 @@ REFUSED = {
     'spacy of fastai': (lambda: make('classifier', clas_dls(fastai.text.core.SpacyTokenizer())), CLAS, 'SpacyTokenizer'),
     'function of a tagger': (lambda: make('tagger', tag_dls(lambda w: w[:2]), 'LSTM', CELL), TAG, '<lambda>'),
     'own words of a tagger': (lambda: make('tagger', tag_dls(OwnWords()), 'LSTM', CELL), TAG, 'WordTokenizer'),
-    'another kind': (lambda: make('lm', lm_dls()), CLAS, 'ClassifierLearner; a LMLearner'),
+    'another kind': (lambda: make('lm', lm_dls()), CLAS, 'ClassifierLearner; LMLearner'),
     'sequences': (small_rnn, LM, 'NextTokenLearner cannot be kept'),
     'own learner': (own_learner, LM, 'OwnLearner cannot be kept'),
     'own loader': (own_loader, LM, 'OwnLoader'),

@@ -570,7 +570,7 @@ def test_both_readings_as_a_learner(tmp_path):
     assert_close(both.predict('one two')[2], (pair[0].predict('one two')[2] + pair[1].predict('one two')[2])/2, **CLOSE)
     pair[0].save_encoder('enc')
     for f in (both.save_encoder, both.load_encoder):
-        with pytest.raises(TypeError, match='BidirectionalEnsemble has no encoder apart'): f('enc')
+        with pytest.raises(TypeError, match='BidirectionalEnsemble has no separate encoder'): f('enc')
     ft.ClassificationInterpretation.from_learner(both).plot_top_losses(2)
     both.show_results(max_n=2)
     both.lr_find(num_it=5, show_plot=False, suggest_funcs=None)

@@ -120,12 +120,11 @@ def ulmfit(
     split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
     texts,vocab,pairs = lm_texts(df, text_col, unlabelled),None,[]
     for backwards in READINGS[reading]:
-        args_of_both = dict(backwards=backwards, bs=bs, path=path, **kwargs)
+        both = dict(backwards=backwards, bs=bs, path=path, **kwargs)
         lm_dls = TextDataLoaders.from_df(texts, text_col='text', is_lm=True, valid_pct=0.1, seed=seed,
-                                         text_vocab=vocab, **args_of_both)
+                                         text_vocab=vocab, **both)
         vocab = list(lm_dls.vocab)
-        dls = TextDataLoaders.from_df(df, text_col=text_col, label_col=label_col, text_vocab=vocab, **split,
-                                      **args_of_both)
+        dls = TextDataLoaders.from_df(df, text_col=text_col, label_col=label_col, text_vocab=vocab, **split, **both)
         if smooth:
             if answer_kind(dls.loss_func) != 'labels': raise ValueError(f"smooth={smooth} is for one label a text.")
             args['loss_func'] = LabelSmoothingCrossEntropyFlat(eps=smooth)
