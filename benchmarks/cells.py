@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from rnn_fastai.core import flush_denormals
-from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.models.cells import Cell, LSTMCell, cells
+from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.models.recurrent import Recurrent
 
 BS, N_IN, N_HID = 32, 128, 256

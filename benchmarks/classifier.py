@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_fastai import all as rf
+from rnn_fastai.core import flush_denormals
 from rnn_fastai.learner.weights import canonical_names
 from rnn_fastai.models.awd import canonical_name
-from rnn_fastai.core import flush_denormals
 
 warnings.filterwarnings("ignore")
 WORDS = [f"w{i}" for i in range(1, 4000)]

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from common import in_turns, save
 
-from rnn_fastai.inside.capture import capture
 from rnn_fastai.core import seeded
-from rnn_fastai.models.awd import get_language_model
+from rnn_fastai.inside.capture import capture
 from rnn_fastai.inside.recording import Recording
+from rnn_fastai.models.awd import get_language_model
 
 BS, SL, VOCAB = 32, 70, 60_000
 

@@ -18,12 +18,12 @@ from common import save
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 
-from rnn_fastai.learner.classifier import combine_directions, text_classifier_learner
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sets import imdb
-from rnn_fastai.models.awd import AWD_LSTM
-from rnn_fastai.learner.weights import read_vocab
+from rnn_fastai.learner.classifier import combine_directions, text_classifier_learner
 from rnn_fastai.learner.ulmfit import fine_tune_classifier, fine_tune_lm
+from rnn_fastai.learner.weights import read_vocab
+from rnn_fastai.models.awd import AWD_LSTM
 
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"

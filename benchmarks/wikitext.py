@@ -22,10 +22,10 @@ from rnn_fastai.data.corpus import Corpus
 from rnn_fastai.data.lm import LMDataLoader, LMDataset
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sets import wikitext2
-from rnn_fastai.learner.lm import LMLearner, language_model_learner
 from rnn_fastai.generate.adapt import DynamicEvaluation, NeuralCache
-from rnn_fastai.models.awd import AWD_LSTM
 from rnn_fastai.generate.score import score_ids
+from rnn_fastai.learner.lm import LMLearner, language_model_learner
+from rnn_fastai.models.awd import AWD_LSTM
 
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"

@@ -9,10 +9,11 @@ __all__ = ['suggest', 'Registry', 'check_count', 'check_number', 'check_prob', '
 # %% ../nbs/000_core.ipynb #7a165991
 import math
 import random
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch

@@ -9,8 +9,8 @@ __all__ = ['write_folder']
 import errno
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 # %% ../nbs/020_files.ipynb #09aa39e4
 def write_folder(

@@ -8,7 +8,8 @@ __all__ = ['running_total', 'can_draw', 'progress']
 # %% ../nbs/010_progress.ipynb #64cf1598
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from fastprogress import progress_bar
 from fastprogress.core import IN_NOTEBOOK

@@ -19,15 +19,15 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from torch.nn import functional as F
 
+from .callback.history import LossHistory
 from .core import suggest
 from .data.conll import read_columns, read_conllu
-from .data.texts import check_column, check_texts, open_parquet, read_csv
-from .data.sets import human_numbers, imdb, imdb_sample, number_runs, ud_ewt, wikitext2
-from .data.tokenize import TextTokenizer
 from .data.corpus import Corpus
 from .data.loaders import TextDataLoaders
+from .data.sets import human_numbers, imdb, imdb_sample, number_runs, ud_ewt, wikitext2
+from .data.texts import check_column, check_texts, open_parquet, read_csv
+from .data.tokenize import TextTokenizer
 from .inside.plots import plot_losses
-from .callback.history import LossHistory
 from .learner.lm import LMLearner, language_model_learner
 from .ship.bundle import check_task
 

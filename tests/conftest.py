@@ -5,7 +5,6 @@ import tracemalloc
 import pytest
 import torch
 
-
 @pytest.fixture(scope="module")
 def one_thread():
     "Models that are too small for threads to pay run on one."

@@ -9,9 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai.generate.beam import Beam, beam_search
+from rnn_fastai.models.awd import AWD_LSTM, LMOutput, get_language_model
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.awd import AWD_LSTM, LMOutput, get_language_model
 from rnn_fastai.models.seq2seq import SequenceModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,16 +23,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.data.task import seq_kinds
 from rnn_fastai.callback.capture import HiddenStateCapture, loaders_vocab
-from rnn_fastai.models.state import fit_state
+from rnn_fastai.data.task import seq_kinds
 from rnn_fastai.inside.capture import capture
+from rnn_fastai.inside.recording import Recording
+from rnn_fastai.models import recurrent
+from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.models.cells import cells, get_cell
 from rnn_fastai.models.dropout import drop_weight
-from rnn_fastai.models import recurrent
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.awd import get_language_model
-from rnn_fastai.inside.recording import Recording
+from rnn_fastai.models.state import fit_state
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 PARTS = 'x', 'states', 'gates'

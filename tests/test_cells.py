@@ -19,13 +19,24 @@ from torch.testing import assert_close
 
 from rnn_fastai.models import cells as cells_module
 from rnn_fastai.models import recurrent, steps
-from rnn_fastai.models.packed import thin_linear
-from rnn_fastai.models.scan import linear_scan
-from rnn_fastai.models.cells import (Cell, GRUCell, LSTMCell, LinearCell, MinGRUCell, MogrifierLSTMCell, QRNNCell,
-                                     RNNCell, cells, check_cell, get_cell)
+from rnn_fastai.models.cells import (
+    Cell,
+    GRUCell,
+    LinearCell,
+    LSTMCell,
+    MinGRUCell,
+    MogrifierLSTMCell,
+    QRNNCell,
+    RNNCell,
+    cells,
+    check_cell,
+    get_cell,
+)
 from rnn_fastai.models.dropout import drop_weight
+from rnn_fastai.models.packed import thin_linear
 from rnn_fastai.models.padding import check_lengths, last_steps, reverse_padded
 from rnn_fastai.models.recurrent import Recurrent
+from rnn_fastai.models.scan import linear_scan
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 CASES = [('RNN', {}), ('RNN', dict(nonlinearity='relu')), ('LSTM', {}), ('LSTM', dict(proj_size=2)), ('GRU', {}),

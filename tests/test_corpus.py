@@ -13,6 +13,7 @@ import textwrap
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -26,14 +27,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnn_fastai import all as rf
-from rnn_fastai.data.texts import frame_texts
-from rnn_fastai.data.cache import corpus_key
+from rnn_fastai import progress as progress_module
 from rnn_fastai.data import cache as cache_module
 from rnn_fastai.data import corpus as corpus_module
 from rnn_fastai.data import loaders as loaders_module
-from rnn_fastai import progress as progress_module
 from rnn_fastai.data import texts as texts_module
-from rnn_fastai.data.tokenize import chunks_of, as_tokenizer
+from rnn_fastai.data.cache import corpus_key
+from rnn_fastai.data.texts import frame_texts
+from rnn_fastai.data.tokenize import as_tokenizer, chunks_of
 
 WORDS = 'One two THREE four five six seven, eight. nine ten über don\'t 日本'.split()
 SPECIAL = ft.defaults.text_spec_tok
@@ -396,12 +397,10 @@ def test_saving_over_an_older_one(tmp_path):
 def test_saving_does_not_delete_what_is_no_corpus(tmp_path):
     path = as_files(make_texts(), tmp_path/'texts')
     before = sorted(path.rglob('*'))
-    try: build(path).save(path)             # a slip: the folder of the texts themselves
-    except (OSError, ValueError): pass
+    with suppress(OSError, ValueError): build(path).save(path)             # a slip: the folder of the texts themselves
     assert set(before) <= set(path.rglob('*'))
     (tmp_path/'notes.txt').write_text('mine')
-    try: build(path).save(tmp_path/'notes.txt')
-    except (OSError, ValueError): pass
+    with suppress(OSError, ValueError): build(path).save(tmp_path/'notes.txt')
     assert (tmp_path/'notes.txt').read_text() == 'mine'
 
 @pytest.mark.parametrize('nth', [1, 2])

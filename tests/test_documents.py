@@ -15,9 +15,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.documents import PaddedText
 from rnn_fastai.learner.weights import canonical_names
 from rnn_fastai.models.awd import canonical_name
-from rnn_fastai.data.documents import PaddedText
 
 matplotlib.use('Agg')
 WORDS = 'One two THREE four five six seven, eight. nine ten'.split()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rnn_fastai.models.state import map_state
 from rnn_fastai.models.awd import get_language_model
+from rnn_fastai.models.state import map_state
 
 ARCHS = 'AWD_LSTM', 'AWD_GRU', 'AWD_RNN', 'AWD_QRNN', 'AWD_minGRU', 'AWD_LayerNormLSTM'
 

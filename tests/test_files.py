@@ -19,8 +19,8 @@ from fastai.text import all as ft
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.models.awd import canonical_name
 from rnn_fastai.learner.weights import canonical_names
+from rnn_fastai.models.awd import canonical_name
 
 WORDS = 'one two three four five six seven eight nine ten'.split()
 NO_DROP = dict(output_p=0., hidden_p=0., input_p=0., embed_p=0., weight_p=1e-30)   # fastai's breaks at a weight_p of 0
@@ -297,7 +297,7 @@ def test_interrupted_write_leaves_the_old_file(make, monkeypatch, err):
     file = learn.save('a')
     old = file.read_bytes()
     def half(state, f, *args, **kwargs):
-        (f if hasattr(f, 'write') else open(f, 'wb')).write(old[:len(old)//2])
+        (f if hasattr(f, 'write') else open(f, 'wb')).write(old[:len(old)//2])   # noqa: SIM115 (it is left open)
         raise err
     with monkeypatch.context() as m:
         m.setattr(torch, 'save', half)

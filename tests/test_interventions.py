@@ -5,8 +5,15 @@ import torch
 from torch import nn
 
 from rnn_fastai.inside.capture import capture
-from rnn_fastai.inside.interventions import (ablate, clamp, edit_states, memory_length, patch_states, saliency,
-                                             unit_effects)
+from rnn_fastai.inside.interventions import (
+    ablate,
+    clamp,
+    edit_states,
+    memory_length,
+    patch_states,
+    saliency,
+    unit_effects,
+)
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.seq2seq import SequenceModel

@@ -147,7 +147,7 @@ def test_a_tagger_with_a_state_inside_reads_each_sentence_as_if_alone(parts):
         with torch.no_grad(): out = model(sent[0][None].as_subclass(torch.Tensor))
         want = (out if parts == 1 else out[0])[0].softmax(-1)
         torch.testing.assert_close(row[:len(want)], want)
-    sents = [s for s in SENTS.tokens][:4]
+    sents = list(SENTS.tokens)[:4]
     assert learn.tag(sents, bs=1, no_bar=True) == [learn.tag([s], no_bar=True)[0] for s in sents]
 
 @pytest.mark.parametrize('parts', [1, 3])

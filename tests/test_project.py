@@ -170,6 +170,7 @@ def test_english_is_plain():
 
 def test_all_gives_fastais_names_and_ours():
     import fastai.text.all as fa
+
     import rnn_fastai.all as rf
     missing = [n for n in dir(fa) if not n.startswith("_") and not hasattr(rf, n)]
     assert not missing

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+
 import rnn_fastai.all as rf
 from rnn_fastai.data.texts import read_csv, texts_of
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnn_fastai.inside.recording import FolderStore, Recording, SEGMENT
+from rnn_fastai.inside.recording import SEGMENT, FolderStore, Recording
 
 VOCAB = ['xxbos', 'a', 'b', 'c']
 KEYS = [('rnn', 'h'), ('rnn', 'c'), ('output', 'logits')]

@@ -2,9 +2,9 @@
 import bz2
 import copy
 import gzip
+import inspect
 import json
 import lzma
-import inspect
 import math
 import pickle
 from functools import partial
@@ -21,13 +21,47 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
-from rnn_fastai.all import (ClassificationInterpretation, EarlyStoppingCallback, GradientClip, IGNORE, LMLearner,
-                            LMOutput, LossHistory, ManyNets, NextTokenLearner, OneHot, OneHotMSE, OptimWrapper, RNNConfig, RNNLearner,
-                            Recurrent, Sampling,
-                            SaveModelCallback, SeqDataLoaders, ShowDecoded, TextDataLoaders, WholePrefix, cells,
-                            counting, evaluating, generate, load_learner, module_learner, noop, pad_ids, plot_nets,
-                            plot_probs, read_vectors, rnn_learner, seeded, seq_kinds, set_seed, token_accuracy,
-                            token_input, word_vectors)
+from rnn_fastai.all import (
+    IGNORE,
+    ClassificationInterpretation,
+    EarlyStoppingCallback,
+    GradientClip,
+    LMLearner,
+    LMOutput,
+    LossHistory,
+    ManyNets,
+    NextTokenLearner,
+    OneHot,
+    OneHotMSE,
+    OptimWrapper,
+    Recurrent,
+    RNNConfig,
+    RNNLearner,
+    Sampling,
+    SaveModelCallback,
+    SeqDataLoaders,
+    ShowDecoded,
+    TextDataLoaders,
+    WholePrefix,
+    cells,
+    counting,
+    evaluating,
+    generate,
+    load_learner,
+    module_learner,
+    noop,
+    pad_ids,
+    plot_nets,
+    plot_probs,
+    read_vectors,
+    rnn_learner,
+    seeded,
+    seq_kinds,
+    set_seed,
+    token_accuracy,
+    token_input,
+    word_vectors,
+)
 
 matplotlib.use('agg')
 CLOSE,EXACT,CPU = dict(rtol=1e-5, atol=1e-5),dict(rtol=1e-8, atol=1e-8),dict(device='cpu')
@@ -471,7 +505,7 @@ def test_word_vectors(tmp_path):
 def test_real_vectors():
     toks = 'the king of france and the queen of england'.split()
     learn = make(SeqDataLoaders.from_series(toks, **CPU), 'LSTM', 8, vectors=GLOVE)
-    plain = json.load(lzma.open(GLOVE, 'rt'))
+    with lzma.open(GLOVE, 'rt') as f: plain = json.load(f)
     for i,w in enumerate(learn.task.vocab): assert_close(learn.model.inp.weight[i].detach(), torch.tensor(plain[w]))
     before = learn.model.inp.weight.detach().clone()
     learn.fit(120, 0.02)

@@ -16,11 +16,11 @@ from torch.testing import assert_close
 
 from rnn_fastai.core import flush_denormals, seeded
 from rnn_fastai.generate.adapt import CacheMemory, DynamicEvaluation, NeuralCache, adapting
+from rnn_fastai.generate.score import Score, perplexity_of, score_ids
+from rnn_fastai.models.awd import AWD_LSTM, get_language_model
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
-from rnn_fastai.models.awd import AWD_LSTM, get_language_model
 from rnn_fastai.models.seq2seq import SequenceModel, token_input
-from rnn_fastai.generate.score import Score, perplexity_of, score_ids
 
 VOCAB = 23
 

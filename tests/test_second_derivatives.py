@@ -9,19 +9,18 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from rnn_fastai.models.ensemble import ManyNets
-from rnn_fastai.models.scan import linear_scan
+from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.documents import get_text_classifier
-from rnn_fastai.models.losses import OneHotMSE, linear_cross_entropy
+from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.models.heads import LMDecoder, PoolingClassifier, pool_states
-from rnn_fastai.models.seq2seq import Attention
+from rnn_fastai.models.losses import OneHotMSE, linear_cross_entropy
 from rnn_fastai.models.packed import pack
 from rnn_fastai.models.padding import reverse_padded
 from rnn_fastai.models.recurrent import Recurrent
+from rnn_fastai.models.scan import linear_scan
+from rnn_fastai.models.seq2seq import Attention, Seq2Seq, SequenceModel
 from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
-from rnn_fastai.models.awd import get_language_model
-from rnn_fastai.models.seq2seq import Seq2Seq, SequenceModel
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 CASES = [('RNN', {}), ('RNN', dict(nonlinearity='relu')), ('LSTM', {}), ('LSTM', dict(proj_size=2)), ('GRU', {}),

@@ -10,12 +10,12 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import calls_of
 from fastai.text.core import BOS
 from fastcore.basics import defaults
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conftest import calls_of
 from rnn_fastai.data.corpus import Corpus
 from rnn_fastai.data.subwords import ByteLevelTokenizer, CharTokenizer
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
-from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1, tag_place
 from rnn_fastai.data.tags import WordChars
+from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1, tag_place
+from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
 
 matplotlib.use('Agg')
 CLOSE = dict(rtol=0, atol=1e-5)

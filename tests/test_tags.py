@@ -17,8 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.data.tags import tag_corpus, word_parts
 from rnn_fastai.data.documents import PaddedText
+from rnn_fastai.data.tags import tag_corpus, word_parts
 
 SHARED = Path(os.environ.get('RNN_FASTAI_DATA', Path(__file__).resolve().parents[2]/'shared'/'data'))
 WORDS = "the cat sat Naïve on-the MAT 12,5 don't ! 日本".split()

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import spacy
+from conftest import calls_of
 from fastai.text import core as fc
 from fastai.text.learner import decode_spec_tokens as fastai_decode
 from fastcore.basics import defaults
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conftest import calls_of
 from rnn_fastai.data import tokenize
 from rnn_fastai.data.pretokenize import PIECE_RULES, rule_text
 from rnn_fastai.data.tokenize import TextTokenizer, WordTokenizer, as_tokenizer, chunks_of, decode_spec_tokens
@@ -561,7 +561,8 @@ def test_all_imdb_reviews():
 @pytest.mark.parametrize('part', ['train', 'valid', 'test'])
 def test_all_of_wikitext(part):
     import lzma
-    lines = lzma.open(shared('wikitext-2', f'{part}.txt.xz'), 'rt', encoding='utf8', newline='\n').readlines()
+    file = shared('wikitext-2', f'{part}.txt.xz')
+    with lzma.open(file, 'rt', encoding='utf8', newline='\n') as f: lines = f.readlines()
     for texts in (lines, ['\n'.join(lines[i:i+50]) for i in range(0, len(lines), 50)]):
         ours,want = list(TextTokenizer()(texts)),theirs(texts)
         assert [i for i,(a,b) in enumerate(zip(ours, want, strict=True)) if a != b] == []

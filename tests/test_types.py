@@ -13,18 +13,17 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.models import kernels
+from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.models.cells import cells, get_cell
 from rnn_fastai.models.documents import get_text_classifier
-from rnn_fastai.models.losses import linear_cross_entropy
+from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.models.heads import LMDecoder, PoolingClassifier
-from rnn_fastai.models.seq2seq import Attention
+from rnn_fastai.models.losses import linear_cross_entropy
 from rnn_fastai.models.packed import pack
 from rnn_fastai.models.recurrent import Recurrent
+from rnn_fastai.models.seq2seq import Attention, OneHot, SequenceModel, token_input
 from rnn_fastai.models.tagger import CharEncoder, Tagger, WordEncoder
-from rnn_fastai.models.awd import get_language_model
-from rnn_fastai.models.seq2seq import OneHot, SequenceModel, token_input
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

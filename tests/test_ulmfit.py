@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.callback.chunked_loss import LazyCrossEntropy
-from rnn_fastai.models.losses import LazyLogits
 from rnn_fastai.callback.schedule import stream_widths
+from rnn_fastai.models.losses import LazyLogits
 
 SMALL = dict(emb_sz=6, n_hid=8, n_layers=2)
 TINY = dict(rtol=1e-4, atol=1e-5)

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import bytes_of, calls_of
 from fastai.text import all as ft
 from scipy.stats import chisquare
 from torch import nn
 from torch.testing import assert_close
 
-from conftest import bytes_of, calls_of
 from rnn_fastai import all as rf
 from rnn_fastai.cli.main import main
 
@@ -446,7 +446,7 @@ SCRIPTS = {   # kind, prompt, tokens, options, what comes after the prompt, why 
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_what_is_written_and_streamed(name):
     kind,prompt,script,how,want,why = SCRIPTS[name]
-    script = [w for w in script.split(' ')] if isinstance(script, str) and kind == 'words' else list(script)
+    script = list(script.split(' ')) if isinstance(script, str) and kind == 'words' else list(script)
     learn = scripted(kind, prompt, script)
     how = dict(temperature=0, n_words=len(script), **how)
     t, = learn.generate(prompt, no_bar=True, **how)

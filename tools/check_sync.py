@@ -5,7 +5,6 @@ import sys
 
 from readme import ROOT, make_readme
 
-
 def _digests() -> dict:
     "File -> digest of its bytes, for all that is made from notebooks, and the notebooks."
     files = sorted([*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("rnn_fastai/**/*.py"), ROOT/"README.md"])

@@ -20,15 +20,16 @@ from fastprogress import progress_bar
 from torch import nn
 
 from ..core import suggest
-from ..data.task import pad_ids
 from ..data.lm import CorpusDataset, LMDataset
-from ..data.tags import TagDataset
-from ..data.sequences import SeqDataLoader
 from ..data.loaders import text_vocab
-from ..models.documents import TextClassifier
+from ..data.sequences import SeqDataLoader
+from ..data.tags import TagDataset
+from ..data.task import pad_ids
 from ..generate.decode import evaluating
+from ..inside.capture import Capture
+from ..inside.capture import capture as capture_model
 from ..inside.recording import Recording
-from ..inside.capture import Capture, capture as capture_model
+from ..models.documents import TextClassifier
 
 # %% ../../nbs/530_callback.capture.ipynb #55418bce
 def loaders_vocab(

@@ -15,8 +15,8 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from ..core import check_count
-from ..models.losses import LazyLogits
 from ..models.heads import LMDecoder
+from ..models.losses import LazyLogits
 from .state import RNNCallback
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #eaf78fb2

@@ -6,7 +6,7 @@
 __all__ = ['FusedAdam', 'Adam']
 
 # %% ../../nbs/500_callback.optim.ipynb #51d2186b
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from fastai.optimizer import Optimizer

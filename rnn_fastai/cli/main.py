@@ -12,12 +12,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pandas as pd
 import torch
@@ -28,20 +28,33 @@ from fastcore.basics import defaults
 from fastcore.script import call_parse, parse_cli, store_true
 
 from ..core import Registry, check_count
-from ..progress import can_draw
 from ..data.conll import open_text
+from ..data.loaders import TextDataLoaders, text_vocab
 from ..data.sets import human_numbers_100
 from ..data.tags import TagDataLoaders
-from ..data.loaders import TextDataLoaders, text_vocab
-from ..generate.sampling import Sampling, check_seed
 from ..generate.beam import Beam
+from ..generate.sampling import Sampling, check_seed
 from ..generate.texts import Generated
-from ..learner.text import TextLearner
 from ..learner.lm import LMLearner
+from ..learner.text import TextLearner
 from ..learner.ulmfit import fine_tune_classifier
+from ..progress import can_draw
+from rnn_fastai.recipes import (
+    DEMO,
+    DEMO_CONFIG,
+    HONEST,
+    HONEST_CONFIG,
+    PROMPTS,
+    REFERENCE_S,
+    STAGES,
+    is_exact,
+    read_data,
+    save_picture,
+    stream_scores,
+    train_demo,
+    train_honest,
+)
 from ..ship.bundle import build_learner, check_task, load_bundle, save_bundle
-from ..recipes import (DEMO, DEMO_CONFIG, HONEST, HONEST_CONFIG, PROMPTS, REFERENCE_S, STAGES, is_exact,
-                                read_data, save_picture, stream_scores, train_demo, train_honest)
 
 # %% ../../nbs/760_cli.main.ipynb #4f1c0a02
 class EpochLines(Callback):

@@ -12,17 +12,18 @@ from typing import Any
 
 import pandas as pd
 from fastai.data.transforms import get_files
-from fastai.text import core as fastai_core, data as fastai_data
+from fastai.text import core as fastai_core
+from fastai.text import data as fastai_data
 from fastai.torch_core import TitledStr
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import load_pickle
 
-from .texts import check_column, frame_texts, texts_of
-from .tokenize import CorpusTokenizer, WordTokenizer, as_tokenizer
 from .cache import corpus_key
 from .lm import LMDataLoader
+from .texts import check_column, frame_texts, texts_of
+from .tokenize import CorpusTokenizer, WordTokenizer, as_tokenizer
 
 # %% ../../nbs/175_data.blocks.ipynb #99f21739
 _COUNTS = fastai_core.fn_counter_pkl,fastai_core.fn_lengths_pkl   # files of counts beside those of tokens

@@ -15,19 +15,20 @@ import re
 import shutil
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType, MethodType, ModuleType
-from typing import Any, Iterable
+from typing import Any
 
 import numpy as np
 from fastai.data.external import fastai_path
 
+from .corpus import Corpus
 from .texts import hold_texts, texts_of
 from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
-from .corpus import Corpus
 
 # %% ../../nbs/140_data.cache.ipynb #d7d2ff25
 def fingerprint(

@@ -13,11 +13,12 @@ import re
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO, TextIOWrapper
 from itertools import dropwhile
 from pathlib import Path
-from typing import BinaryIO, Callable, IO, Iterable, Iterator, TextIO
+from typing import IO, BinaryIO, TextIO
 
 import pandas as pd
 

@@ -11,9 +11,10 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Sized
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterable, Sized
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +23,8 @@ from fastai.text.data import make_vocab
 from fastcore.basics import defaults, ifnone
 
 from ..core import check_count
-from ..progress import progress
 from ..files import write_folder
+from ..progress import progress
 from .texts import hold_texts, texts_of
 from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 

@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
-from .texts import check_column
-from .splits import check_training
-from .tokenize import CorpusTokenizer
 from .corpus import Corpus, Vocab
-from .task import SeqTask
 from .lm import ArrayDataLoader, CorpusDataset, new_corpus, show_ids
+from .splits import check_training
+from .task import SeqTask
+from .texts import check_column
+from .tokenize import CorpusTokenizer
 
 # %% ../../nbs/155_data.documents.ipynb #0cedf3c9
 def pad_rows(

@@ -8,9 +8,10 @@ __all__ = ['TokenStream', 'CorpusDataset', 'new_corpus', 'show_ids', 'LMDataset'
 # %% ../../nbs/150_data.lm.ipynb #1301b453
 import inspect
 import random
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,10 +26,10 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from ..core import check_count, suggest
-from .splits import check_training
-from .tokenize import CorpusTokenizer, as_tokenizer
 from .corpus import Corpus, Vocab
+from .splits import check_training
 from .task import SeqTask
+from .tokenize import CorpusTokenizer, as_tokenizer
 
 # %% ../../nbs/150_data.lm.ipynb #c27f0fad
 class TokenStream:

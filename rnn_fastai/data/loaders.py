@@ -10,9 +10,10 @@ import csv
 import inspect
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,13 +27,13 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 from ..core import check_count, suggest
-from .texts import CheckedTexts, frame_texts, read_csv, texts_of
-from .splits import column_splitter, random_splitter
-from .tokenize import CorpusTokenizer, as_tokenizer
-from .corpus import Corpus
 from .cache import cached_corpus
-from .lm import LMDataLoader, LMDataset
+from .corpus import Corpus
 from .documents import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels, label_keys
+from .lm import LMDataLoader, LMDataset
+from .splits import column_splitter, random_splitter
+from .texts import CheckedTexts, frame_texts, read_csv, texts_of
+from .tokenize import CorpusTokenizer, as_tokenizer
 
 # %% ../../nbs/170_data.loaders.ipynb #96024c1f
 def _check_names(given:dict, f:Callable):

@@ -9,17 +9,27 @@ __all__ = ['PIECE_RULES', 'spans', 'Links', 'write_at', 'rule_text', 'NumberedTo
 import gc
 import re
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
 from itertools import chain, islice, pairwise
 from operator import eq
-from typing import Callable, Iterable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastai.text.core import (BOS, fix_html, lowercase, replace_all_caps, replace_maj, replace_rep, replace_wrep,
-                          rm_useless_spaces, spec_add_spaces)
+from fastai.text.core import (
+    BOS,
+    fix_html,
+    lowercase,
+    replace_all_caps,
+    replace_maj,
+    replace_rep,
+    replace_wrep,
+    rm_useless_spaces,
+    spec_add_spaces,
+)
 
 # %% ../../nbs/115_data.pretokenize.ipynb #eca1ba9a
 # fastai's rules in fastai's order: what this module knows to run piece by piece.

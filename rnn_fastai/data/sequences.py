@@ -7,7 +7,8 @@ __all__ = ['SeqDataLoader', 'SeqDataLoaders']
 
 # %% ../../nbs/165_data.sequences.ipynb #606e9f7d
 from collections import Counter
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch

@@ -13,13 +13,13 @@ import os
 import random
 import re
 import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, Iterable, Iterator
 
 import pandas as pd
 from fastai.data.external import URLs, fastai_path, untar_data

@@ -6,7 +6,8 @@
 __all__ = ['check_training', 'check_valid_pct', 'random_splitter', 'column_splitter']
 
 # %% ../../nbs/110_data.splits.ipynb #3afea103
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd

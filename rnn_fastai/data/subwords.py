@@ -8,9 +8,10 @@ __all__ = ['CharTokenizer', 'ByteLevelTokenizer']
 # %% ../../nbs/135_data.subwords.ipynb #0985e7aa
 import json
 import threading
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from fastai.text.core import BOS
 from fastcore.basics import defaults
 
 from ..core import check_count, suggest
-from .tokenize import CorpusTokenizer, chunks_of
 from .corpus import FAKE
+from .tokenize import CorpusTokenizer, chunks_of
 
 # %% ../../nbs/135_data.subwords.ipynb #f8cb37ad
 def _without_specials(
@@ -81,7 +82,8 @@ class CharTokenizer(CorpusTokenizer):
 # %% ../../nbs/135_data.subwords.ipynb #a6be2c28
 def _library() -> Any:
     "The library `tokenizers`; asked for only where it is needed."
-    try: import tokenizers
+    try:
+        import tokenizers
     except ImportError as e: raise ImportError("Subwords need the library `tokenizers`: pip install tokenizers") from e
     return tokenizers
 

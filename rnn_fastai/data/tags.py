@@ -7,9 +7,10 @@ __all__ = ['TAG_IGNORE', 'word_parts', 'WordChars', 'tag_corpus', 'Tags', 'TagDa
 
 # %% ../../nbs/160_data.tags.ipynb #01dece98
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,13 +26,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
 from .conll import read_columns, read_conllu
-from .texts import check_column
-from .splits import check_training, column_splitter, random_splitter
-from .tokenize import CorpusTokenizer, WordTokenizer
 from .corpus import Corpus
-from .task import IGNORE, SeqTask
-from .lm import show_ids
 from .documents import DocDataLoader, PaddedDataset, pad_rows
+from .lm import show_ids
+from .splits import check_training, column_splitter, random_splitter
+from .task import IGNORE, SeqTask
+from .texts import check_column
+from .tokenize import CorpusTokenizer, WordTokenizer
 
 # %% ../../nbs/160_data.tags.ipynb #0ad94b64
 TAG_IGNORE = IGNORE   # the name that it had for taggers

@@ -6,8 +6,9 @@
 __all__ = ['IGNORE', 'seq_kinds', 'seq_tokens', 'ids_of', 'pad_ids', 'SeqTask']
 
 # %% ../../nbs/147_data.task.ipynb #55a141f5
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd

@@ -8,10 +8,11 @@ __all__ = ['check_column', 'check_texts', 'frame_texts', 'read_csv', 'open_parqu
 # %% ../../nbs/105_data.texts.ipynb #d97ff80c
 import csv
 import re
+from collections.abc import Iterable, Iterator, Sized
 from io import StringIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Sized
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa

@@ -10,17 +10,18 @@ import re
 import sys
 import threading
 from array import array
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
-from fastai.text.core import SpacyTokenizer, TK_MAJ, TK_REP, TK_UP, TK_WREP, Tokenizer
+from fastai.text.core import TK_MAJ, TK_REP, TK_UP, TK_WREP, SpacyTokenizer, Tokenizer
 from fastcore.basics import compose, defaults, ifnone, maps
 from fastcore.foundation import L
 
 from ..core import check_count
-from .pretokenize import NumberedTokens, PIECE_RULES, PieceTable, rule_text
+from .pretokenize import PIECE_RULES, NumberedTokens, PieceTable, rule_text
 
 # %% ../../nbs/125_data.tokenize.ipynb #ed443a29
 def _straddling_pairs(tok) -> dict[str, set]:

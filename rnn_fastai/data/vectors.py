@@ -8,8 +8,9 @@ __all__ = ['read_vectors', 'word_vectors']
 # %% ../../nbs/145_data.vectors.ipynb #895b6c88
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import numpy as np
 import torch

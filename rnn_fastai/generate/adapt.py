@@ -8,10 +8,11 @@ __all__ = ['NeuralCache', 'CacheMemory', 'DynamicEvaluation', 'Adapted', 'adapti
 # %% ../../nbs/310_generate.adapt.ipynb #6fb3cd63
 import copy
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -249,6 +250,6 @@ def adapting(
     dynamic:DynamicEvaluation=DynamicEvaluation(), # The settings
 ) -> Iterator[Adapted]:
     "Copy a model for a block in which gradients are on."
-    with torch.inference_mode(False), torch.enable_grad(), flush_denormals():
-        # cuDNN has no gradients in evaluation mode.
-        with torch.backends.cudnn.flags(enabled=False): yield Adapted(model, dynamic)
+    # cuDNN has no gradients in evaluation mode.
+    no_cudnn = torch.backends.cudnn.flags(enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), flush_denormals(), no_cudnn: yield Adapted(model, dynamic)

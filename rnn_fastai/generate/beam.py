@@ -8,16 +8,17 @@ __all__ = ['Beam', 'Hypothesis', 'beam_search']
 # %% ../../nbs/320_generate.beam.ipynb #fe9ba200
 import math
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import check_count, check_number, full_precision
 from ..models.state import take_rows
-from .sampling import blocked_by_ngrams, check_room, forbid
 from .decode import read_prompts
+from .sampling import blocked_by_ngrams, check_room, forbid
 
 # %% ../../nbs/320_generate.beam.ipynb #531deeed
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@
 __all__ = ['WholePrefix', 'with_state', 'evaluating', 'read_prompts', 'Step', 'Continuation', 'generate']
 
 # %% ../../nbs/315_generate.decode.ipynb #36f7bc1a
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
 from ..models.state import map_state, put_rows, reset_state, take_rows
-from .sampling import Sampling, TokenSampler
 from .adapt import CacheMemory, NeuralCache
+from .sampling import Sampling, TokenSampler
 
 # %% ../../nbs/315_generate.decode.ipynb #e85e832f
 class _Step(NamedTuple):

@@ -7,8 +7,8 @@ __all__ = ['prepack', 'is_watched', 'PrepackedModel']
 
 # %% ../../nbs/305_generate.prepack.ipynb #a8dd8ec2
 import copy
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Iterator
 
 import torch
 from torch import Tensor

@@ -177,7 +177,7 @@ def check_share(
 ):
     "Raise `ValueError` unless `p` is a probability (1 included) or None."
     what = f"a probability, {'from 0 to' if zero else 'above 0 and at most'} 1, or None"
-    if p is not None: check_number(name, p, what, lambda p: (0 <= p if zero else 0 < p) and p <= 1)
+    if p is not None: check_number(name, p, what, lambda p: (p >= 0 if zero else p > 0) and p <= 1)
 
 def check_seed(
     seed:int|torch.Generator|None, # Its value

@@ -7,16 +7,17 @@ __all__ = ['Score', 'perplexity_of', 'score_ids', 'adapted_to']
 
 # %% ../../nbs/325_generate.score.ipynb #c0bc84f1
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count, full_precision
-from ..progress import running_total
 from ..models.state import detach_state, take_rows
+from ..progress import running_total
 from .adapt import Adapted, CacheMemory, DynamicEvaluation, NeuralCache, adapting
 
 # %% ../../nbs/325_generate.score.ipynb #60a9c129

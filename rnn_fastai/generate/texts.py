@@ -6,20 +6,20 @@
 __all__ = ['Codec', 'Generated', 'Ending', 'check_stop_strings', 'write_texts', 'search_texts', 'stream_text']
 
 # %% ../../nbs/330_generate.texts.ipynb #923526ac
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import check_count, suggest
 from ..progress import running_total
-from .sampling import Sampling, TokenSampler
 from .adapt import NeuralCache
-from .decode import Continuation, evaluating
 from .beam import Beam, beam_search
+from .decode import Continuation, evaluating
+from .sampling import Sampling, TokenSampler
 
 # %% ../../nbs/330_generate.texts.ipynb #866c4b99
 _UNFINISHED = '\ufffd'   # stands for bytes that are not a whole character yet

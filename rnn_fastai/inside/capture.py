@@ -8,9 +8,10 @@ __all__ = ['Capture', 'capture']
 # %% ../../nbs/410_inside.capture.ipynb #eed1e41a
 import warnings
 import weakref
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +24,8 @@ from ..models.cells import Cell
 from ..models.padding import last_steps, reverse_padded
 from ..models.recurrent import CellTrace, Recurrent
 from ..models.seq2seq import OneHot
-from .trace import (BLOCK, allocate, look_inside, pick_layers, state_grads, torch_cell, torch_seen,
-                                     torch_weights)
-from .recording import FolderStore, Recording, SEGMENT
+from .recording import SEGMENT, FolderStore, Recording
+from .trace import BLOCK, allocate, look_inside, pick_layers, state_grads, torch_cell, torch_seen, torch_weights
 
 # %% ../../nbs/410_inside.capture.ipynb #ce1b836f
 class _Options(NamedTuple):

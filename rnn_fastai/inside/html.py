@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .recording import Recording
 from .plots import color_range, probabilities
+from .recording import Recording
 
 # %% ../../nbs/430_inside.html.ipynb #24640e81
 def _quantize(a:np.ndarray, low:float, high:float) -> str:

@@ -7,8 +7,9 @@ __all__ = ['Edit', 'clamp', 'ablate', 'patch_states', 'edit_states', 'next_token
            'saliency']
 
 # %% ../../nbs/415_inside.interventions.ipynb #e718729c
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_count, full_precision
+from ..generate.decode import evaluating
 from ..models.recurrent import Recurrent
 from ..models.seq2seq import OneHot
-from ..generate.decode import evaluating
 from .trace import pick_layers
 
-if TYPE_CHECKING: import pandas as pd   # loaded when a frame is asked for
+if TYPE_CHECKING:   # loaded when a frame is asked for
+    import pandas as pd
 
 # %% ../../nbs/415_inside.interventions.ipynb #e3363d75
 class Edit(NamedTuple):

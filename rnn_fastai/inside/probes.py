@@ -6,14 +6,16 @@
 __all__ = ['position_labels', 'token_labels', 'bracket_depth', 'rank_units', 'Probe', 'probe', 'top_contexts', 'nearest_states']
 
 # %% ../../nbs/420_inside.probes.ipynb #c8dc007b
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..core import check_count
 from .recording import Recording
 
-if TYPE_CHECKING: import pandas as pd   # loaded when a frame is asked for
+if TYPE_CHECKING:   # loaded when a frame is asked for
+    import pandas as pd
 
 # %% ../../nbs/420_inside.probes.ipynb #dd737280
 def position_labels(

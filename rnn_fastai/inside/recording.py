@@ -9,16 +9,18 @@ __all__ = ['SEGMENT', 'IDS', 'MemoryStore', 'FolderStore', 'Recording']
 import errno
 import html
 import json
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core import suggest
 from ..files import write_folder
 
-if TYPE_CHECKING: import pandas as pd   # loaded when a frame is asked for
+if TYPE_CHECKING:   # loaded when a frame is asked for
+    import pandas as pd
 
 # %% ../../nbs/405_inside.recording.ipynb #7d373fb3
 SEGMENT = np.dtype([(n, '<i8') for n in ('doc', 'pos', 'block', 'start', 'n', 'batch', 'row')] + [('training', '?')])
@@ -370,7 +372,8 @@ class _Tables(_Readable):
 
     def to_xarray(self) -> Any: # An `xarray.Dataset`
         "A variable '<layer>.<part>' by row and unit; document, step and token are coordinates. Needs xarray."
-        try: import xarray
+        try:
+            import xarray
         except ImportError as e: raise ImportError("to_xarray needs xarray: pip install xarray.") from e
         doc = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         coords = dict(doc=('row', doc), step=('row', self.steps()), token=('row', self.tokens()))

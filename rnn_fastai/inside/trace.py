@@ -8,8 +8,9 @@ __all__ = ['BLOCK', 'allocate', 'look_inside', 'state_grads', 'find_layers', 'pi
 
 # %% ../../nbs/400_inside.trace.ipynb #a500a36e
 import math
+from collections.abc import Callable
 from mmap import mmap
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..core import suggest
-from ..models.dropout import zoneout
 from ..models.cells import Cell, get_cell
-from ..models.padding import reverse_padded
+from ..models.dropout import zoneout
 from ..models.kernels import KERNEL_WEIGHTS, check_seen_dropout
-from ..models.steps import with_weights
+from ..models.padding import reverse_padded
 from ..models.recurrent import CellTrace, Recurrent
+from ..models.steps import with_weights
 
 # %% ../../nbs/400_inside.trace.ipynb #a3a47704
 def allocate(

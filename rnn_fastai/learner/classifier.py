@@ -8,8 +8,9 @@ __all__ = ['PoolingLinearClassifier', 'FastaiClassifier', 'ClassifierLearner', '
 
 # %% ../../nbs/625_learner.classifier.ipynb #b2e21347
 import warnings
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from fastai.callback.schedule import Learner
@@ -22,12 +23,12 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..data.loaders import label_vocab, text_vocab
-from ..models.padding import reverse_padded, right_padded
-from ..models.losses import answer_kind
-from ..models.heads import pool_states
 from ..models.documents import chunk_padded, get_text_classifier
-from .weights import pretrained_files
+from ..models.heads import pool_states
+from ..models.losses import answer_kind
+from ..models.padding import reverse_padded, right_padded
 from .text import SequentialRNN, TextLearner, fastai_config, find_arch
+from .weights import pretrained_files
 
 # %% ../../nbs/625_learner.classifier.ipynb #134e02fb
 class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):

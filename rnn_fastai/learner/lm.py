@@ -7,11 +7,12 @@ __all__ = ['encode_texts', 'encode_prompts', 'lm_codec', 'LMLearner', 'language_
 
 # %% ../../nbs/615_learner.lm.ipynb #034c0f5e
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
-from fastai.callback.schedule import Learner   # with `fine_tune`, `fit_one_cycle` and `lr_find`
+from fastai.callback.schedule import Learner  # with `fine_tune`, `fit_one_cycle` and `lr_find`
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text import learner as fastai_learner
 from fastai.text.core import BOS, PAD, UNK
@@ -19,15 +20,15 @@ from fastai.text.models import core as fastai_core
 from fastcore.basics import defaults, ifnone
 from fastcore.meta import delegates
 
-from ..data.tokenize import TextTokenizer, decode_spec_tokens
 from ..data.corpus import FAKE
 from ..data.lm import LMDataset
 from ..data.loaders import text_vocab
-from ..models.awd import get_language_model
+from ..data.tokenize import TextTokenizer, decode_spec_tokens
 from ..generate.sampling import check_share
 from ..generate.texts import Codec
-from .weights import pretrained_files
+from ..models.awd import get_language_model
 from .text import SequentialRNN, fastai_config, find_arch
+from .weights import pretrained_files
 from .writing import WritingLearner
 
 # %% ../../nbs/615_learner.lm.ipynb #8ea145d6

@@ -8,8 +8,9 @@ __all__ = ['ModuleModel', 'loaders_task', 'RNNLearner', 'NextTokenLearner', 'RNN
 
 # %% ../../nbs/620_learner.rnn.ipynb #0a173fc5
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from fastai.callback.schedule import Learner
@@ -22,24 +23,24 @@ from fastcore.basics import ifnone
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import check_count
-from ..data.vectors import word_vectors
-from ..data.task import IGNORE, SeqTask
-from ..data.lm import ArrayDataLoader, LMDataLoader
-from ..data.sequences import SeqDataLoader
-from ..data.loaders import label_vocab, text_vocab
-from ..models.state import fresh_logits
-from ..models.recurrent import Recurrent
-from ..models.heads import check_pool
-from ..models.awd import LMOutput
-from ..models.seq2seq import OneHot, Seq2Seq, SequenceModel, StateInput, token_input
-from ..generate.sampling import check_share
-from ..generate.decode import evaluating
-from ..generate.texts import Codec
 from ..callback.optim import Adam
+from ..core import check_count
+from ..data.lm import ArrayDataLoader, LMDataLoader
+from ..data.loaders import label_vocab, text_vocab
+from ..data.sequences import SeqDataLoader
+from ..data.task import IGNORE, SeqTask
+from ..data.vectors import word_vectors
+from ..generate.decode import evaluating
+from ..generate.sampling import check_share
+from ..generate.texts import Codec
+from ..models.awd import LMOutput
+from ..models.heads import check_pool
+from ..models.recurrent import Recurrent
+from ..models.seq2seq import OneHot, Seq2Seq, SequenceModel, StateInput, token_input
+from ..models.state import fresh_logits
+from .lm import LMLearner
 from .text import TextLearner
 from .writing import WritingLearner
-from .lm import LMLearner
 
 # %% ../../nbs/620_learner.rnn.ipynb #5a8af1ff
 class ModuleModel(nn.Module):

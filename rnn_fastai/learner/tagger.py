@@ -24,17 +24,17 @@ from fastprogress import progress_bar
 from torch import Tensor
 
 from ..core import check_count, suggest
+from ..data.loaders import text_vocab
+from ..data.tags import TagDataset, word_parts
+from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, WordTokenizer
 from ..data.vectors import word_vectors
-from ..data.task import IGNORE
-from ..data.tags import TagDataset, word_parts
-from ..data.loaders import text_vocab
-from ..models.cells import cells
-from ..models.state import fresh_logits
-from ..models.awd import arch_config, archs
-from ..models.seq2seq import token_input
-from ..models.tagger import ArchEncoder, CRF, CharEncoder, Tagger, WordEncoder
 from ..generate.decode import evaluating
+from ..models.awd import arch_config, archs
+from ..models.cells import cells
+from ..models.seq2seq import token_input
+from ..models.state import fresh_logits
+from ..models.tagger import CRF, ArchEncoder, CharEncoder, Tagger, WordEncoder
 from .text import TextLearner
 
 # %% ../../nbs/630_learner.tagger.ipynb #d804772b

@@ -7,30 +7,44 @@ __all__ = ['SafeLearner', 'TextLearner', 'SequentialRNN', 'find_arch', 'fastai_c
 
 # %% ../../nbs/605_learner.text.ipynb #7070dff3
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from fastai.callback import rnn as fastai_rnn
-from fastai.callback.schedule import Learner   # with `fine_tune`, `fit_one_cycle` and `lr_find`
+from fastai.callback.schedule import Learner  # with `fine_tune`, `fit_one_cycle` and `lr_find`
 from fastai.learner import AvgSmoothLoss
 from fastai.text import learner as fastai_learner
-from fastai.text.models import awdlstm as fastai_awd, core as fastai_core
+from fastai.text.models import awdlstm as fastai_awd
+from fastai.text.models import core as fastai_core
 from fastai.torch_core import get_model, rank_distrib, to_detach
 from fastcore.basics import ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
 
-from ..core import flush_denormals
-from ..data.loaders import text_vocab
-from ..models.losses import with_answers
-from ..models.heads import LMDecoder
-from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..callback.optim import Adam
 from ..callback.regularize import rnn_cbs
-from .weights import (TransferReport, check_named, fit_opt_state, fit_weights, load_weights,
-                                        match_embeds, read_vocab, read_weights, shared_opt_state, shared_weights,
-                                        vocab_file, write_vocab, write_weights)
+from ..core import flush_denormals
+from ..data.loaders import text_vocab
+from ..models.awd import AWD_LSTM, StatefulEncoder, archs
+from ..models.heads import LMDecoder
+from ..models.losses import with_answers
+from rnn_fastai.learner.weights import (
+    TransferReport,
+    check_named,
+    fit_opt_state,
+    fit_weights,
+    load_weights,
+    match_embeds,
+    read_vocab,
+    read_weights,
+    shared_opt_state,
+    shared_weights,
+    vocab_file,
+    write_vocab,
+    write_weights,
+)
 
 # %% ../../nbs/605_learner.text.ipynb #f495edc9
 class _SmoothLoss(AvgSmoothLoss):

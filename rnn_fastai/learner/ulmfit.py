@@ -14,14 +14,14 @@ from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy, accuracy_multi, mse
 from fastcore.meta import delegates
 
+from ..callback.schedule import Learner  # with `fit_gradually`
 from ..core import check_count, check_prob, suggest
-from ..data.texts import check_column
 from ..data.loaders import TextDataLoaders
-from ..models.losses import answer_kind
+from ..data.texts import check_column
 from ..models.awd import archs
-from ..callback.schedule import Learner   # with `fit_gradually`
-from .lm import language_model_learner
+from ..models.losses import answer_kind
 from .classifier import ClassifierLearner, combine_directions, text_classifier_learner
+from .lm import language_model_learner
 
 # %% ../../nbs/635_learner.ulmfit.ipynb #96f1a0c9
 def lm_texts(

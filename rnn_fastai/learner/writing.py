@@ -6,8 +6,9 @@
 __all__ = ['ScoringLearner', 'WritingLearner']
 
 # %% ../../nbs/610_learner.writing.ipynb #c3536758
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from fastai.losses import CrossEntropyLossFlat
@@ -19,15 +20,14 @@ from fastprogress import progress_bar
 
 from ..core import check_count
 from ..data.tokenize import decode_spec_tokens
-from ..models.state import reset_state
-from ..generate.sampling import Sampling, check_seed
-from ..generate.prepack import PrepackedModel, prepack
 from ..generate.adapt import DynamicEvaluation, NeuralCache
-from ..generate.decode import WholePrefix, evaluating, with_state
 from ..generate.beam import Beam
+from ..generate.decode import WholePrefix, evaluating, with_state
+from ..generate.prepack import PrepackedModel, prepack
+from ..generate.sampling import Sampling, check_seed
 from ..generate.score import Score, adapted_to, score_ids
-from ..generate.texts import (Codec, Ending, Generated, check_stop_strings, search_texts, stream_text,
-                                       write_texts)
+from ..generate.texts import Codec, Ending, Generated, check_stop_strings, search_texts, stream_text, write_texts
+from ..models.state import reset_state
 from .text import TextLearner
 
 # %% ../../nbs/610_learner.writing.ipynb #7512515c

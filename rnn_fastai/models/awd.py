@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..core import Registry, check_count, suggest
-from .dropout import RNNDropout, WordDropout
 from .cells import cells, get_cell
-from .state import detach_state, fit_state
-from .recurrent import Recurrent
+from .dropout import RNNDropout, WordDropout
 from .heads import LMDecoder
+from .recurrent import Recurrent
+from .state import detach_state, fit_state
 
 # %% ../../nbs/235_models.awd.ipynb #c9b62403
 archs = Registry('architecture')

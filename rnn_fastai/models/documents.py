@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check_count, check_prob
-from .state import detach_state, fit_state, map_state
-from .padding import real_steps, right_padded
-from .heads import PoolingClassifier
 from .awd import arch_config, archs
+from .heads import PoolingClassifier
+from .padding import real_steps, right_padded
+from .state import detach_state, fit_state, map_state
 
 # %% ../../nbs/245_models.documents.ipynb #1033e923
 def chunk_padded(

@@ -62,7 +62,6 @@ class _PlainNets(torch.autograd.Function):
         before = torch.cat([torch.zeros_like(hs[:1]), hs[:-1]])
         return gz,torch.einsum('snbi,snbj->nij', gz, before),None
 
-
 # %% ../../nbs/255_models.ensemble.ipynb #a478fe8a
 def _one_layer(weights:Any, part:slice, n_hid:int) -> list[Tensor]:
     "Weights of one large layer for some of the nets: gate by gate, and within a gate net by net."

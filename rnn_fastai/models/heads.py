@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_prob, suggest
-from .packed import thin_linear
-from .dropout import RNNDropout
 from .cells import check_like
-from .padding import real_steps
+from .dropout import RNNDropout
 from .losses import LazyLogits
+from .packed import thin_linear
+from .padding import real_steps
 
 # %% ../../nbs/230_models.heads.ipynb #c85a258c
 class LMDecoder(nn.Module):

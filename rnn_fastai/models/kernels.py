@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .state import map_state
 from .padding import padded_steps
+from .state import map_state
 
 # %% ../../nbs/217_models.kernels.ipynb #af296e71
 KERNEL_WEIGHTS = 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr'   # of one cell, in torch's order

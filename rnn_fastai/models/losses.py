@@ -6,8 +6,9 @@
 __all__ = ['answer_kind', 'AnsweringLoss', 'with_answers', 'linear_cross_entropy', 'LazyLogits', 'OneHotMSE', 'token_accuracy']
 
 # %% ../../nbs/225_models.losses.ipynb #28bf3525
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -8,7 +8,8 @@ __all__ = ['thin_linear', 'PackedWeight', 'packed_product', 'int8_product', 'pac
 # %% ../../nbs/200_models.packed.ipynb #17326c98
 import math
 import warnings
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..core import check_count, check_prob, suggest
-from .packed import PackedWeight
-from .dropout import drop_weight
 from .cells import Cell, check_cell, check_input, check_state, get_cell
-from .padding import check_lengths, last_steps, padded_steps, reverse_padded
+from .dropout import drop_weight
 from .kernels import KERNEL_WEIGHTS, check_seen_dropout, compact_weights, hold_state, run_kernel
+from .packed import PackedWeight
+from .padding import check_lengths, last_steps, padded_steps, reverse_padded
 from .steps import run_cell, with_weights
 
 # %% ../../nbs/220_models.recurrent.ipynb #1fd94b14

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_count, check_prob
-from .dropout import RNNDropout, WordDropout
+from .awd import LMOutput
 from .cells import check_like
+from .dropout import RNNDropout, WordDropout
+from .heads import check_pool, pool_states
 from .padding import right_padded
 from .recurrent import Recurrent
-from .heads import check_pool, pool_states
-from .awd import LMOutput
 
 # %% ../../nbs/240_models.seq2seq.ipynb #e18c8b9a
 class Attention(nn.Module):

@@ -61,7 +61,7 @@ def reset_state(
     if callable(reset):
         reset()
         return True
-    return any([reset_state(m) for m in model.children()])
+    return any([reset_state(m) for m in model.children()])   # noqa: C419 (all of them)
 
 def fresh_logits(
     model:nn.Module, # Gives logits, or logits and more

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .dropout import zoneout
 from .cells import Cell
+from .dropout import zoneout
 from .padding import last_steps, padded_steps
 
 # %% ../../nbs/218_models.steps.ipynb #90ac7e52

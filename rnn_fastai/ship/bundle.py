@@ -10,10 +10,11 @@ __all__ = ['TASKS', 'check_task', 'build_learner', 'tokenizer_facts', 'make_toke
 import json
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -29,24 +30,24 @@ from fastcore.basics import ifnone, noop
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..core import suggest, seeded
-from ..data.tokenize import TextTokenizer, WordTokenizer
+from ..core import seeded, suggest
 from ..data.corpus import Corpus
-from ..data.subwords import ByteLevelTokenizer, CharTokenizer
-from ..data.lm import LMDataLoader, LMDataset
 from ..data.documents import DocDataLoader, DocDataset, Labels, PaddedDataset, folder_labels, frame_labels
-from ..data.tags import TagDataLoader, TagDataLoaders, TagDataset, WordChars
+from ..data.lm import LMDataLoader, LMDataset
 from ..data.loaders import TextDataLoaders, text_vocab
+from ..data.subwords import ByteLevelTokenizer, CharTokenizer
+from ..data.tags import TagDataLoader, TagDataLoaders, TagDataset, WordChars
+from ..data.tokenize import TextTokenizer, WordTokenizer
+from ..generate.decode import evaluating
+from ..learner.classifier import BidirectionalEnsemble, ClassifierLearner, text_classifier_learner
+from ..learner.lm import LMLearner, language_model_learner
+from ..learner.tagger import TaggerLearner, tagger_learner
+from ..learner.text import TextLearner
+from ..learner.ulmfit import ANSWER_METRICS
+from ..learner.weights import check_named, fit_weights, load_weights, read_weights, write_weights
+from ..models.awd import archs
 from ..models.cells import cells
 from ..models.losses import answer_kind
-from ..models.awd import archs
-from ..generate.decode import evaluating
-from ..learner.weights import check_named, fit_weights, load_weights, read_weights, write_weights
-from ..learner.text import TextLearner
-from ..learner.lm import LMLearner, language_model_learner
-from ..learner.classifier import BidirectionalEnsemble, ClassifierLearner, text_classifier_learner
-from ..learner.tagger import TaggerLearner, tagger_learner
-from ..learner.ulmfit import ANSWER_METRICS
 
 # %% ../../nbs/700_ship.bundle.ipynb #2e017415
 _LEARNERS = {'lm': LMLearner, 'classifier': ClassifierLearner, 'tagger': TaggerLearner}
