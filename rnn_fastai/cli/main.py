@@ -27,18 +27,6 @@ from fastai.torch_core import set_seed
 from fastcore.basics import defaults
 from fastcore.script import call_parse, parse_cli, store_true
 
-from ..core import Registry, check_count
-from ..data.conll import open_text
-from ..data.loaders import TextDataLoaders, text_vocab
-from ..data.sets import human_numbers_100
-from ..data.tags import TagDataLoaders
-from ..generate.beam import Beam
-from ..generate.sampling import Sampling, check_seed
-from ..generate.texts import Generated
-from ..learner.lm import LMLearner
-from ..learner.text import TextLearner
-from ..learner.ulmfit import fine_tune_classifier
-from ..progress import can_draw
 from rnn_fastai.recipes import (
     DEMO,
     DEMO_CONFIG,
@@ -54,6 +42,19 @@ from rnn_fastai.recipes import (
     train_demo,
     train_honest,
 )
+
+from ..core import Registry, check_count
+from ..data.conll import open_text
+from ..data.loaders import TextDataLoaders, text_vocab
+from ..data.sets import human_numbers_100
+from ..data.tags import TagDataLoaders
+from ..generate.beam import Beam
+from ..generate.sampling import Sampling, check_seed
+from ..generate.texts import Generated
+from ..learner.lm import LMLearner
+from ..learner.text import TextLearner
+from ..learner.ulmfit import fine_tune_classifier
+from ..progress import can_draw
 from ..ship.bundle import build_learner, check_task, load_bundle, save_bundle
 
 # %% ../../nbs/760_cli.main.ipynb #4f1c0a02

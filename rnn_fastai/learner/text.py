@@ -23,13 +23,6 @@ from fastcore.basics import ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
 
-from ..callback.optim import Adam
-from ..callback.regularize import rnn_cbs
-from ..core import flush_denormals
-from ..data.loaders import text_vocab
-from ..models.awd import AWD_LSTM, StatefulEncoder, archs
-from ..models.heads import LMDecoder
-from ..models.losses import with_answers
 from rnn_fastai.learner.weights import (
     TransferReport,
     check_named,
@@ -45,6 +38,14 @@ from rnn_fastai.learner.weights import (
     write_vocab,
     write_weights,
 )
+
+from ..callback.optim import Adam
+from ..callback.regularize import rnn_cbs
+from ..core import flush_denormals
+from ..data.loaders import text_vocab
+from ..models.awd import AWD_LSTM, StatefulEncoder, archs
+from ..models.heads import LMDecoder
+from ..models.losses import with_answers
 
 # %% ../../nbs/605_learner.text.ipynb #f495edc9
 class _SmoothLoss(AvgSmoothLoss):
