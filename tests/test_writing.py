@@ -107,7 +107,7 @@ def start_of(learn, kind, prompt):
     if toks is not None: return [words_of(learn).index(t) for t in toks]
     tok = learn.dls.train_ds.tokenizer   # the library's own numbers, after the special tokens
     special = len(tok.special_toks)
-    return [words_of(learn).index('xxbos'), *(i + special for i in tok._model.encode(prompt).ids)]
+    return [words_of(learn).index('xxbos'), *(i + special for i in tok._model.tok.encode(prompt).ids)]
 
 def banned(learn, no_unk=True):
     return [i for i,t in enumerate(words_of(learn)) if t == 'xxfake' or (no_unk and t == 'xxunk') or

@@ -23,7 +23,7 @@ from ..models.state import detach_state
 
 # %% ../../nbs/310_generate.adapt.ipynb #4693e6c3
 def _check_number(name:str, value:Any, below:float=math.inf):
-    if not (isinstance(value, Real) and 0 <= value < below):
+    if not (isinstance(value, Real) and 0 <= float(value) < below):
         raise ValueError(f"{name}={value!r} must be a number of at least 0 and "
                          f"{'finite' if below == math.inf else f'below {below}'}.")
 
@@ -69,8 +69,8 @@ class CacheMemory:
     def __init__(self,
         cache:NeuralCache, # Its settings
     ):
-        self.cache,self.at = cache,0      # `at` counts all pairs that ever came
-        self.states = self.ids = None     # rows,size,hid and rows,size
+        self.cache,self.at = cache,0             # `at` counts all pairs that ever came
+        self.states = self.ids = torch.empty(0)  # rows,size,hid and rows,size, once there are pairs
 
     @property
     def n(self) -> int:
@@ -123,7 +123,7 @@ class CacheMemory:
     ):
         "Keep more pairs; beyond `size`, the oldest go."
         size,sl = self.cache.size,ids.size(1)
-        if self.states is None:
+        if self.at == 0:
             self.states = full_precision(h).new_empty(len(h), size, h.size(-1))
             self.ids = ids.new_empty(len(h), size)
         self.at += sl

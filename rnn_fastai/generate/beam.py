@@ -98,7 +98,7 @@ class _Search:
     "All hypotheses that go on, on three axes: prompts, groups, beams."
     def __init__(self, model:torch.nn.Module, prompts:list[Tensor], max_new_tokens:int, beam:Beam, part:int):
         self.model,self.max_new_tokens,self.beam = model,max_new_tokens,beam
-        self.before = [p[:-1].tolist() for p in prompts] if beam.no_repeat_ngram else None
+        self.before = [p[:-1].tolist() if beam.no_repeat_ngram else [] for p in prompts]
         self.going,self.found = list(range(len(prompts))),[[] for _ in prompts]   # found: best first
         last = torch.stack([p.as_subclass(Tensor)[-1] for p in prompts])
         self.ids = last[:, None, None, None].expand(-1, beam.groups, 1, 1)   # with the last one of the prompt

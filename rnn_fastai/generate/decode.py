@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
-from ..models.state import map_state, put_rows, reset_state, take_rows
+from ..models.state import StatefulModel, map_state, put_rows, reset_state, take_rows, takes_lengths
 from .adapt import CacheMemory, NeuralCache
 from .sampling import Sampling, TokenSampler
 
@@ -38,8 +38,9 @@ class WholePrefix(torch.nn.Module):
     def forward(self, ids:Tensor, state:Tensor|None=None) -> NamedTuple:
         state = ids if state is None else torch.cat([state[0], ids], 1)
         parts = [self._read(part)[:2] for part in state.split(self.rows or len(state))]
-        logits,raw = (None if p[0] is None else torch.cat(p)[:, -ids.size(1):] for p in zip(*parts, strict=True))
-        return _Step(logits, state[None], raw)
+        logits,raw = zip(*parts, strict=True)
+        def last(made:tuple) -> Tensor: return torch.cat(made)[:, -ids.size(1):]
+        return _Step(last(logits), state[None], None if raw[0] is None else last(raw))
 
     def _read(self, ids:Tensor) -> list:   # logits and raw states, or none
         reset_state(self.model)
@@ -57,7 +58,7 @@ def with_state(
     rows:int|None=None, # Rows of the batches that it is trained on, to which a state inside it may be bound
 ) -> torch.nn.Module: # `model` itself where it gives a state, otherwise a `WholePrefix` around it
     "Make a model that can go on from where it was."
-    if hasattr(model, 'read'): return model
+    if isinstance(model, StatefulModel): return model
     reset_state(model)
     try: out = model(ids[None, :1])
     except RuntimeError:
@@ -78,9 +79,9 @@ def evaluating(
         for m,mode in modes.items(): m.training = mode
 
 # %% ../../nbs/315_generate.decode.ipynb #4b2c58c8
-def _read(model:torch.nn.Module, ids:Tensor, state:Any, lengths:Tensor) -> Any:
-    if getattr(model, 'takes_lengths', False): return model.read(ids, state, lengths)
-    return model.read(ids, state) if hasattr(model, 'read') else model(ids, state).state
+def _read(model:Any, ids:Tensor, state:Any, lengths:Tensor) -> Any:
+    if takes_lengths(model): return model.read(ids, state, lengths)
+    return model.read(ids, state) if isinstance(model, StatefulModel) else model(ids, state).state
 
 @torch.no_grad()
 def read_prompts(
@@ -92,7 +93,7 @@ def read_prompts(
     "Read prompts, each as if alone. Raises `ValueError` for different lengths that the model cannot read together."
     lengths = torch.tensor([len(p) - 1 for p in prompts])
     if lengths.max() < 1: return None
-    if lengths.min() != lengths.max() and not getattr(model, 'takes_lengths', False):
+    if lengths.min() != lengths.max() and not takes_lengths(model):
         raise ValueError(f"The prompts have {lengths.min()+1} to {lengths.max()+1} tokens, and {type(model).__name__} "
                          "cannot read different lengths together; pass prompts of one length at a time.")
     ids = pad_sequence([p.as_subclass(Tensor)[:-1] for p in prompts], batch_first=True)   # bs,sl
@@ -216,4 +217,4 @@ def generate(
         model = with_state(model, ids)
         vocab_sz = model(ids[None, :1]).logits.size(-1)
     text = Continuation(model, [ids], TokenSampler(sampling or Sampling(), [ids], vocab_sz, max_new_tokens, seed))
-    for _ in range(max_new_tokens): yield text.step().ids.item()
+    for _ in range(max_new_tokens): yield int(text.step().ids)

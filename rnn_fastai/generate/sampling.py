@@ -331,8 +331,9 @@ class TokenSampler:
         self.generator = seed if isinstance(seed, torch.Generator) else None
         # The prompt is part of the key: else one seed would make texts of different prompts alike.
         keys = [(s, crc32(p.cpu().numpy().tobytes())) for s,p in zip(samples or [0]*n, prompts, strict=True)]
-        own = sampling.temperature and seed is not None and self.generator is None
-        self.draws = Draws(seed, keys) if own else None
+        self.draws:Draws|None = None
+        if sampling.temperature and seed is not None and not isinstance(seed, torch.Generator):
+            self.draws = Draws(seed, keys)
         self.rules = _TextRules(sampling, prompts, max_new_tokens, stops, min_new_tokens)
         self.banned = torch.tensor(sampling.forbidden, dtype=torch.long, device=device)
         self.seen = self.counts = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import check_count, suggest
+from ..models.state import takes_lengths
 from ..progress import running_total
 from .adapt import NeuralCache
 from .beam import Beam, beam_search
@@ -65,7 +66,7 @@ class Generated(NamedTuple):
     text:str        # prompt and what is new
     tokens:list     # new tokens, as the model wrote them, with the one that ended the text
     logps:Tensor    # logarithms of the probabilities that the model gave them: tokens
-    ended:str       # why: 'length', 'stop token' or 'stop string'
+    ended:str|None  # why: 'length', 'stop token' or 'stop string'
 
 # %% ../../nbs/330_generate.texts.ipynb #2da18069
 @dataclass(frozen=True)
@@ -117,15 +118,16 @@ def check_stop_strings(
 class _Text:
     "A text that is being written."
     def __init__(self, prompt:str, ids:Tensor, sample:int=0, spoken:bool=False):
-        self.prompt,self.start,self.sample,self.ids,self.logps,self.ended = prompt,ids,sample,[],[],None
-        self.said = '' if spoken else None   # the new part as text, where it is needed while it is written
+        self.prompt,self.start,self.sample,self.ids,self.logps = prompt,ids,sample,[],[]
+        self.ended:str|None = None
+        self.said,self.spoken = '',spoken   # the new part as text, where it is needed while it is written
         self.context = ids[-33:].tolist()
 
     def add(self, i:int, logp:float, end:Ending, codec:Codec):
         "Add a token, and find out whether it is the last."
         self.ids.append(i)
         self.logps.append(logp)
-        if self.said is not None: self._say(end, codec)
+        if self.spoken: self._say(end, codec)
         if self.ended is None and len(self.ids) >= end.min_new_tokens and i in end.tokens: self.ended = 'stop token'
         if self.ended is None and len(self.ids) == end.max_new_tokens: self.ended = 'length'
 
@@ -169,8 +171,8 @@ def _batches(texts:list[_Text], bs:int, mixed:bool) -> Iterator[list[_Text]]:
     "Texts whose prompts have similar lengths; the same length, unless the model reads mixed lengths together."
     order = sorted(texts, key=lambda t: -len(t.start))
     for _,group in groupby(order, key=lambda t: mixed or len(t.start)):
-        group = list(group)
-        for at in range(0, len(group), bs): yield group[at:at+bs]
+        rows = list(group)
+        for at in range(0, len(rows), bs): yield rows[at:at+bs]
 
 # %% ../../nbs/330_generate.texts.ipynb #3b59bfa1
 _LONG = 10_000   # tokens of prompts from which reading takes more than a few seconds
@@ -198,7 +200,7 @@ def write_texts(
     progress = progress or (lambda total: lambda done: None)
     read = running_total(progress(sum(map(len, ids)))) if sum(map(len, ids)) > _LONG else None
     wrote,behind = progress(len(texts)*end.max_new_tokens),0
-    for batch in _batches(texts, bs, cache is None and getattr(model, 'takes_lengths', False)):
+    for batch in _batches(texts, bs, cache is None and takes_lengths(model)):
         made = 0
         for k in _write(model, codec, batch, end, sampling, seed, cache, read):
             made += k
@@ -221,7 +223,7 @@ def search_texts(
     check_count('bs', bs)
     texts = [_Text(p, i) for p,i in zip(prompts, codec.encode(prompts), strict=True)]
     on_done,behind,found = (progress or (lambda total: lambda done: None))(len(texts)*max_new_tokens),0,{}
-    for batch in _batches(texts, max(bs//beam.width, 1), getattr(model, 'takes_lengths', False)):
+    for batch in _batches(texts, max(bs//beam.width, 1), takes_lengths(model)):
         total = len(batch)*max_new_tokens
         def on_progress(share, behind=behind, total=total): on_done(behind + int(share*total))
         with evaluating(model):
