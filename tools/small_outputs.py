@@ -1,0 +1,49 @@
+"Makes outputs of notebooks smaller: pictures of at most 256 colours, no remains of progress bars. Run it after notebooks ran."
+import base64
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+def small_png(png: str) -> str:
+    "A PNG, base64, with a palette; the same where that is no smaller."
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    if image.mode == "P": return png
+    out = io.BytesIO()
+    few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(out, "png", optimize=True)
+    new = base64.b64encode(out.getvalue()).decode()
+    return new if len(new) < len(png) else png
+
+def shown(text: str) -> str:
+    "Text as a terminal shows it in the end: what a line was before the cursor went back to its start is gone."
+    lines = [next((p for p in reversed(line.split("\r")) if p.strip()), "") for line in text.split("\n")]
+    return "\n".join(line for line in lines if not re.search(r"\|[█-]*\|.*%", line)).replace("█", "")
+
+def small(output: dict) -> dict | None:
+    "An output without what a page does not need; None where nothing is left."
+    if "\r" in "".join(output.get("text", "")):
+        text = shown("".join(output["text"]))
+        return {**output, "text": text.splitlines(keepends=True)} if text.strip() else None
+    data = dict(output.get("data", {}))
+    html = "".join(data.get("text/html", "x"))
+    if 'class="fastprogress"' in html: data.pop("text/markdown", None)   # the source of the table once more
+    if not re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).strip(): return None   # the style of a bar, or a bar that is gone
+    if "data" not in output: return output
+    if "image/png" not in data: return {**output, "data": data}
+    return {**output, "data": {**data, "image/png": small_png(data["image/png"].strip())}}
+
+def shrink(path: Path) -> None:
+    "Shrink all outputs of a notebook."
+    nb = json.loads(path.read_text(encoding="utf8"))
+    for c in nb["cells"]:
+        if "outputs" in c: c["outputs"] = [o for o in map(small, c["outputs"]) if o is not None]
+    path.write_text(json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf8")
+
+if __name__ == "__main__":
+    for file in map(Path, sys.argv[1:] or sorted((ROOT/"nbs").glob("*.ipynb"))): shrink(file)
