@@ -307,7 +307,7 @@ def test_attention():
 @pytest.mark.parametrize('lean', [False, True])
 def test_decoder(lean):
     dec = build(lambda: LMDecoder(5, 4, 0.3))
-    dec.lean = lean
+    dec.lazy = lean
     def f(call, x):
         logits,dropped = call(x)
         return logits.loss(LABELS, chunk=2) if lean else F.cross_entropy(logits.flatten(0, 1), LABELS.flatten()),dropped

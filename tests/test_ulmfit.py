@@ -1,4 +1,4 @@
-"The recipe's parts: the lean loss, averaged SGD, streams cut at random, schedules, and all of them in one call."
+"The recipe's parts: the chunked loss, averaged SGD, streams cut at random, schedules, and all of them in one call."
 import copy
 import math
 import pickle
@@ -99,7 +99,7 @@ def test_lean_training_is_the_same(tmp_path):
             learn.loss_func = loss
             learn.fit(1, 1e-2)
             both.append((weights(learn), list(learn.recorder.values[-1]), list(learn.validate())))
-            assert learn.loss_func is loss and learn.model[1].lean is False
+            assert learn.loss_func is loss and learn.model[1].lazy is False
         assert_close(both[1], both[0], rtol=1e-3, atol=1e-4)
 
 class Stop(ft.Callback):
@@ -288,7 +288,7 @@ def test_lazy_logits():
     assert_close(lazy.loss(y, chunk=5, label_smoothing=0.1),
                  F.cross_entropy(whole.flatten(0, 1), y.flatten(), label_smoothing=0.1))
 
-# ---- The lean loss in learners
+# ---- The chunked loss in learners
 
 class At(ft.Callback):
     "Raises once at an event, before or after all others."
@@ -309,7 +309,7 @@ def test_logits_are_whole_after_an_end_of_any_kind(tmp_path, event, order, error
     except KeyboardInterrupt: assert error is KeyboardInterrupt
     x,_ = learn.dls.valid.one_batch()
     with torch.no_grad(): out = learn.model.eval()(x)
-    assert isinstance(getattr(out, 'logits', out), torch.Tensor) and learn.model[1].lean is False
+    assert isinstance(getattr(out, 'logits', out), torch.Tensor) and learn.model[1].lazy is False
     assert isinstance(learn.predict('one', 2, no_bar=True), str)
 
 def test_an_error_within_the_model_leaves_logits_whole(tmp_path):

@@ -65,14 +65,14 @@ class ChunkedCrossEntropy(Callback):
 
     def before_train(self): self.fitting = True   # predictions want whole logits
     def before_batch(self):
-        if self.fitting: self.decoder.lean = True
+        if self.fitting: self.decoder.lazy = True
     def after_pred(self):
-        if self.fitting: self.decoder.lean = False
+        if self.fitting: self.decoder.lazy = False
     def after_fit(self): self.end_fit()
     def end_fit(self):
         "Leave decoder and loss as they were."
         if not hasattr(self, 'decoder'): return
-        self.fitting = self.decoder.lean = False
+        self.fitting = self.decoder.lazy = False
         self.learn.loss_func = getattr(self.learn.loss_func, 'loss_func', self.learn.loss_func)
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #1d53d921

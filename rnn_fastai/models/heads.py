@@ -36,11 +36,11 @@ class LMDecoder(nn.Module):
         self.output_dp = RNNDropout(output_p)
         if bias: self.decoder.bias.data.zero_()
         if tie_encoder is not None: self.decoder.weight = tie_encoder.weight
-        self.lean = False   # give `LazyLogits`
+        self.lazy = False   # give `LazyLogits`; `ChunkedCrossEntropy` sets it for the batches of a training
 
     def forward(self, x:Tensor) -> tuple[Any, Tensor]:   # bs,sl,hid -> logits: bs,sl,vocab; dropped x: bs,sl,hid
         dropped = self.output_dp(check_like(x, self.decoder.weight))
-        if self.lean: return LazyLogits(dropped, self.decoder.weight, self.decoder.bias),dropped
+        if self.lazy: return LazyLogits(dropped, self.decoder.weight, self.decoder.bias),dropped
         if x.size(1) == 1 and not torch.is_grad_enabled():   # a step of generation
             return thin_linear(dropped[:, 0], self.decoder.weight, self.decoder.bias)[:, None],dropped
         return self.decoder(dropped),dropped
