@@ -76,6 +76,13 @@ def test_gradients_go_through_edits():
     assert (x.grad[:3] == 0).all() and (x.grad[3] != 0).any()   # nothing passes the step that is held
 
 
+def test_effects_are_of_all_units_by_default():
+    for layer, n in ((nn.LSTM(5, 4, proj_size=3), 3), (nn.GRU(5, 4), 4), (Recurrent('LSTM', 5, 4, proj_size=3), 3)):
+        assert sorted(unit_effects(layer, lambda: 0., no_bar=True).units) == list(range(n))
+    with pytest.raises(TypeError, match='0 is LSTMCell, not a layer over time'):
+        unit_effects(nn.Sequential(nn.LSTMCell(5, 4)), lambda: 0., no_bar=True)
+
+
 def test_effects_of_a_unit_that_is_not_used():
     torch.manual_seed(0)
     net = SequenceModel(nn.Embedding(9, 5), Recurrent('RNN', 5, 4, batch_first=True), 3)

@@ -75,10 +75,9 @@ def _options(parts:tuple, vocab:Any=None, pad:int|None=None, batch_first:bool|No
              steps:slice=slice(None), dtype:str='float32', budget:int=2**30, when_full:str='stop') -> _Options:
     "Raise `ValueError` or `TypeError` for options out of range."
     if not isinstance(steps, slice): raise TypeError(f"steps={steps!r} must be a slice of a document's steps.")
-    dtype = _DTYPES[_argument(dtype, 'dtype', tuple(_DTYPES))]
     kept = range(2**62) if batches is None else range(2**62)[batches] if isinstance(batches, slice) else set(batches)
-    return _Options(parts, vocab, pad, batch_first, kept, steps, dtype, check_count('budget', int(budget)),
-                    _argument(when_full, 'when_full', ('stop', 'sample', 'spill')))
+    return _Options(parts, vocab, pad, batch_first, kept, steps, _DTYPES[_argument(dtype, 'dtype', tuple(_DTYPES))],
+                    check_count('budget', int(budget)), _argument(when_full, 'when_full', ('stop', 'sample', 'spill')))
 
 def _check_plain(model:nn.Module):
     "Raise `TypeError` for a model whose inside cannot be seen."
@@ -200,12 +199,26 @@ def _in_order(t:Tensor, seen:CellTrace, reverse:bool) -> Tensor:
 # %% ../../nbs/410_inside.capture.ipynb #d8c6c318
 class _Pass:
     "One batch on its way through the model: its ids, where its steps go, and what was recorded so far."
+    unread:Tensor|None       # ids that the next call of the layer reads, or that are padding
+    _places:_Places|None     # none before the first layer was called
     def __init__(self, number:int, keep:bool, training:bool, roots:list[Tensor], looked_up:list[Tensor], cursor:int):
         self.number,self.keep,self.training = number,keep,training
         self.roots,self.looked_up,self.cursor = roots,looked_up,cursor   # ids given to the model; those it looked up
-        self.places,self.unread = None,None   # ids that the next call of the layer reads, or that are padding
+        self._places,self.unread = None,None
         self.called,self.stepped = set(),{}   # layers that are recorded; cells, and their steps so far
         self.arrays,self.waiting = {},[]
+
+    @property
+    def placed(self) -> bool: return self._places is not None
+
+    @property
+    def places(self) -> _Places:
+        "Where its steps go; ask only what is `placed`."
+        assert self._places is not None
+        return self._places
+
+    @places.setter
+    def places(self, places:_Places): self._places = places
 
     @property
     def nbytes(self) -> int: return sum(a.nbytes for a in self.arrays.values())
@@ -268,8 +281,8 @@ class _Placer:
 
     def _real(self, ids:Tensor|None, lengths:Tensor|None, sl:int, bs:int) -> Tensor:
         if lengths is not None: return torch.arange(sl) < lengths.cpu()[:, None]
-        known = ids is not None and self.opts.pad is not None
-        return ids != self.opts.pad if known else torch.ones(bs, sl, dtype=torch.bool)
+        if ids is None or self.opts.pad is None: return torch.ones(bs, sl, dtype=torch.bool)
+        return ids != self.opts.pad
 
     def _same(self, name:str, seen:CellTrace|None, bs:int) -> Tensor:
         "Which rows start from the state that the same row of the last batch ended with."
@@ -366,9 +379,11 @@ def _find_logits(out:Any, mask:Tensor) -> Tensor|None:
 # %% ../../nbs/410_inside.capture.ipynb #9911f871
 class _Recorder:
     "Puts what layers hold into a recording, one pass after the other."
+    current:_Pass|None   # none between two passes
     def __init__(self, model:nn.Module, cells:dict[str, Cell|None], opts:_Options, rec:Recording):
-        self.model,self.cells,self.opts,self.grads = model,cells,opts,opts.grads
-        self.parts = {n: _cell_parts(c, opts.parts) for n,c in cells.items() if c is not None}
+        self.model,self.opts,self.grads = model,opts,opts.grads
+        self.cells = {n: c for n,c in cells.items() if c is not None}
+        self.parts = {n: _cell_parts(c, opts.parts) for n,c in self.cells.items()}
         self.placer,self.budget = _Placer(opts),_Budget(rec, opts)
         self.current,self.n_passes = None,0
 
@@ -384,10 +399,11 @@ class _Recorder:
 
     def look_up(self, ids:Tensor):
         "Take ids that an embedding was asked for; they start a pass where layers were called since the last ones."
-        if self.current is None or self.current.called or self.current.stepped:
+        p = self.current
+        if p is None or p.called or p.stepped:
             self.finish()
-            self.begin([])
-        self.current.looked_up.append(ids)
+            p = self.begin([])
+        p.looked_up.append(ids)
 
     def record(self, name:str, seen:CellTrace, reverse:bool=False, first:bool|None=None) -> _Pass:
         "Keep the parts of a layer that are wanted."
@@ -396,7 +412,7 @@ class _Recorder:
             self.finish()
             p = self.begin(p.roots, p.looked_up, p.cursor + p.places.mask.size(1))
         p.called.add(name)
-        if p.places is None: self.placer.place(p, name, sl, bs, seen.lengths, first, None if reverse else seen, seen.x)
+        if not p.placed: self.placer.place(p, name, sl, bs, seen.lengths, first, None if reverse else seen, seen.x)
         elif p.places.mask.shape != (bs, sl):
             old_bs,old_sl = p.places.mask.shape
             raise ValueError(f"Layers take different numbers of steps: {name} reads {sl} steps of {bs} rows, others "
@@ -442,7 +458,7 @@ def _n_features(cell:Cell, seen:CellTrace, parts:list[str]) -> int:
 def _record_other(r:_Recorder, name:str, t:Tensor):
     "Keep the output of a module that has no steps of its own: bs,sl,features."
     p = r.open()
-    if p.places is None:
+    if not p.placed:
         if t.dim() not in (2, 3):
             raise ValueError(f"The batch axis of {name} is unknown: it gives {tuple(t.shape)}, not bs,sl,features.")
         bs,sl = (1, t.size(0)) if t.dim() == 2 else t.shape[:2]
@@ -463,7 +479,7 @@ def _record_output(r:_Recorder, out:Any):
     if p.unread is not None and (p.unread != pad).any():
         r.drop()
         p.refuse(*p.places.mask.shape[::-1])
-    if p.places is not None and {'logits', 'all'} & set(r.opts.parts):
+    if p.placed and {'logits', 'all'} & set(r.opts.parts):
         t = _find_logits(out, p.places.mask)
         if t is None and 'logits' in r.opts.parts:   # 'all' takes what there is
             raise TypeError(f"The model gives {type(out).__name__}, which holds no logits that could be recorded.")
@@ -542,7 +558,7 @@ def _see_step(r:_Recorder, cell:nn.Module, name:str, forward:Callable, *args, **
     "A cell took one step."
     out = forward(*args, **kwargs)
     given = {**dict(zip(('x', 'state'), args, strict=False)), **kwargs}   # torch's names are input and hx
-    x,state = given.get('x', given.get('input')),given.get('state', given.get('hx'))
+    x,state = given['x' if 'x' in given else 'input'],given.get('state', given.get('hx'))
     flat = x.dim() == 1
     def row(t): return t.detach()[None] if flat else t.detach()
     def entries(s): return tuple(map(row, s if isinstance(s, tuple) else (s,)))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..core import check_count, full_precision
 from ..generate.decode import evaluating
+from ..models.cells import Cell
 from ..models.recurrent import Recurrent
 from ..models.seq2seq import OneHot
 from .trace import pick_layers
@@ -83,7 +84,7 @@ class _Editor:
     "Applies the edits of one layer's cells; counts their steps over calls."
     def __init__(self): self.edits,self.done,self.last = {},{},{}
 
-    def add(self, i:int, cell:nn.Module, name:str, edit:Edit):
+    def add(self, i:int, cell:Cell, name:str, edit:Edit):
         if edit.part not in cell.states:
             raise ValueError(f"{name} has no state {edit.part!r}; it has {', '.join(cell.states)}.")
         k,units = cell.states.index(edit.part),np.asarray(edit.units)
@@ -93,15 +94,22 @@ class _Editor:
 
     def __call__(self, i:int, t:int, state:tuple) -> tuple:
         if t == 0: self.done[i] = self.done.get(i, 0) + self.last.get(i, 0)   # a new call: the steps of the one before
-        self.last[i],state = t + 1,list(state)
+        self.last[i],new = t + 1,list(state)
         for k,units,edit in self.edits.get(i, ()):
             values = edit.at(self.done[i] + t)
             if values is None: continue
-            state[k] = state[k].clone()
-            state[k][:, units] = torch.as_tensor(values, dtype=state[k].dtype, device=state[k].device)
-        return tuple(state)
+            new[k] = new[k].clone()
+            new[k][:, units] = torch.as_tensor(values, dtype=new[k].dtype, device=new[k].device)
+        return tuple(new)
 
 # %% ../../nbs/415_inside.interventions.ipynb #b6841f84
+def _as_recurrent(module:nn.Module, name:str) -> Recurrent:
+    "A layer as one whose states can be edited, on the same parameters. Raises `TypeError` for other modules."
+    if isinstance(module, Recurrent): return module
+    if isinstance(module, nn.RNNBase): return Recurrent.from_torch(module)
+    raise TypeError(f"{name} is {type(module).__name__}, not a layer over time, and cannot be edited. Name a "
+                    "`Recurrent` or a layer of torch.")
+
 @contextmanager
 def edit_states(
     model:nn.Module, # Any module with recurrent layers
@@ -111,10 +119,7 @@ def edit_states(
     editors,kept = {},[]
     for e in edits:
         for name,(m,i) in pick_layers(model, e.layer).items():
-            if not isinstance(m, (Recurrent, nn.RNNBase)):
-                raise TypeError(f"{name} is {type(m).__name__}, not a layer over time, and cannot be edited. Name a "
-                                "`Recurrent` or a layer of torch.")
-            rnn,editor = editors.setdefault(m, (m if isinstance(m, Recurrent) else Recurrent.from_torch(m), _Editor()))
+            rnn,editor = editors.setdefault(m, (_as_recurrent(m, name), _Editor()))
             editor.add(i, rnn.cells[i], name, e)
     try:
         for m,(rnn,editor) in editors.items():
@@ -151,7 +156,7 @@ def unit_effects(
     "Measure what taking out units does to a score."
     import pandas as pd
     (name,(m,i)), = pick_layers(model, layer).items()
-    if units is None: units = range(m.cells[i].sizes[0] if isinstance(m, Recurrent) else m.proj_size or m.hidden_size)
+    if units is None: units = range(_as_recurrent(m, name).cells[i].sizes[0])
     whole,rows = score(),[]
     for u in units if no_bar or len(units) < 50 else progress_bar(units, leave=False):
         with edit_states(model, ablate(name, u, mean)): rows.append((u, score()))
@@ -162,7 +167,8 @@ def unit_effects(
 def _answer(model:nn.Module, ids:Tensor) -> Tensor:
     "Logits of the last step, or of the whole text: bs,n."
     out = model(ids)
-    logits = getattr(out, 'logits', out[0] if isinstance(out, (tuple, list)) else out)
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    logits:Any = getattr(out, 'logits', first)
     return full_precision(logits[:, -1] if logits.dim() == 3 else logits)
 
 # %% ../../nbs/415_inside.interventions.ipynb #9e614b21

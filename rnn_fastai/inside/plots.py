@@ -9,6 +9,7 @@ __all__ = ['token_label', 'color_range', 'plot_states', 'probabilities', 'plot_s
 
 # %% ../../nbs/425_inside.plots.ipynb #9480964a
 import html
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -44,8 +45,9 @@ def _write_ticks(ax:Axes, axis:str, labels:list[str], at:np.ndarray):
     "Labels at places, as many as there is room for: one line of text each."
     ax.figure.canvas.draw()   # constrained layout settles the size of the axes
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-    size = mpl.font_manager.FontProperties(size=mpl.rcParams[f'{axis}tick.labelsize']).get_size_in_points()
-    room = max(int((box.width if axis == 'x' else box.height)/(size*1.4/72)), 1)
+    size = mpl.rcParams['xtick.labelsize' if axis == 'x' else 'ytick.labelsize']
+    points = mpl.font_manager.FontProperties(size=size).get_size_in_points()
+    room = max(int((box.width if axis == 'x' else box.height)/(points*1.4/72)), 1)
     every = -(-len(labels)//room)
     if axis == 'x': ax.set_xticks(at[::every], labels[::every], rotation=90)
     else: ax.set_yticks(at[::every], labels[::every])
@@ -136,11 +138,14 @@ def probabilities(
     e = np.exp(z - z.max(-1, keepdims=True))
     return e/e.sum(-1, keepdims=True)
 
+def _names(rec:Recording, n:int) -> Sequence:
+    "Tokens by id, for `n` ids; the ids themselves where the vocabulary does not reach so far."
+    return range(n) if rec.vocab is None or len(rec.vocab) < n else rec.vocab
+
 def _likely(rec:Recording, probs:np.ndarray, most:int) -> tuple[np.ndarray, list[str]]:
     "The tokens that are likeliest anywhere in `probs`, in the vocabulary's order."
-    top = np.sort(np.argsort(-np.nan_to_num(probs).max(0))[:most])
-    known = rec.vocab is not None and len(rec.vocab) >= probs.shape[1]
-    return top,[token_label(str(rec.vocab[i]) if known else str(i)) for i in top]
+    top,names = np.sort(np.argsort(-np.nan_to_num(probs).max(0))[:most]),_names(rec, probs.shape[1])
+    return top,[token_label(str(names[i])) for i in top]
 
 # %% ../../nbs/425_inside.plots.ipynb #a624de9d
 def plot_states_probs(
@@ -222,7 +227,7 @@ def gate_saturation(
     high:float=0.9, # Above, a gate is open
 ) -> tuple[np.ndarray, np.ndarray]: # units: share of steps in which it is shut; in which it is open
     "Count how often the gates of units are saturated, document by document, so that long recordings fit."
-    shut,is_open,n = 0,0,0
+    shut,is_open,n = np.zeros(()),np.zeros(()),0
     for d in range(len(rec)):
         a = np.asarray(rec[layer, gate, d], np.float32)
         a = a[~np.isnan(a).any(1)]
@@ -249,13 +254,12 @@ def plot_gates(
 # %% ../../nbs/425_inside.plots.ipynb #81eddc86
 def _write_points(ax:Axes, points:np.ndarray, labels:list[str]):
     "Write labels beside points, leaving out those that would cover others."
-    renderer = ax.figure.canvas.get_renderer()
     ax.figure.canvas.draw()
     legend = ax.get_legend()
-    taken = [] if legend is None else [legend.get_window_extent(renderer)]
+    taken = [] if legend is None else [legend.get_window_extent()]
     for p,label in zip(points, labels, strict=True):
         text = ax.annotate(label, p, xytext=(3, 3), textcoords='offset points', fontsize=8)
-        box = text.get_window_extent(renderer)
+        box = text.get_window_extent()
         inside = ax.bbox.containsx(box.x1) and ax.bbox.containsy(box.y1)
         if not label or not inside or any(box.overlaps(b) for b in taken): text.remove()
         else: taken.append(box)
@@ -322,11 +326,11 @@ def plot_next(
 
 def _write_cells(ax:Axes, rec:Recording, probs:np.ndarray, top:np.ndarray):
     "The tokens in their cells."
-    known = rec.vocab is not None and len(rec.vocab) >= probs.shape[1]
+    names = _names(rec, probs.shape[1])
     for i,row in enumerate(top):
         for j,t in enumerate(row):
-            name = token_label(str(rec.vocab[t]) if known else str(t), 7)
-            ax.text(i, j, name, ha='center', va='center', fontsize=8, color='white' if probs[i, t] > 0.5 else 'black')
+            color = 'white' if probs[i, t] > 0.5 else 'black'
+            ax.text(i, j, token_label(str(names[t]), 7), ha='center', va='center', fontsize=8, color=color)
 
 # %% ../../nbs/425_inside.plots.ipynb #78018d5a
 def _draw_grid(pictures:list[np.ndarray], splits:list[int], names:list[str], title:str) -> Figure:
@@ -398,7 +402,7 @@ def plot_probs(
     if ax is None: ax = plt.subplots(figsize=(1.5+0.6*len(names), 1.2+0.35*len(probs)), layout='constrained')[1]
     im = ax.imshow(probs, cmap='bwr', vmin=-1, vmax=1, aspect='auto')
     ax.set_xticks(range(len(names)), names)
-    ax.set_yticks(range(len(probs)), range(len(probs)) if steps is None else steps)
+    ax.set_yticks(range(len(probs)), list(map(str, range(len(probs)))) if steps is None else steps)
     ax.set(xlabel='next token', ylabel='step' if steps is None else 'token read')
     ax.figure.colorbar(im, ax=ax)
     return ax

@@ -80,7 +80,7 @@ def rank_units(
     else:
         names,which = np.unique(labels, return_inverse=True)
         groups = np.eye(len(names))[which]                                          # steps,categories
-    n,sx,sxx,sy,syy,sxy = 0,0,0,0,0,0
+    n,(sx,sxx,sy,syy,sxy) = 0,(np.zeros(()) for _ in range(5))   # sums over steps: of units, labels, and products
     for d in range(len(rec)):
         x,y = np.asarray(rec[layer, part, d], np.float64),groups[rec.offsets[d]:rec.offsets[d+1]]
         real = np.isfinite(x).all(1) & np.isfinite(y).all(1)

@@ -9,7 +9,7 @@ __all__ = ['SEGMENT', 'IDS', 'MemoryStore', 'FolderStore', 'Recording']
 import errno
 import html
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ class _GrowingFile:
 
     def append(self, rows:np.ndarray):
         "Add rows. Raises `OSError` if the disk is full; the rows before stay readable."
-        left = memoryview(np.ascontiguousarray(rows, self.dtype)).cast('B')
+        left = np.ascontiguousarray(rows, self.dtype).data.cast('B')
         self.f.seek(self.start + self.n*self.dtype.itemsize*int(np.prod(self.shape)))
         while left: left = left[self.f.write(left):]
         self.n += len(rows)
@@ -84,6 +84,8 @@ def _map_arrays(folder:Path, keys:list) -> dict:
 
 class FolderStore:
     "Blocks on the disk, one after the other; segments are written last, so that what they name is whole."
+    segments:_GrowingFile|None   # none before the first block
+    _maps:list[dict]|None        # what was written, while nothing is added
     def __init__(self,
         folder:str|Path, # Folder to write to: a new one, or an empty one
         vocab:list|None=None, # Tokens by id
@@ -96,7 +98,7 @@ class FolderStore:
     def _start(self, sizes:dict):
         _write_about(self.folder, self.vocab, sizes)
         self.files = {k: _GrowingFile(self.folder/f'{i:03}.npy', t, (n,)) for i,(k,(n,t)) in enumerate(sizes.items())}
-        self.files[IDS] = _GrowingFile(self.folder/'ids.npy', np.int64, ())
+        self.files[IDS] = _GrowingFile(self.folder/'ids.npy', np.dtype(np.int64), ())
         self.segments = _GrowingFile(self.folder/'segments.npy', SEGMENT, ())
 
     def append(self,
@@ -112,6 +114,13 @@ class FolderStore:
             f.append(block[k] if k in block else np.full((rows, *f.shape), np.nan, f.dtype))
         self._maps = None
         return 0,start
+
+    def append_segments(self,
+        segments:np.ndarray, # Of blocks that were appended
+    ):
+        "Write segments. Raises `OSError` if the disk is full."
+        assert self.segments is not None   # blocks come first
+        self.segments.append(segments)
 
     def _late(self, key:tuple, sizes:dict, rows:int):
         "Start a file for a part that the blocks so far do not have; its first rows are NaN."
@@ -201,13 +210,14 @@ def _count_rows(arrays:dict, segments:np.ndarray, ids:np.ndarray|None) -> int:
 # %% ../../nbs/405_inside.recording.ipynb #5d5e0174
 class _Blocks:
     "Blocks of arrays, and the documents that their rows belong to."
+    _found:_Documents|None   # put together when they are asked for
     def __init__(self,
         store:Any=None, # A `MemoryStore` or `FolderStore`; an empty one in memory by default
         vocab:list|None=None, # Tokens by id
     ):
         self.store,self.vocab,self.notes = MemoryStore() if store is None else store,vocab,[]
         self.sizes,self._added = {},[np.zeros(0, SEGMENT)]   # features and type of each (layer, part); segments
-        self._found = None   # documents, put together when they are asked for
+        self._found = None
 
     def add(self,
         arrays:dict, # (layer, part) -> rows,features
@@ -222,7 +232,7 @@ class _Blocks:
         self.sizes.update(new)
         segments = segments.copy()
         segments['block'],segments['start'] = block,segments['start']+start
-        if isinstance(self.store, FolderStore): self.store.segments.append(segments)
+        if isinstance(self.store, FolderStore): self.store.append_segments(segments)
         self._added.append(segments)
         self._found = None
 
@@ -330,8 +340,8 @@ class _Readable(_Blocks):
         docs:Any=slice(None), # A document, or several
     ) -> list[str]: # A token for each step: '' where it is not known
         "Tokens, as text."
-        name = str if self.vocab is None else lambda i: str(self.vocab[i])
-        return ['' if i < 0 else name(i) for i in self.ids(docs).tolist()]
+        vocab,ids = self.vocab,self.ids(docs).tolist()
+        return ['' if i < 0 else str(i if vocab is None else vocab[i]) for i in ids]
 
     def steps(self,
         docs:Any=slice(None), # A document, or several
@@ -416,7 +426,7 @@ def _cut_segments(documents:_Documents, blocks:list[dict], idx:int) -> np.ndarra
             pos += b-a
     return np.array(segs, SEGMENT)
 
-def _join_segments(recs:list[_Blocks]) -> np.ndarray:
+def _join_segments(recs:Sequence[_Blocks]) -> np.ndarray:
     "Segments of recordings whose blocks, and documents, follow each other."
     segs,doc,block = [],0,0
     for r in recs:
@@ -426,7 +436,7 @@ def _join_segments(recs:list[_Blocks]) -> np.ndarray:
         segs.append(s)
     return np.concatenate(segs)
 
-def _check_alike(recs:list[_Blocks]):
+def _check_alike(recs:Sequence[_Blocks]):
     "Raise `ValueError` where recordings differ in layers, parts or vocabulary."
     if not recs: raise ValueError("There are no recordings to put together.")
     for i,r in enumerate(recs):
@@ -469,7 +479,7 @@ class Recording(_Tables):
     @classmethod
     def from_arrays(cls,
         arrays:dict, # (layer, part) -> steps,features of all documents, one after the other
-        lengths:list[int], # Steps of each document
+        lengths:Sequence[int]|np.ndarray, # Steps of each document
         ids:Any=None, # Id of each step's token
         vocab:list|None=None, # Tokens by id
     ) -> 'Recording':
@@ -493,7 +503,7 @@ class Recording(_Tables):
             raise KeyError(f"No layer of {names} has a part {parts!r}. {suggest(str(parts), self.parts(names[0]))}")
         units = slice(None) if units is None else np.atleast_1d(units)
         numbers = self.doc_numbers(docs)
-        arrays = {k: np.array(self[(*k, numbers)][:, units]) for k in keys}
+        arrays = {k: np.array(self[k + (numbers,)][:, units]) for k in keys}
         return Recording.from_arrays(arrays, np.diff(self.offsets)[numbers], self.ids(numbers), self.vocab)
 
     def split(self,

@@ -52,8 +52,8 @@ def _fill(cell:Cell, seen:CellTrace, out:dict[str, Tensor], block:int):
         b = min(a+n, sl)
         before = tuple(_before(s, e, a, b) for s,e in zip(seen.before, seen.states, strict=False))
         # In autocast they are of several types.
-        x,*before = (t.flatten(0, 1).to(cell.weight_ih.dtype) for t in (seen.x[a:b], *before))
-        gates = cell.inside(x, tuple(before), set(out))
+        x,*flat = (t.flatten(0, 1).to(cell.weight_ih.dtype) for t in (seen.x[a:b], *before))
+        gates = cell.inside(x, tuple(flat), set(out))
         gates = {k: g.unflatten(0, (b-a, bs)) for k,g in gates.items()}
         if not whole:
             states = cell.all_states(gates, seen.states[0][a:b], state)
@@ -137,7 +137,7 @@ def find_layers(
     model:nn.Module, # Any module
 ) -> dict[str, tuple[nn.Module, int]]: # Its module, and the number of its cell there, by the layer's name
     "Find the recurrent layers of a model, in order."
-    found = {}
+    found:dict[str, tuple[nn.Module, int]] = {}
     for path,m in model.named_modules():
         path = path or type(m).__name__.lower()
         if isinstance(m, (Recurrent, nn.RNNBase)):
@@ -169,11 +169,11 @@ def pick_layers(
 
 # %% ../../nbs/400_inside.trace.ipynb #c232e0c0
 def torch_cell(
-    layer:nn.Module, # A layer or cell of torch's
+    layer:nn.RNNBase|nn.RNNCellBase, # A layer or cell of torch's
 ) -> Cell: # On the device 'meta'
     "Make a cell of the same kind, without weights."
     name = _kind(layer, _TORCH) or _kind(layer, _TORCH_CELLS)
-    args = dict(nonlinearity=layer.nonlinearity) if name == 'RNN' else {}
+    args:dict = dict(nonlinearity=layer.nonlinearity) if name == 'RNN' else {}
     if getattr(layer, 'proj_size', 0): args['proj_size'] = layer.proj_size
     with torch.device('meta'), torch.random.fork_rng(devices=[]):
         return get_cell(name)(layer.input_size, layer.hidden_size, layer.bias, **args)

@@ -8,7 +8,7 @@ __all__ = ['RecurrentBase', 'CellTrace', 'Recurrent']
 # %% ../../nbs/220_models.recurrent.ipynb #109376a3
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -120,8 +120,10 @@ def _plan(cell:Cell, asked:str, zone:bool, few:bool) -> tuple[str, str]:
 # %% ../../nbs/220_models.recurrent.ipynb #45979275
 class RecurrentBase(nn.Module):
     "What a stack of cells holds: settings, and parameters under torch's names."
-    watch = None   # for those who look inside: (i, CellTrace, output, last state) of cell i -> output and last state
-    edit = None    # for those who change it: (i, step in the order of reading, state) of cell i -> state
+    # For those who look inside: (i, CellTrace, output, last state) of cell i -> output and last state.
+    watch:Callable|None = None
+    # For those who change it: (i, step in the order of reading, state) of cell i -> state.
+    edit:Callable|None = None
     few_steps = 1  # so many steps the plain loop takes, where no backend is asked for
     min_rows = 1   # rows that a kernel gets at least; for one row alone some processors add in another order
     def __init__(self,
