@@ -35,14 +35,12 @@ from rnn_fastai.all import (
     OneHotMSE,
     OptimWrapper,
     Recurrent,
-    RNNConfig,
     RNNLearner,
     Sampling,
     SaveModelCallback,
     SeqDataLoaders,
     ShowDecoded,
     TextDataLoaders,
-    WholePrefix,
     cells,
     counting,
     evaluating,
@@ -50,18 +48,19 @@ from rnn_fastai.all import (
     load_learner,
     module_learner,
     noop,
-    pad_ids,
     plot_nets,
     plot_probs,
     read_vectors,
     rnn_learner,
     seeded,
-    seq_kinds,
     set_seed,
     token_accuracy,
     token_input,
     word_vectors,
 )
+from rnn_fastai.data.task import pad_ids, seq_kinds
+from rnn_fastai.generate.decode import WholePrefix
+from rnn_fastai.learner.rnn import RNNConfig
 
 matplotlib.use('agg')
 CLOSE,EXACT,CPU = dict(rtol=1e-5, atol=1e-5),dict(rtol=1e-8, atol=1e-8),dict(device='cpu')
