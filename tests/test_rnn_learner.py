@@ -528,7 +528,7 @@ S = SeqDataLoaders
     (lambda: S.from_pairs(['a'], ['b'], 'many-to-one', valid_pct=0, bs=0), ValueError, 'bs=0'),
     (lambda: S.from_pairs(['a', ''], ['b', 'c'], 'many-to-one'), ValueError, 'empty'),
     (lambda: S.from_pairs(['a', 'b'], ['b', ''], 'encoder-decoder'), ValueError, 'empty'),
-    (lambda: S.from_pairs([['a', ['b']]], ['x'], 'many-to-one', valid_pct=0), TypeError, 'no token'),
+    (lambda: S.from_pairs([['a', ['b']]], ['x'], 'many-to-one', valid_pct=0), TypeError, 'not a token'),
     (lambda: S.from_pairs(['a'], ['x'], 'many-to-one', y_vocab=['y'], valid_pct=0), ValueError, "'x' is not in")],
     ids=lambda v: v if isinstance(v, str) else '')
 def test_loader_errors(build, err, what):
