@@ -42,7 +42,6 @@ from rnn_fastai.all import (
     SeqDataLoaders,
     ShowDecoded,
     TextDataLoaders,
-    WholePrefix,
     cells,
     counting,
     evaluating,
@@ -50,18 +49,18 @@ from rnn_fastai.all import (
     load_learner,
     module_learner,
     noop,
-    pad_ids,
     plot_nets,
     plot_probs,
     read_vectors,
     rnn_learner,
     seeded,
-    seq_kinds,
     set_seed,
     token_accuracy,
     token_input,
     word_vectors,
 )
+from rnn_fastai.data.task import pad_ids, seq_kinds
+from rnn_fastai.generate.decode import WholePrefix
 
 matplotlib.use('agg')
 CLOSE,EXACT,CPU = dict(rtol=1e-5, atol=1e-5),dict(rtol=1e-8, atol=1e-8),dict(device='cpu')
@@ -529,7 +528,7 @@ S = SeqDataLoaders
     (lambda: S.from_pairs(['a'], ['b'], 'many-to-one', valid_pct=0, bs=0), ValueError, 'bs=0'),
     (lambda: S.from_pairs(['a', ''], ['b', 'c'], 'many-to-one'), ValueError, 'empty'),
     (lambda: S.from_pairs(['a', 'b'], ['b', ''], 'encoder-decoder'), ValueError, 'empty'),
-    (lambda: S.from_pairs([['a', ['b']]], ['x'], 'many-to-one', valid_pct=0), TypeError, 'no token'),
+    (lambda: S.from_pairs([['a', ['b']]], ['x'], 'many-to-one', valid_pct=0), TypeError, 'is not a token'),
     (lambda: S.from_pairs(['a'], ['x'], 'many-to-one', y_vocab=['y'], valid_pct=0), ValueError, "'x' is not in")],
     ids=lambda v: v if isinstance(v, str) else '')
 def test_loader_errors(build, err, what):
