@@ -1723,6 +1723,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'rnn_fastai/inside/recording.py'),
                                              'rnn_fastai.inside.recording._map_arrays': ( 'inside.recording.html#_map_arrays',
                                                                                           'rnn_fastai/inside/recording.py'),
+                                             'rnn_fastai.inside.recording._picked': ( 'inside.recording.html#_picked',
+                                                                                      'rnn_fastai/inside/recording.py'),
                                              'rnn_fastai.inside.recording._read_files': ( 'inside.recording.html#_read_files',
                                                                                           'rnn_fastai/inside/recording.py'),
                                              'rnn_fastai.inside.recording._read_rows': ( 'inside.recording.html#_read_rows',

@@ -79,7 +79,7 @@ from rnn_fastai.learner.weights import (
 )
 from rnn_fastai.learner.text import TextLearner, SequentialRNN
 from rnn_fastai.learner.writing import ScoringLearner, WritingLearner
-from rnn_fastai.learner.lm import encode_texts, encode_prompts, lm_codec, LMLearner, language_model_learner
+from rnn_fastai.learner.lm import LMLearner, language_model_learner
 from rnn_fastai.learner.rnn import ModuleModel, RNNLearner, NextTokenLearner, sequence_model, module_learner, rnn_learner
 from rnn_fastai.learner.classifier import (
     PoolingLinearClassifier, ClassifierLearner, text_classifier_learner, mean_answer, BidirectionalEnsemble,

@@ -105,8 +105,7 @@ def check_prob(
     value:float, # Its value
 ) -> float: # `value`
     "Raise `ValueError` unless `value` is a probability from 0 up to, not including, 1 (a dropout of 1 keeps nothing)."
-    if not 0 <= value < 1: raise ValueError(f"{name}={value!r} must be a probability: at least 0 and below 1.")
-    return value
+    return check_number(name, value, 'a probability: at least 0 and below 1', lambda v: 0 <= v < 1)
 
 # %% ../nbs/000_core.ipynb #fdf5b6ce
 @contextmanager

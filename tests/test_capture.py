@@ -1596,3 +1596,9 @@ def test_learned_first_state():
     assert len(rec) == 9 and all(torch.equal(p.grad, g) for p,g in zip(net.parameters(), want, strict=True))
     w,start = weights(net.rnn, '_l0'),(net.h[0, 0].detach().double(),)
     for d in range(9): same(rec[0, 'h', d], loop('GRU', w, xs[d//3][:, d % 3], start)[0]['h'])
+
+def test_texts_of_fastais_loaders_with_labels_are_recorded():
+    df = pd.DataFrame(dict(text=['the cat sat', 'a dog ran far', 'the dog sat']*8, label=['a', 'b', 'a']*8))
+    dls = ft.TextDataLoaders.from_df(df, text_col='text', label_col='label', bs=4, seed=1, n_workers=1)
+    rec = quiet(rf.rnn_learner(dls, 'GRU', n_hid=6)).record(['the cat sat', 'a dog'])
+    assert [rec.tokens(d) for d in range(2)] == [['xxbos', 'the', 'cat', 'sat'], ['xxbos', 'a', 'dog']]

@@ -1235,3 +1235,9 @@ def test_compiled_equals_loop(name, dynamo):
         out,last = rnn(x, lengths=[17, 9, 4])
         res.append((out, last, grads(total(out, last), list(rnn.parameters()))))
     assert_close(res[1], res[0], rtol=1e-5, atol=1e-5)
+
+@pytest.mark.parametrize('name', ['dropout', 'weight_p', 'zoneout_p'])
+@pytest.mark.parametrize('value', ['a', None, 1., -0.1, float('nan')])
+def test_what_is_no_probability_is_named(name, value):
+    with pytest.raises(ValueError, match=f'{name}={value!r} must be a probability: at least 0 and below 1'):
+        Recurrent('LSTM', 3, 4, num_layers=2, **{name: value})

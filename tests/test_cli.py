@@ -250,3 +250,8 @@ def test_real_pipes(models):
     assert [[w.rpartition(b'/')[0] for w in l.split()] for l in out.splitlines()] == [[b'The', b'dog'], [], [b'Go']]
     assert out2 == b'' and b'The standard input is not UTF-8 in line 1' in err2
     assert b'\r' not in out3 + err3 and [l[:7] for l in out3.splitlines()[:2]] == [b'epoch 0', b'epoch 1']
+
+def test_a_seed_settles_what_predict_draws(models, run):
+    calls = [run('predict', models/'lm', 'good', '--n-words', '12', '--seed', s) for s in ('1', '1', '2')]
+    assert all(code is None for code,_,_ in calls)
+    assert calls[0] == calls[1] != calls[2]

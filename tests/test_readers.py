@@ -302,3 +302,9 @@ def test_faults_between_patterns_are_named(text, match, tmp_path):
 def test_a_pattern_that_is_none(tmp_path):
     (tmp_path/'a.csv').write_text('text,label\n')
     with pytest.raises(ValueError, match=r"delimiter='\(,' is no pattern"): rf.read_csv(tmp_path/'a.csv', delimiter='(,')
+
+@pytest.mark.parametrize('source', [1, None, b'text', {'a': 'text'}])
+def test_what_holds_no_texts_is_named(source):
+    with pytest.raises(TypeError, match=f'is of type {type(source).__name__}; texts come as a frame'): texts_of(source)
+    with pytest.raises(TypeError, match=f'df is of type {type(source).__name__}; it must be a frame'):
+        rf.TextDataLoaders.from_df(source)

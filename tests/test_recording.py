@@ -102,3 +102,13 @@ def test_damaged_folders(tmp_path, name):
     for part in (whole[:len(whole)//2], b''):
         (tmp_path/'rec'/name).write_bytes(part)
         with pytest.raises(ValueError, match="is damaged"): Recording.load(tmp_path/'rec')
+
+def test_a_mask_picks_documents_and_other_values_are_refused():
+    rec = Recording.from_arrays({('rnn', 'h'): np.arange(12.).reshape(6, 2)}, [1, 2, 3])
+    for mask in (np.array([True, False, True]), [True, False, True]):
+        np.testing.assert_array_equal(rec['rnn', 'h', mask], rec['rnn', 'h', [0, 2]])
+        assert len(rec.select(mask)) == 2 and rec.doc_numbers(mask) == [0, 2]
+    assert rec.doc_numbers(range(2)) == [0, 1] and rec.doc_numbers(np.int8(-1)) == [2] and rec.doc_numbers([]) == []
+    with pytest.raises(IndexError, match='mask of 2 does not fit 3 documents'): rec.doc_numbers([True, False])
+    for odd in (1.5, 'a', [1.5], None, [[0, 1]]):
+        with pytest.raises(TypeError, match='must be the number of a document'): rec.doc_numbers(odd)

@@ -244,7 +244,8 @@ def predict(
     learn,facts = load_bundle(model)
     options = dict(n_words=check_count('n_words', n_words), temperature=temperature) if facts['task'] == 'lm' else {}
     if options: learn.writing(**options)   # options that do not fit are refused before anything is read
-    if seed is not None: set_seed(check_seed(seed))
+    check_seed(seed)
+    if seed is not None: set_seed(seed)
     failed = 0
     for i,text in enumerate(texts or input_lines(), 1):
         try: print(_answer(learn, facts['task'], text, **options), flush=True)

@@ -182,7 +182,9 @@ class LMDataset(CorpusDataset):
     ) -> 'LMDataset':
         "A data set of `docs` with the vocabulary, tokenizer and direction of another."
         tok = getattr(dataset, 'tokenizer', None)
-        corpus = Corpus.from_ids(docs, getattr(dataset, 'vocab', ()))
+        vocab = getattr(dataset, 'vocab', ())
+        if len(vocab) and not isinstance(vocab[0], str): vocab = vocab[0]   # the labels have a vocabulary too
+        corpus = Corpus.from_ids(docs, vocab)
         return cls(corpus, None, None if tok is None else as_tokenizer(tok), _is_reversed(dataset))
 
     @classmethod

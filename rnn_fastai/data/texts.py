@@ -66,6 +66,8 @@ def frame_texts(
     mark_fields:bool|None=None, # Open each field with `xxfld` and its number; by default for several columns
 ) -> pd.Series|list[str]: # A text a row: the column itself, or a list where several are joined
     "Texts of the rows of `df`. Raises where the frame is empty, a column is missing, or a value is not a text."
+    if not isinstance(df, pd.DataFrame):
+        raise TypeError(f"df is of type {type(df).__name__}; it must be a frame, as pd.DataFrame makes one.")
     if len(df) == 0: raise ValueError("The frame has no rows, so there is no text to read.")
     cols = [check_column(df, c) for c in L(text_cols)]
     if not cols: raise ValueError(f"text_col={text_cols!r} names no column. {suggest(text_cols, df.columns)}")
@@ -267,6 +269,9 @@ def texts_of(
         if _exists(Path(source)): return _path_texts(Path(source), text_cols)
         hint = " For a single text, pass a list: [text]." if isinstance(source, str) else ""
         raise FileNotFoundError(f"There is no file or folder {str(source)[:200]!r}.{hint}")
+    if isinstance(source, (bytes, dict)) or not isinstance(source, Iterable):
+        raise TypeError(f"{str(source)[:80]!r} is of type {type(source).__name__}; texts come as a frame, a column, a "
+                        "file or a list of strings.")
     items = (_check_item(i, t) for i,t in enumerate(source))
     return CheckedTexts(list(items)) if isinstance(source, Sized) else map(_text, items)
 

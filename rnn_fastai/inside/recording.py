@@ -143,6 +143,15 @@ class FolderStore:
         return 0
 
 # %% ../../nbs/405_inside.recording.ipynb #dd5a57c5
+def _picked(docs:Any, n:int) -> list[int]:
+    "What a number, a list of them, a mask or a slice picks among `n` documents. Raises `TypeError` for anything else."
+    if isinstance(docs, slice): return list(range(n)[docs])
+    a = np.atleast_1d(list(docs) if isinstance(docs, Iterable) and not hasattr(docs, '__array__') else docs)
+    if a.dtype == bool and a.shape != (n,): raise IndexError(f"A mask of {a.size} does not fit {n} documents.")
+    if a.size and (a.dtype.kind not in 'biu' or a.ndim != 1):
+        raise TypeError(f"docs={docs!r} must be the number of a document, a list of numbers, a mask or a slice.")
+    return (np.flatnonzero(a) if a.dtype == bool else a.astype(int)).tolist()
+
 class _Documents:
     "Documents, put together from segments."
     def __init__(self, segments:np.ndarray):
@@ -155,10 +164,9 @@ class _Documents:
     def __len__(self) -> int: return len(self.firsts)
 
     def numbers(self, docs:Any) -> list[int]:
-        "Numbers, from 0, of a document, a list or a slice. Raises `IndexError` for one that is not there."
+        "Numbers, from 0, of a document, a list, a mask or a slice. Raises `IndexError` for one that is not there."
         n = len(self)
-        if isinstance(docs, slice): return list(range(n)[docs])
-        numbers = [int(docs)] if isinstance(docs, (int, np.integer)) else list(map(int, docs))
+        numbers = _picked(docs, n)
         for d in numbers:
             if not -n <= d < n: raise IndexError(f"There is no document {d}; there are {n}, from 0 to {n-1}.")
         return [d % n for d in numbers]
@@ -350,7 +358,7 @@ class _Readable(_Blocks):
         return self.documents.steps(docs)
 
     def doc_numbers(self,
-        docs:Any, # A document, a list of them, or a slice
+        docs:Any, # A document, a list of them, a mask, or a slice
     ) -> list[int]: # From 0
         "Numbers of documents. Raises `IndexError` for one that is not there."
         return self.documents.numbers(docs)
