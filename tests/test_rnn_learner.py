@@ -40,6 +40,7 @@ from rnn_fastai.all import (
     SaveModelCallback,
     SeqDataLoaders,
     ShowDecoded,
+    TagDataLoaders,
     TextDataLoaders,
     cells,
     counting,
@@ -777,3 +778,7 @@ def test_training_goes_on_on_another_backend(tmp_path):
     half.model.rnn.backend = "auto"
     x, _ = dls.one_batch()
     for learn in (*whole, half): assert_close(learn.model(x).logits, whole[0].model(x).logits, rtol=0, atol=1e-5)
+
+def test_tagged_sentences_have_a_learner_of_their_own():
+    dls = TagDataLoaders.from_df(pd.DataFrame(dict(tokens=[['a', 'b']]*6, tags=[['x', 'y']]*6)), min_freq=1, bs=2, **CPU)
+    with pytest.raises(TypeError, match='tagger_learner'): rnn_learner(dls, 'LSTM', 4)

@@ -28,6 +28,7 @@ from ..core import check_count
 from ..data.lm import ArrayDataLoader, LMDataLoader
 from ..data.loaders import label_vocab, text_vocab
 from ..data.sequences import SeqDataLoader
+from ..data.tags import TagDataLoader
 from ..data.task import IGNORE, SeqTask
 from ..data.vectors import word_vectors
 from ..generate.decode import evaluating
@@ -336,8 +337,10 @@ def rnn_learner(
     config = RNNConfig(n_hid, emb_sz, one_hot, vectors, attention, pool, drop, embed_p, num_layers, bidirectional,
                        dropout, weight_p, zoneout_p, proj_size, backend, cell_args)
     if not _is_whole(cell):
-        model = sequence_model(loaders_task(dls), cell, **vars(config))
-        return _make_learner(dls, model, alpha, beta, loss_func, **kwargs)
+        task = loaders_task(dls)
+        if isinstance(dls.train, TagDataLoader):
+            raise TypeError("These loaders hold tagged sentences; use tagger_learner(dls), or pass a module of your own.")
+        return _make_learner(dls, sequence_model(task, cell, **vars(config)), alpha, beta, loss_func, **kwargs)
     given = replace(config, one_hot=False).changed()
     if given: raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
     return module_learner(dls, cell, one_hot, alpha, beta, loss_func, **kwargs)
