@@ -1,4 +1,4 @@
-"""Everything that `from fastai.text.all import *` gives, with this package's classes in place of fastai's, and the names
+"""All that `from fastai.text.all import *` gives, with this package's classes in place of fastai's, and the names
 of this package that users call. Helpers stay importable from their modules."""
 from fastai.text.all import *
 
@@ -80,7 +80,9 @@ from rnn_fastai.learner.weights import (
 from rnn_fastai.learner.text import TextLearner, SequentialRNN
 from rnn_fastai.learner.writing import ScoringLearner, WritingLearner
 from rnn_fastai.learner.lm import LMLearner, language_model_learner
-from rnn_fastai.learner.rnn import ModuleModel, RNNLearner, NextTokenLearner, sequence_model, module_learner, rnn_learner
+from rnn_fastai.learner.rnn import (
+    ModuleModel, RNNLearner, NextTokenLearner, sequence_model, module_learner, rnn_learner,
+)
 from rnn_fastai.learner.classifier import (
     PoolingLinearClassifier, ClassifierLearner, text_classifier_learner, mean_answer, BidirectionalEnsemble,
     combine_directions, both_ways,

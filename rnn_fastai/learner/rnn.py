@@ -339,7 +339,7 @@ def rnn_learner(
     if not _is_whole(cell):
         task = loaders_task(dls)
         if isinstance(dls.train, TagDataLoader):
-            raise TypeError("These loaders hold tagged sentences; use tagger_learner(dls), or pass a module of your own.")
+            raise TypeError("These loaders hold tagged sentences; use tagger_learner(dls), or pass your own module.")
         return _make_learner(dls, sequence_model(task, cell, **vars(config)), alpha, beta, loss_func, **kwargs)
     given = replace(config, one_hot=False).changed()
     if given: raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")
