@@ -103,14 +103,18 @@ def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int) -> Itera
         while n <= n_above and (text := f.readline()):
             head.append(text)
             n += bool(text.strip())
+        if '\0' in ''.join(head):
+            raise ValueError(f"{file} has zero bytes, as UTF-16 does. Convert the file to UTF-8 first.")
         if len(delimiter or ',') > 1:
             yield from _pattern_rows(chain(head, f), delimiter)
             return
         rows = csv.reader(lines(head, f), delimiter=delimiter or _delimiter(''.join(head[-1:])), quoting=quoting)
-        for row in rows:
-            if ended: raise ValueError(f"{file}, line {line}: a quote opens in this row and is not closed.")
-            if row: yield line,row
-            line = rows.line_num + 1
+        try:
+            for row in rows:
+                if ended: raise ValueError(f"{file}, line {line}: a quote opens in this row and is not closed.")
+                if row: yield line,row
+                line = rows.line_num + 1
+        except csv.Error as e: raise ValueError(f"{file}, line {line}: {e}.") from e   # a zero byte, before Python 3.11
 
 def _csv_rows(
     file:Path, # A CSV file
@@ -123,7 +127,6 @@ def _csv_rows(
     lines = _csv_lines(file, delimiter, csv.QUOTE_NONE if quoting == csv.QUOTE_NONE else csv.QUOTE_MINIMAL, n_above)
     top,first = next(islice(lines, n_above, None), (0, []))
     if not first: raise ValueError(f"{file} is empty: it has no row of names.")
-    if '\0' in first[0]: raise ValueError(f"{file} has zero bytes, as UTF-16 does. Convert the file to UTF-8 first.")
     n = len(first)
     if header is None: yield from ((top, list(range(n))), (top, first))
     else: yield top,first
