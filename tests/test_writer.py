@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.generate.prepack import prepack
+from rnn_fastai.learner.lm import encode_prompts
 
 WORDS = 'one two three four five six seven eight nine ten'.split()
 PROMPTS = ['one', 'two three four', 'ten nine eight seven six five', '', 'one two']
@@ -34,7 +35,7 @@ def texts(learn, prompts, n_words=15, **kwargs):
 def assert_likeliest(learn, prompt, got, n_words):
     "Each greedy token is the likeliest, or as likely but for rounding, by the slow way: all of the text at every word."
     vocab = list(learn.dls.vocab)
-    start,new = rf.encode_prompts(learn._texts(), [prompt])[0].tolist(),[vocab.index(t) for t in got.tokens]
+    start,new = encode_prompts(learn._texts(), [prompt])[0].tolist(),[vocab.index(t) for t in got.tokens]
     ids = start + new
     with torch.no_grad(): logits = torch.stack([learn.model.eval()(torch.tensor([ids[:n]])).logits[0, -1]
                                                 for n in range(len(start), len(ids))])
@@ -126,7 +127,7 @@ def test_backwards_writes_before_the_prompt():
 def test_log_probabilities_are_the_models(ours):
     got, = ours.generate('one two', 20, seed=5, temperature=2., top_k=5, no_bar=True)
     vocab = list(ours.dls.vocab)
-    start,new = rf.encode_prompts(ours._texts(), ["one two"])[0].tolist(),[vocab.index(t) for t in got.tokens]
+    start,new = encode_prompts(ours._texts(), ["one two"])[0].tolist(),[vocab.index(t) for t in got.tokens]
     with torch.no_grad(): logits = ours.model.eval()(torch.tensor([start + new])).logits[0]
     want = logits.log_softmax(-1)[len(start)-1:-1].gather(1, torch.tensor(new)[:, None])[:, 0]
     assert_close(got.logps, want, rtol=1e-3, atol=1e-3)

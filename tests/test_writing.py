@@ -25,6 +25,7 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.cli.main import main
+from rnn_fastai.learner.lm import encode_prompts
 
 # Models and loaders
 
@@ -388,7 +389,7 @@ def scripted(kind, prompt, script):
     "A learner that goes on from a prompt with these tokens."
     learn,vocab = ours(kind),words_of(ours(kind))
     script = [vocab.index(t) if isinstance(t, str) else t for t in script]
-    return rf.rnn_learner(loaders(kind), Script(script, len(rf.encode_prompts(learn._texts(), [prompt])[0]), len(vocab)))
+    return rf.rnn_learner(loaders(kind), Script(script, len(encode_prompts(learn._texts(), [prompt])[0]), len(vocab)))
 
 def byte_tokens(*values):
     "Tokens that stand for single bytes, by the mapping of GPT-2 that the library follows."
