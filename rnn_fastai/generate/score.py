@@ -48,7 +48,7 @@ def perplexity_of(
     return _perplexity(torch.cat([s.logps for s in scores])) if scores else math.nan
 
 # %% ../../nbs/325_generate.score.ipynb #c223e95a
-_LONGEST = 512   # steps of a segment: states of all steps take memory too, whatever the vocabulary
+_LONGEST = 512   # steps of a segment: states of all steps take memory too, for any vocabulary
 
 def _checked(docs:list, device:torch.device) -> list[Tensor]:
     "Put documents on a device as plain tensors. Raises `TypeError` or `ValueError` unless each is a sequence of ids."
