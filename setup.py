@@ -11,11 +11,14 @@ cfg.read(here/"settings.ini", encoding="utf8")
 meta = cfg["DEFAULT"]
 version = re.search(r'__version__ = "(.+)"', (here/"rnn_fastai"/"__init__.py").read_text(encoding="utf8"))[1]
 
+extras = {name: meta[f"{name}_requirements"].split() for name in ("hub", "onnx", "serve", "dev")}
+extras["dev"] += [*extras["hub"], *extras["onnx"], *extras["serve"]]
+
 setup(
     name=meta["name"], version=version, description=meta["description"], author=meta["author"],
     license=meta["license"], keywords=meta["keywords"].split(), python_requires=f">={meta['min_python']}",
     long_description=(here/"README.md").read_text(encoding="utf8"), long_description_content_type="text/markdown",
     packages=find_packages(include=["rnn_fastai", "rnn_fastai.*"]), package_data={"rnn_fastai": ["py.typed"]},
-    install_requires=meta["requirements"].split(), extras_require={"dev": meta["dev_requirements"].split()},
+    install_requires=meta["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": meta["console_scripts"].split()}, zip_safe=False,
 )
