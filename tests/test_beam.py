@@ -194,14 +194,16 @@ class Counted(nn.Module):
 
 def test_stops_when_nothing_better_can_come():
     logits = torch.tensor([[0.9, 0.1, 0.], [0.1, 0.45, 0.45], [0.1, 0.45, 0.45]]).log()
-    model,told = Counted(logits),[]
-    (found,) = beam_search(model, [torch.tensor([0])], 1000, Beam(2, length_penalty=0, stops=(0,)), on_progress=told.append)
-    assert found[0].ids == [0] and len(model.rows) == 1 and told == [1.]
+    model,reports = Counted(logits),[]
+    def report(done, total): reports.append((done, total))
+    beam = Beam(2, length_penalty=0, stops=(0,))
+    (found,) = beam_search(model, [torch.tensor([0])], 1000, beam, on_progress=report)
+    assert found[0].ids == [0] and len(model.rows) == 1 and reports == [(1000, 1000)]
     model = Counted(logits)
-    pair = beam_search(model, [torch.tensor([0]), torch.tensor([1])], 30, Beam(2, length_penalty=0, stops=(0,)), on_progress=told.append)
+    pair = beam_search(model, [torch.tensor([0]), torch.tensor([1])], 30, beam, on_progress=report)
     assert [f[0].ids for f in pair][0] == [0]
     assert model.rows[:3] == [2, 2, 2] and len(model.rows) <= 30
-    assert told[1:] == sorted(told[1:]) and told[-1] == 1. and min(told) > 0
+    assert reports[1:] == sorted(reports[1:]) and reports[-1] == (60, 60) and {t for _,t in reports[1:]} == {60}
 
 
 def test_equal_scores_have_an_order():

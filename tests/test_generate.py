@@ -10,6 +10,7 @@ from fastai.text import all as ft
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai import progress
 
 WORDS = 'One two THREE four five six seven eight nine ten'.split()
 PROMPTS = ['one', 'One two', 'TEN nine eight, seven', 'two unheard two unheard', 'five ' * 12]
@@ -174,12 +175,16 @@ def test_twice_the_same(ours):
     assert longer.startswith(texts.pop())
 
 @pytest.mark.filterwarnings('ignore')
-def test_bar(ours, capsys):
-    ours.predict('one two', 5, no_bar=True)
-    with ours.no_bar(): ours.predict('one two', 5)
-    assert capsys.readouterr().out == ''
-    ours.predict('one two', 5)
-    assert '5/5' in capsys.readouterr().out or not hasattr(ours, 'progress')
+def test_bar(ours, capsys, monkeypatch):
+    monkeypatch.setattr(progress, '_AFTER', 0)
+    n = len(ours._ids(['one two'])[0]) - 1 + 5   # tokens read and written
+    def drawn(**kwargs):
+        ours.predict('one two', 5, **kwargs)
+        return f'{n}/{n}' in capsys.readouterr().out
+    assert not drawn()   # into a file
+    monkeypatch.setattr(progress, 'can_draw', lambda: True)
+    assert drawn() == hasattr(ours, 'progress') and not drawn(no_bar=True)
+    with ours.no_bar(): assert not drawn()
 
 def test_min_p_out_of_reach_warns(ours):
     with pytest.warns(UserWarning, match='min_p=1.0'): ours.predict('one', 3, min_p=1., no_bar=True)

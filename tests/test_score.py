@@ -142,11 +142,13 @@ class Counting(nn.Module):
 def test_long_documents_in_bounded_memory(budget):
     model, docs = Counting().eval(), texts(200_000, 15_000, 5)
     if budget == 2_000: docs = [docs[0][:20_000], *docs[1:]]
-    shares = []
-    got = score_ids(model, docs, on_progress=shares.append, budget=budget)
+    reports = []
+    got = score_ids(model, docs, on_progress=lambda *r: reports.append(r), budget=budget)
     assert max(model.sizes) <= budget and sum(model.sizes) > budget and model.steps == min(512, budget//VOCAB)
     assert [len(g) for g in got] == [len(d) - 1 for d in docs]
-    assert all(a < b for a, b in pairwise(shares)) and shares[-1] == 1. and len(shares) == len(model.sizes) - 1
+    total = sum(map(len, got))
+    assert all(a < b for a, b in pairwise(reports)) and reports[-1] == (total, total) and {t for _, t in reports} == {total}
+    assert len(reports) == len(model.sizes) - 1
     close([got[0][:3000]], [score_ids(model, [docs[0][:3001]])[0]], 1e-4)
 
 
@@ -298,10 +300,10 @@ def test_gathered_squares(bs):
             for k, g in zip(ps, torch.autograd.grad(loss, list(ps.values())), strict=True): total[k] += g/bs**0.5
             states[r] = cut(out.state)
         for k, g in total.items(): want[k] += g**2/n
-    shares = []
-    got = DynamicEvaluation(lr=0.1, decay=0.2, every=4).gather(model, ids, bs=bs, on_progress=shares.append)
+    reports = []
+    got = DynamicEvaluation(lr=0.1, decay=0.2, every=4).gather(model, ids, bs=bs, on_progress=lambda *r: reports.append(r))
     assert_close(got.stats, want)
-    assert (got.lr, got.decay, got.every) == (0.1, 0.2, 4) and len(shares) == n and shares[-1] == 1.
+    assert (got.lr, got.decay, got.every) == (0.1, 0.2, 4) and reports == [(k + 1, n) for k in range(n)]
     assert math.isfinite(score_ids(model, [ids], dynamic=got)[0].sum())
 
 
@@ -323,11 +325,11 @@ def test_everything_stays_as_it_was(kw, stop):
     next(model.parameters()).requires_grad_(False)
     hook = model[1].register_forward_hook(lambda *args: None)
     before, tiny = snapshot(model), torch.full((1,), 1e-30)
-    def told(share):
-        if stop and share > 0.3: raise Stop
+    def on_progress(done, total):
+        if stop and done > 0.3*total: raise Stop
     if stop:
-        with pytest.raises(Stop): score_ids(model, docs, on_progress=told, bs=1, **kw)
-    else: score_ids(model, docs, on_progress=told, **kw)
+        with pytest.raises(Stop): score_ids(model, docs, on_progress=on_progress, bs=1, **kw)
+    else: score_ids(model, docs, on_progress=on_progress, **kw)
     after = snapshot(model)
     assert_close(after[0], before[0], rtol=0, atol=0)
     assert after[1:3] == before[1:3] and after[4] == before[4] and torch.equal(after[5], before[5])

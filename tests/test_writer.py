@@ -115,6 +115,19 @@ def test_through_a_file(tmp_path):
     assert texts(learn, PROMPTS, seed=3) == want
     assert texts(rf.load_learner(tmp_path/'all.pkl'), PROMPTS, seed=3) == want
 
+@pytest.mark.parametrize('way', ['drawn', 'cached', 'searched', 'scored'])
+def test_reports_go_up_to_the_total(ours, monkeypatch, way):
+    "Over several batches, prompts that are the same, parts of long prompts, and texts that end early."
+    reports,prompts = [],[*PROMPTS, 'one', 'two three '*400]
+    monkeypatch.setattr(ours, '_on_progress', lambda no_bar: lambda *r: reports.append(r))
+    n = sum(len(i) - 1 for i in ours._ids(prompts))
+    if way == 'scored': ours.score(prompts, bs=3)
+    elif way == 'searched': ours.beam_search(prompts, 8, width=2, bs=4, stop_tokens=['nine'])
+    else: ours.generate(prompts, 8, bs=3, seed=0, stop_tokens=['nine'], cache=rf.NeuralCache(50) if way == 'cached' else None)
+    want = dict(scored=n, searched=8*len(prompts)).get(way, n + 8*len(prompts))
+    done,totals = zip(*reports, strict=True)
+    assert set(totals) == {want} and list(done) == sorted(done) and done[-1] == want and len(set(done)) >= 3
+
 def test_backwards_writes_before_the_prompt():
     learn = learner(dls=loaders(backwards=True))
     special = [t for t in learn.dls.vocab if t.startswith('xx')]

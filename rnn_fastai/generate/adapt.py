@@ -8,7 +8,7 @@ __all__ = ['NeuralCache', 'CacheMemory', 'DynamicEvaluation', 'Adapted', 'adapti
 # %% ../../nbs/310_generate.adapt.ipynb #6fb3cd63
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..core import check_count, flush_denormals, full_precision
 from ..models.state import detach_state
+from ..progress import OnProgress
 
 # %% ../../nbs/310_generate.adapt.ipynb #4693e6c3
 def _check_number(name:str, value:Any, below:float=math.inf):
@@ -165,7 +166,7 @@ class DynamicEvaluation:
         model:nn.Module, # A language model
         ids:Tensor, # Training text, or a part of it: n
         bs:int=32, # Rows that the text is cut into
-        on_progress:Callable[[float], Any]|None=None, # Called with the share that is done
+        on_progress:OnProgress|None=None, # Called with the segments of `every` tokens that are done, and their number
     ) -> 'DynamicEvaluation': # The same, with `stats`
         """Measure mean squares of the gradients of `every` tokens. Gradients of the rows are added and divided by the
         root of their number, so that the squares are, on average, those of one row. Raises `TypeError` or `ValueError`
@@ -187,7 +188,7 @@ class DynamicEvaluation:
                 state = detach_state(out.state)
                 loss = F.cross_entropy(out.logits.flatten(0, 1), y[:, part].flatten())*bs**0.5
                 for name,g in own.grads(loss): total[name].addcmul_(g, g, value=1/n)
-                if on_progress is not None: on_progress((k+1)/n)
+                if on_progress is not None: on_progress(k+1, n)
         return replace(self, stats=total)
 
 # %% ../../nbs/310_generate.adapt.ipynb #85ab6375

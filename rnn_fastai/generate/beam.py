@@ -8,15 +8,15 @@ __all__ = ['Beam', 'Hypothesis', 'beam_search']
 # %% ../../nbs/320_generate.beam.ipynb #fe9ba200
 import math
 from bisect import insort
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import check_count, check_number, full_precision
 from ..models.state import take_rows
+from ..progress import OnProgress
 from .decode import read_prompts
 from .sampling import blocked_by_ngrams, check_room, forbid
 
@@ -172,7 +172,7 @@ def beam_search(
     max_new_tokens:int, # Most tokens of a hypothesis
     beam:Beam, # How to search
     part:int=512, # Tokens of prompts read at once
-    on_progress:Callable[[float], Any]|None=None, # Called with the share that is done, from 0 to 1, after each step
+    on_progress:OnProgress|None=None, # Called after each step with the tokens searched, and `max_new_tokens` a prompt
 ) -> list[list[Hypothesis]]: # `n` for each prompt, best first; fewer where no more are found
     "Search continuations of prompts, each as if alone. Raises `ValueError` for prompts and options that do not fit."
     check_count('max_new_tokens', max_new_tokens); check_count('part', part)
@@ -181,10 +181,10 @@ def beam_search(
         if not isinstance(p, Tensor) or p.dim() != 1 or len(p) == 0 or p.is_floating_point():
             got = f"{p.dtype} of shape {tuple(p.shape)}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
             raise ValueError(f"prompts[{i}] is {got}; it must be a tensor of ids, with one axis and one id at least.")
-    search = _Search(model, prompts, max_new_tokens, beam, part)
+    search,total = _Search(model, prompts, max_new_tokens, beam, part),len(prompts)*max_new_tokens
     for step in range(1, max_new_tokens+1):
         search.step()
-        steps_left = len(search.going)*(max_new_tokens - step)
-        if on_progress is not None: on_progress(1 - steps_left/(len(prompts)*max_new_tokens))
+        left = len(search.going)*(max_new_tokens - step)
+        if on_progress is not None: on_progress(total - left, total)
         if not search.going: break
     return search.found

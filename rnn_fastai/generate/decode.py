@@ -6,7 +6,7 @@
 __all__ = ['WholePrefix', 'with_state', 'evaluating', 'read_prompts', 'Step', 'Continuation', 'generate']
 
 # %% ../../nbs/315_generate.decode.ipynb #36f7bc1a
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
 from ..models.state import StatefulModel, map_state, put_rows, reset_state, take_rows, takes_lengths
+from ..progress import OnProgress, counter, part_of
 from .adapt import CacheMemory, NeuralCache
 from .sampling import Sampling, TokenSampler
 
@@ -88,7 +89,7 @@ def read_prompts(
     model:torch.nn.Module, # A model that gives a state
     prompts:list[Tensor], # Ids of each prompt, at least one; of one length, unless the model's `takes_lengths` is true
     part:int=512, # Tokens read at once
-    on_progress:Callable[[int], Any]|None=None, # Called with the number of tokens read, after each part
+    on_progress:OnProgress|None=None, # Called after each part with the tokens read, and all to be read
 ) -> Any: # State after all but the last token of each, rows on the tensors' second axis; none where there is nothing
     "Read prompts, each as if alone. Raises `ValueError` for different lengths that the model cannot read together."
     lengths = torch.tensor([len(p) - 1 for p in prompts])
@@ -97,7 +98,7 @@ def read_prompts(
         raise ValueError(f"The prompts have {lengths.min()+1} to {lengths.max()+1} tokens, and {type(model).__name__} "
                          "cannot read different lengths together; pass prompts of one length at a time.")
     ids = pad_sequence([p.as_subclass(Tensor)[:-1] for p in prompts], batch_first=True)   # bs,sl
-    state = None
+    state,add = None,counter(on_progress, int(lengths.sum()))
     for start in range(0, ids.size(1), part):
         at = (lengths > start).nonzero()[:, 0].to(ids.device)   # those that are not at their end yet
         piece,left = ids[at, start:start+part],(lengths[at.cpu()] - start).clamp(max=part)
@@ -107,7 +108,7 @@ def read_prompts(
         else:   # a prompt of one token has nothing to be read; its state is zero
             if state is None: state = map_state(lambda s: s.new_zeros(s.size(0), len(prompts), *s.shape[2:]), new)
             state = put_rows(state, new, at)
-        if on_progress is not None: on_progress(int(left.sum()))
+        add(int(left.sum()))
     return state
 
 # %% ../../nbs/315_generate.decode.ipynb #76ffcde4
@@ -129,18 +130,18 @@ _PART = 64   # tokens of a prompt read at once where logits are made of all
 
 @torch.no_grad()
 def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, part:int,
-              on_progress:Callable|None) -> Any:
+              on_progress:OnProgress|None) -> Any:
     "Read prompts of one length as `read_prompts` does, and keep the pairs of states and tokens."
     ids = torch.stack([p.as_subclass(Tensor) for p in prompts])                 # bs,sl+1
     sl = ids.size(1) - 1
-    skip = max(sl - memory.cache.size, 0)   # what the cache would not keep is read without it
-    state = read_prompts(model, [p[:skip+1] for p in prompts], part, on_progress)
+    skip,total = max(sl - memory.cache.size, 0),sl*len(ids)   # what the cache would not keep is read without it
+    state = read_prompts(model, [p[:skip+1] for p in prompts], part, part_of(on_progress, 0, total))
     for at in range(skip, sl, _PART):
         to = min(at + _PART, sl)
         out = model(ids[:, at:to], state)
         memory.extend(memory.cache.states(out), ids[:, at+1:to+1])
         state = out.state
-        if on_progress is not None: on_progress((to - at)*len(ids))
+        if on_progress is not None: on_progress(to*len(ids), total)
     return state
 
 # %% ../../nbs/315_generate.decode.ipynb #11cf380e
@@ -151,7 +152,7 @@ class Continuation:
         prompts:list[Tensor], # Ids of each prompt: at least one; see `read_prompts`
         sampler:TokenSampler, # Picks tokens
         part:int=512, # Tokens of prompts read at once
-        on_progress:Callable[[int], Any]|None=None, # Called with the number of tokens of prompts read, after each part
+        on_progress:OnProgress|None=None, # See `read_prompts`
         cache:NeuralCache|None=None, # Mixes in the tokens that came after similar states; prompts must have one length
     ):
         if not prompts: raise ValueError("prompts is empty: there is no prompt; give one at least.")
@@ -167,7 +168,7 @@ class Continuation:
         self.ids = torch.stack([p.as_subclass(Tensor)[-1] for p in prompts])
         if len(first) < len(prompts): self._take(at)
 
-    def _read(self, prompts:list[Tensor], part:int, on_progress:Callable|None) -> Any:
+    def _read(self, prompts:list[Tensor], part:int, on_progress:OnProgress|None) -> Any:
         if self.memory is None: return read_prompts(self.model, prompts, part, on_progress)
         return _remember(self.model, prompts, self.memory, part, on_progress)
 

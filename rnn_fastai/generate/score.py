@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count, full_precision
 from ..models.state import detach_state, take_rows
-from ..progress import running_total
+from ..progress import OnProgress, counter
 from .adapt import Adapted, CacheMemory, DynamicEvaluation, NeuralCache, adapting
 
 # %% ../../nbs/325_generate.score.ipynb #60a9c129
@@ -124,7 +124,7 @@ def score_ids(
     bs:int=32, # Documents read together, at most; one by one with `dynamic`
     cache:NeuralCache|None=None, # A cache of past states, empty at the start of each document
     dynamic:DynamicEvaluation|None=None, # Gradient steps on a copy of the model, reset for each document
-    on_progress:Callable[[float], Any]|None=None, # Called after each segment with the share of tokens that are done
+    on_progress:OnProgress|None=None, # Called after each segment with the tokens scored, and all to be scored
     budget:int=2**24, # Logits made at once, at most
 ) -> list[Tensor]: # For each document: float32, one number less than it has tokens
     """Score each token after the first: the logarithm of its probability, given all before it in its document. Raises
@@ -139,8 +139,7 @@ def score_ids(
         _check_ids(docs, vocab_sz)
         def steps(rows): return dynamic.every if dynamic else _steps_that_fit(rows, vocab_sz, cache, budget)
         bs = 1 if dynamic else min(bs, max(budget//vocab_sz, 1))
-        total = sum(len(d) - 1 for d in docs)
-        done = running_total(lambda n: on_progress(n/total) if on_progress is not None else None)
+        done = counter(on_progress, sum(len(d) - 1 for d in docs))
         order,res = sorted(range(len(docs)), key=lambda i: -len(docs[i])),{}
         for k in range(0, len(docs), bs):
             if adapted is not None and k: adapted.reset()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import check_count, suggest
 from ..models.state import takes_lengths
-from ..progress import running_total
+from ..progress import OnProgress, counter, part_of
 from .adapt import NeuralCache
 from .beam import Beam, beam_search
 from .decode import Continuation, evaluating
@@ -154,12 +154,12 @@ class _Text:
 
 # %% ../../nbs/330_generate.texts.ipynb #3f783e83
 def _write(model:torch.nn.Module, codec:Codec, batch:list[_Text], end:Ending, sampling:Sampling,
-           seed:int|torch.Generator|None, cache:NeuralCache|None, read:Callable|None=None) -> Iterator[int]:
+           seed:int|torch.Generator|None, cache:NeuralCache|None, on_read:OnProgress|None=None) -> Iterator[int]:
     "Write the texts of a batch; yields, after each step, how many tokens it made."
     prompts = [t.start for t in batch]
     sampler = TokenSampler(sampling, prompts, len(codec.vocab), end.max_new_tokens, seed, [t.sample for t in batch],
                            end.tokens, end.min_new_tokens)
-    going = Continuation(model, prompts, sampler, on_progress=read, cache=cache)
+    going = Continuation(model, prompts, sampler, on_progress=on_read, cache=cache)
     while going.rows:
         step = going.step()
         for r,i,logp in zip(step.rows, step.ids.tolist(), step.logps.tolist(), strict=True):
@@ -175,8 +175,6 @@ def _batches(texts:list[_Text], bs:int, mixed:bool) -> Iterator[list[_Text]]:
         for at in range(0, len(rows), bs): yield rows[at:at+bs]
 
 # %% ../../nbs/330_generate.texts.ipynb #3b59bfa1
-_LONG = 10_000   # tokens of prompts from which reading takes more than a few seconds
-
 def write_texts(
     model:torch.nn.Module, # Hands on its state; see `with_state`
     codec:Codec, # Turns prompts into ids, and ids into texts
@@ -187,8 +185,7 @@ def write_texts(
     seed:int|torch.Generator|None=None, # A number makes the same text of a prompt at every call, in any list
     bs:int=64, # Texts written together
     cache:NeuralCache|None=None, # Makes tokens likelier that came after similar states; see `NeuralCache`
-    progress:Callable|None=None, # From a total to a function that is called with how much of it is done: of tokens to
-                                 # be written, and before that, where prompts are long, of tokens to be read
+    on_progress:OnProgress|None=None, # Called with the tokens read and written, and the most that these may be
 ) -> list[Generated]: # `n` for each prompt, in the order of the prompts
     "Continue prompts. Raises `ValueError` for options that exclude each other."
     check_count('n', n); check_count('bs', bs)
@@ -197,16 +194,13 @@ def write_texts(
     check_stop_strings(end.strings, codec)
     ids = codec.encode(prompts)
     texts = [_Text(p, i, s, bool(end.strings)) for p,i in zip(prompts, ids, strict=True) for s in range(n)]
-    progress = progress or (lambda total: lambda done: None)
-    read = running_total(progress(sum(map(len, ids)))) if sum(map(len, ids)) > _LONG else None
-    wrote,behind = progress(len(texts)*end.max_new_tokens),0
+    before,total = 0,sum(len(t.start) - 1 + end.max_new_tokens for t in texts)
     for batch in _batches(texts, bs, cache is None and takes_lengths(model)):
-        made = 0
-        for k in _write(model, codec, batch, end, sampling, seed, cache, read):
-            made += k
-            wrote(behind + made)
-        behind += len(batch)*end.max_new_tokens
-        wrote(behind)
+        n_read,most = sum(len(t.start) - 1 for t in batch),len(batch)*end.max_new_tokens
+        add = counter(part_of(on_progress, before + n_read, total), most)
+        for k in _write(model, codec, batch, end, sampling, seed, cache, part_of(on_progress, before, total)): add(k)
+        before += n_read + most
+        if on_progress is not None: on_progress(before, total)   # texts may end before they have all their tokens
     return [t.result(codec) for t in texts]
 
 # %% ../../nbs/330_generate.texts.ipynb #75ce28e0
@@ -217,19 +211,18 @@ def search_texts(
     max_new_tokens:int, # Most tokens of a text
     beam:Beam, # How to search
     bs:int=64, # Hypotheses that go on together
-    progress:Callable|None=None, # See `write_texts`; the total is `max_new_tokens` for each prompt
+    on_progress:OnProgress|None=None, # Called with the tokens searched, and the most: `max_new_tokens` for each prompt
 ) -> list[Generated]: # `n` for each prompt, best first, in the order of the prompts
     "Search the likeliest continuations with a beam."
     check_count('bs', bs)
     texts = [_Text(p, i) for p,i in zip(prompts, codec.encode(prompts), strict=True)]
-    on_done,behind,found = (progress or (lambda total: lambda done: None))(len(texts)*max_new_tokens),0,{}
+    before,total,found = 0,len(texts)*max_new_tokens,{}
     for batch in _batches(texts, max(bs//beam.width, 1), takes_lengths(model)):
-        total = len(batch)*max_new_tokens
-        def on_progress(share, behind=behind, total=total): on_done(behind + int(share*total))
+        report = part_of(on_progress, before, total)
         with evaluating(model):
-            lists = beam_search(model, [t.start for t in batch], max_new_tokens, beam, on_progress=on_progress)
+            lists = beam_search(model, [t.start for t in batch], max_new_tokens, beam, on_progress=report)
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
-        behind += total
+        before += len(batch)*max_new_tokens
     def result(t, h):
         text = codec.decode(t.start.tolist() + h.ids)
         return Generated(t.prompt, text, [codec.vocab[i] for i in h.ids], h.logps, h.ended)

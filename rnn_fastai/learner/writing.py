@@ -14,9 +14,7 @@ import torch
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text.core import UNK
 from fastai.torch_core import get_model
-from fastcore.basics import noop
 from fastcore.meta import delegates
-from fastprogress import progress_bar
 
 from ..core import check_count
 from ..data.tokenize import decode_spec_tokens
@@ -28,6 +26,7 @@ from ..generate.sampling import Sampling, check_seed
 from ..generate.score import Score, adapted_to, score_ids
 from ..generate.texts import Codec, Ending, Generated, check_stop_strings, search_texts, stream_text, write_texts
 from ..models.state import reset_state
+from ..progress import OnProgress, draw_progress
 from .text import TextLearner
 
 # %% ../../nbs/610_learner.writing.ipynb #7512515c
@@ -85,13 +84,6 @@ def _adapted(model:torch.nn.Module, prompts:list, codec:Codec, dynamic:DynamicEv
         own = adapted_to(model, codec.encode([p])[0], dynamic)
         yield own if isinstance(model, WholePrefix) else prepack(own, *layout),[p]
 
-def _start_bar(total:int) -> Callable[[int], Any]:
-    "Draw a progress bar; gives the function that moves it."
-    if total == 0: return noop
-    bar = progress_bar(range(total), leave=False)
-    bar.update(0)
-    return bar.update
-
 # %% ../../nbs/610_learner.writing.ipynb #a2023185
 def _delegates_fields(cls:type, **kwargs) -> Callable:
     "fastcore's `delegates` to a dataclass: its comments are those of the class, as its `__init__` has no source."
@@ -125,8 +117,8 @@ class ScoringLearner(TextLearner):
     def _stepper(self, int8:bool, reproducible:bool) -> torch.nn.Module:
         return _prepacked(get_model(self.model), self._with_state(), self.twin, int8, reproducible)
 
-    def _progress(self, no_bar:bool) -> Callable|None:
-        return None if no_bar or not hasattr(self, 'progress') else _start_bar
+    def _on_progress(self, no_bar:bool) -> OnProgress|None:
+        return draw_progress(no_bar or not hasattr(self, 'progress'))
 
     def _banned(self, codec:Codec, forbidden:list, no_unk:bool) -> tuple:
         return tuple(sorted({*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}))
@@ -154,7 +146,7 @@ class ScoringLearner(TextLearner):
                         min_new_tokens=min_words, **kwargs)
             beam.check(len(codec.vocab), check_count('n_words', n_words))
         return search_texts(self._stepper(int8, True), codec, _as_list('prompts', prompts), n_words, beam, bs,
-                            self._progress(no_bar))
+                            self._on_progress(no_bar))
 
     def score(self,
         texts:Any, # A text, or a list
@@ -168,10 +160,8 @@ class ScoringLearner(TextLearner):
         _check_adaptation(cache, dynamic)
         texts = _as_list('texts', texts)
         ids,vocab = self._ids(texts),self._codec(decode_spec_tokens).vocab
-        start,n = self._progress(no_bar),sum(map(len, ids))
-        bar = noop if start is None else start(n)
-        def on_progress(share): bar(round(share*n))
-        with evaluating(self._with_state()) as model: logps = score_ids(model, ids, bs, cache, dynamic, on_progress)
+        with evaluating(self._with_state()) as model:
+            logps = score_ids(model, ids, bs, cache, dynamic, self._on_progress(no_bar))
         return [Score(t, [vocab[i] for i in d[1:].tolist()], l) for t,d,l in zip(texts, ids, logps, strict=True)]
 
 # %% ../../nbs/610_learner.writing.ipynb #0b7576ea
@@ -229,7 +219,7 @@ class WritingLearner(ScoringLearner):
         codec,end,sampling = self.writing(n_words, **kwargs)
         prompts,texts = _as_list('prompts', prompts),[]
         for model,some in self._steppers(prompts, codec, dynamic, int8, _is_settled(seed, sampling)):
-            texts += write_texts(model, codec, some, end, sampling, n, seed, bs, cache, self._progress(no_bar))
+            texts += write_texts(model, codec, some, end, sampling, n, seed, bs, cache, self._on_progress(no_bar))
         return texts
 
     @_delegates_fields(Sampling)
