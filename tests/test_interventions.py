@@ -61,6 +61,16 @@ def test_one_unit_for_some_steps(make):
     torch.testing.assert_close(torch.cat([half[0], rest]), out, atol=1e-6, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('steps', [3, np.int64(3), {3}, range(3, 4), np.array([3])])
+def test_steps_are_a_number_or_several(steps):
+    layer, x = Recurrent('GRU', 5, 4), torch.randn(6, 2, 5)
+    with edit_states(layer, clamp(0, 1, 0.25, steps=steps)): out = layer(x)[0]
+    assert (out[:, :, 1] == 0.25).all(1).tolist() == [False]*3 + [True] + [False]*2
+    with pytest.raises(ValueError, match=r'steps=slice\(0, 3, None\).*range'), edit_states(layer, clamp(0, 1, 0.25, steps=slice(0, 3))): pass
+    assert layer.edit is None
+
+
 def test_all_is_put_back_after_an_error():
     layer = nn.LSTM(5, 4)
     with pytest.raises(KeyError), edit_states(layer, ablate('lstm', 0)): raise KeyError

@@ -682,6 +682,13 @@ def test_learns_what_can_be_learnt(crf):
     loss,acc,f1 = learn.validate()
     assert acc > 0.95 and f1 > 0.9
 
+def test_record_reads_words_by_default_and_letters_by_name():
+    learn,sents = learner(tag_loaders(chars=True)),[['A', 'word'], ['Three', 'more', 'words']]
+    rec = learn.record(sents)
+    assert rec.layers == ['0.rnn.l0', '0.rnn.l0_reverse'] and [len(rec['0.rnn.l0', 'h', d]) for d in range(2)] == [2, 3]
+    letters = learn.record(sents[:1], layers='0.chars')
+    assert all(n.startswith('0.chars') for n in letters.layers)
+
 @pytest.mark.parametrize('crf', [False, True])
 def test_saved_and_loaded(tmp_path, crf):
     dls = tag_loaders(chars=True, path=tmp_path)

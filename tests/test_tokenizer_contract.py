@@ -294,3 +294,14 @@ def test_rules_of_ones_own_before_characters(make, text):
     assert not rf.TextTokenizer(rf.ByteLevelTokenizer(300)).trained
     own = rf.TextTokenizer(make(), post_rules=[str.upper])   # its tokens are not those of the vocabulary any more
     assert own.vocab is None and own(text) == [t.upper() for t in plain(text)]
+
+@pytest.mark.parametrize('tok,err,words', [
+    (str.split, TypeError, ["method 'split'", 'an iterable of texts', 'BaseTokenizer']),
+    (lambda texts: None, TypeError, ['an iterable of texts']),
+    (lambda texts: [['one']], ValueError, ['tokens of 1 texts for']),
+    (lambda texts: ([1, 2] for _ in texts), TypeError, ['tokenizer gave 1, of type int']),
+    (rf.TextTokenizer(post_rules=[lambda t: [t]]), TypeError, ['post_rules', "of type list", 'a string for a token']),
+    (rf.TextTokenizer(ft.BaseTokenizer(), post_rules=[lambda t: None]), TypeError, ['post_rules', 'NoneType'])])
+def test_tokenizers_that_give_something_else(tok, err, words):
+    with pytest.raises(err) as e: rf.TextDataLoaders.from_df(DF, is_lm=True, seq_len=4, bs=2, tok_tfm=tok)
+    assert all(w in str(e.value) for w in words), str(e.value)

@@ -1,4 +1,5 @@
-"Makes outputs of notebooks smaller: pictures of at most 256 colours, no remains of progress bars. Run it after notebooks ran."
+"""Makes outputs of notebooks smaller and the same at every run: pictures of at most 256 colours, no remains of progress
+bars, no names of temporary folders. Run it after notebooks ran."""
 import base64
 import io
 import json
@@ -25,6 +26,10 @@ def shown(text: str) -> str:
     lines = [next((p for p in reversed(line.split("\r")) if p.strip()), "") for line in text.split("\n")]
     return "\n".join(line for line in lines if not re.search(r"\|[█-]*\|.*%", line)).replace("█", "")
 
+def settled(output: dict) -> dict:
+    "An output with one name for all temporary folders."
+    return json.loads(re.sub(r"/tmp/tmp[a-z0-9_]{8}", "/tmp/tmp", json.dumps(output)))
+
 def small(output: dict) -> dict | None:
     "An output without what a page does not need; None where nothing is left."
     if "\r" in "".join(output.get("text", "")):
@@ -42,7 +47,7 @@ def shrink(path: Path) -> None:
     "Shrink all outputs of a notebook."
     nb = json.loads(path.read_text(encoding="utf8"))
     for c in nb["cells"]:
-        if "outputs" in c: c["outputs"] = [o for o in map(small, c["outputs"]) if o is not None]
+        if "outputs" in c: c["outputs"] = [settled(o) for o in map(small, c["outputs"]) if o is not None]
     path.write_text(json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf8")
 
 if __name__ == "__main__":

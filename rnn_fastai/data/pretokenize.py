@@ -140,7 +140,10 @@ class NumberedTokens:
 
     def _enter(self, tok:str) -> int:
         "Id of a token met for the first time; it is an old one where the rules make it so."
-        after = self._post(tok)
+        after = self._post(tok) if isinstance(tok, str) else tok
+        if not isinstance(after, str):
+            what = 'The tokenizer' if after is tok else f"A rule for tokens (post_rules), for {tok!r},"
+            raise TypeError(f"{what} gave {after!r}, of type {type(after).__name__}; it must give a string for a token.")
         i = self._ids[tok] = self._ids_after.setdefault(after, len(self.toks))
         if i == len(self.toks): self.toks.append(after)
         return i

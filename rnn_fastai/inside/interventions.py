@@ -28,19 +28,21 @@ if TYPE_CHECKING:   # loaded when a frame is asked for
     import pandas as pd
 
 # %% ../../nbs/415_inside.interventions.ipynb #e3363d75
+def _as_several(steps:Any) -> Any: return (steps,) if isinstance(steps, (int, np.integer)) else steps
+
 class Edit(NamedTuple):
     "Values for units of a layer, after each step."
     layer:Any        # name or number of a layer
     units:Any        # numbers of units
     values:Any       # a number; one for each unit; or, with `steps` as first axis, one for each step and unit
     part:str='h'     # entry of the state
-    steps:Any=None   # numbers of steps, counted over all calls of the layer in the block; all by default
+    steps:Any=None   # a step, or several, counted over all calls of the layer in the block; all by default
 
     def at(self,
         t:int, # A step
     ) -> Any: # A number or one for each unit; none where this step is left alone
         "The values for a step."
-        if self.steps is not None and t not in self.steps: return None
+        if self.steps is not None and t not in _as_several(self.steps): return None
         if np.ndim(self.values) < 2: return self.values
         return self.values[t] if t < len(self.values) else None
 
@@ -50,7 +52,7 @@ def clamp(
     units:Any, # A unit, or several
     value:Any, # A number, or one for each unit
     part:str='h', # Entry of the state
-    steps:Any=None, # Numbers of steps; all by default
+    steps:Any=None, # A step, or several; all by default
 ) -> Edit:
     "Hold units at a value."
     return Edit(layer, np.atleast_1d(units), value, part, steps)
@@ -72,7 +74,7 @@ def patch_states(
     units:Any, # A unit, or several; all with `slice(None)`
     states:Any, # States of another run: steps,units of the layer
     part:str='h', # Entry of the state
-    steps:Any=None, # Numbers of steps; all by default
+    steps:Any=None, # A step, or several; all by default
 ) -> Edit:
     "Give units the values they had in another run."
     states = np.asarray(states, np.float32)
@@ -90,6 +92,8 @@ class _Editor:
         k,units = cell.states.index(edit.part),np.asarray(edit.units)
         if units.min() < -cell.sizes[k] or units.max() >= cell.sizes[k]:
             raise IndexError(f"units {units.tolist()}: {edit.part} of {name} has units 0 to {cell.sizes[k]-1}.")
+        if edit.steps is not None and not hasattr(_as_several(edit.steps), '__contains__'):
+            raise ValueError(f"steps={edit.steps!r} must be the number of a step, or several, such as range(0, 5).")
         self.edits.setdefault(i, []).append((k, units, edit))
 
     def __call__(self, i:int, t:int, state:tuple) -> tuple:

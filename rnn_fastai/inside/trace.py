@@ -149,16 +149,20 @@ def find_layers(
     return found
 
 # %% ../../nbs/400_inside.trace.ipynb #2df4560e
+def _reads_other_steps(model:nn.Module, layer:str) -> bool:
+    "Whether a module around a layer says that its steps are not the model's, as letters are not words."
+    return any(getattr(m, 'own_steps', False) for n,m in model.named_modules() if n and layer.startswith(f'{n}.'))
+
 def pick_layers(
     model:nn.Module, # Any module
-    layers:Any=None, # Names of layers, of modules that hold them, or numbers; all by default
+    layers:Any=None, # Names of layers, of modules that hold them, or numbers; by default all that read the tokens
 ) -> dict[str, tuple[nn.Module, int]]: # As `find_layers`
     "Pick layers of a model. Raises `ValueError` with the list of layers for one that is not there."
     there,res = find_layers(model),{}
     if layers is None:
         if not there: raise ValueError(f"{type(model).__name__} has no recurrent layer; name modules in `layers`: "
                                        f"{', '.join(n for n,_ in model.named_modules() if n) or 'it has none'}.")
-        return there
+        return {n: at for n,at in there.items() if not _reads_other_steps(model, n)} or there
     modules = dict(model.named_modules())
     for l in layers if isinstance(layers, (list, tuple)) else [layers]:
         if isinstance(l, int) and -len(there) <= l < len(there): hits = [list(there)[l]]

@@ -78,6 +78,7 @@ class CRF(nn.Module):
 # %% ../../nbs/250_models.tagger.ipynb #59af583e
 class CharEncoder(nn.Module):
     "Words as vectors, from their letters."
+    own_steps = True   # its layers read letters, where the layers around it read words
     def __init__(self,
         n_letters:int, # How many letters there are; the first stands for padding
         emb_sz:int=32, # Features of a letter
