@@ -39,6 +39,7 @@ from rnn_fastai.learner.weights import (
     write_weights,
 )
 
+from ..callback.history import LastScores
 from ..callback.optim import Adam
 from ..callback.regularize import rnn_cbs
 from ..core import flush_denormals
@@ -72,7 +73,8 @@ class SafeLearner(fastai_learner.TextLearner):
     ):
         super().__init__(dls, model, alpha=0., beta=0., moms=moms, opt_func=opt_func, **kwargs)
         self.remove_cbs([cb for cb in self.cbs if type(cb) in _FASTAI_CBS])
-        self.add_cbs(rnn_cbs(alpha, beta))
+        self.add_cbs([*rnn_cbs(alpha, beta), LastScores()])
+        self.last_scores:dict[str, float] = {}   # figures of the last epoch, by name
         if hasattr(self, 'recorder'): self.recorder.smooth_loss = _SmoothLoss()
 
     @property
