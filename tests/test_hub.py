@@ -180,7 +180,7 @@ def test_who_may_not_write_is_told_so(hub, learn, token, repo, words):
 
 def test_a_private_push_never_goes_to_a_public_repository(hub, learn):
     learn.push_to_hub('me/reviews', token='secret')
-    with pytest.raises(HubError, match='me/reviews is there and public: make it private in its settings first'):
+    with pytest.raises(HubError, match='me/reviews is there and public: make it private in its settings'):
         learn.push_to_hub('me/reviews', private=True, token='secret')
     assert len(hub.repos['me/reviews'].commits) == 2
 

@@ -75,6 +75,7 @@ class SafeLearner(fastai_learner.TextLearner):
         self.remove_cbs([cb for cb in self.cbs if type(cb) in _FASTAI_CBS])
         self.add_cbs([*rnn_cbs(alpha, beta), LastScores()])
         self.last_scores:dict[str, float] = {}   # figures of the last epoch, by name
+        self.trained_on:dict[str, dict[str, int]] = {}   # of one that was loaded: how much data it was trained on
         if hasattr(self, 'recorder'): self.recorder.smooth_loss = _SmoothLoss()
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fastcore.basics import patch
+from fastcore.basics import ifnone, patch
 
 from .. import __version__
 from ..files import parse_json
@@ -49,7 +49,8 @@ class HubError(OSError):
 def _root(e:BaseException) -> BaseException:
     "The error that matters: the library puts it behind one that says what could not be done."
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-    while isinstance(e, (RuntimeError, EntryNotFoundError)) and not isinstance(e, HfHubHTTPError) and e.__cause__: e = e.__cause__
+    while e.__cause__ and isinstance(e, (RuntimeError, EntryNotFoundError)) and not isinstance(e, HfHubHTTPError):
+        e = e.__cause__
     return e
 
 _LOG_IN = "log in with `hf auth login`, or pass a token"
@@ -65,9 +66,10 @@ def _what(e:BaseException, revision:str|None) -> str:
     "What the hub says, and what to do, to stand after its name."
     from huggingface_hub import errors
     status = getattr(getattr(e, 'response', None), 'status_code', None)
-    if isinstance(e, errors.RevisionNotFoundError): return f"has no revision {revision!r}: leave it out, or name a branch, tag or commit"
+    if isinstance(e, errors.RevisionNotFoundError):
+        return f"has no revision {revision!r}: leave it out, or name a branch, tag or commit"
     if isinstance(e, errors.RepositoryNotFoundError):
-        return f"is not there, or may not be seen: check the name; if it is private or gated, {_LOG_IN} that may read it"
+        return f"is not there, or may not be seen: check the name; if it is private, {_LOG_IN} that may read it"
     if status in _STATUS: return _STATUS[status]
     if status is not None: return f"answers with the status {status}: try again later"
     if isinstance(e, errors.LocalTokenNotFoundError): return f"needs a token, and none is kept here: {_LOG_IN}"
@@ -91,8 +93,9 @@ def _explained(repo:str, revision:str|None=None) -> Iterator[None]:
         raise HubError(f"{at} {_what(root, revision)}. ({' '.join(str(why).split())})") from e
     except ValueError as e: raise ValueError(f"{at} does not take this: {' '.join(str(e).split())}") from e
 
-# %% ../../nbs/755_ship.hub.ipynb #48ef5d3b
+# %% ../../nbs/755_ship.hub.ipynb #9eefca99
 _CONFIG,_CARD = 'config.json','README.md'
+_WHO = dict(library_name='rnn_fastai', library_version=__version__)   # what the hub is told of who asks
 FILES = (_CONFIG, 'model.safetensors', 'vocab.json', 'tokenizer.json')   # of a bundle; the card is not read
 
 def _card_there(api:Any, info:Any) -> str|None:
@@ -104,13 +107,17 @@ def _operations(folder:Path, there:set[str]) -> list:
     "What a commit does: the files of a bundle come, and those of the one before that it lacks go."
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     new = [n for n in (*FILES, _CARD) if (folder/n).exists()]
-    return [*(CommitOperationAdd(n, folder/n) for n in new), *(CommitOperationDelete(n) for n in FILES if n in there - {*new})]
+    old = [n for n in FILES if n in there - {*new}]
+    return [*(CommitOperationAdd(n, folder/n) for n in new), *map(CommitOperationDelete, old)]
 
-def _upload(api:Any, learn:SafeLearner, folder:Path, info:Any, license:str|None, message:str):
-    "Write the card and commit a bundle, unless the repository has changed since `info`."
+def _write_card(learn:SafeLearner, folder:Path, name:str, old:str|None, license:str|None):
+    "Write the card of a bundle that is to be on the hub."
     config = read_files(folder).config
-    card = model_card(learn, info.id, license, config.get('own', ()), **config.get('scores', {}))
-    (folder/_CARD).write_text(renew_card(_card_there(api, info), card, license), encoding='utf8')
+    card = model_card(learn, name, license, config.get('own', ()), **config.get('scores', {}))
+    (folder/_CARD).write_text(renew_card(old, card, license), encoding='utf8')
+
+def _commit(api:Any, folder:Path, info:Any, message:str):
+    "Commit a bundle, unless the repository has changed since `info`."
     there = {s.rfilename for s in info.siblings or ()}
     api.create_commit(info.id, _operations(folder, there), commit_message=message, parent_commit=info.sha)
 
@@ -121,10 +128,11 @@ def push_to_hub(self:SafeLearner,
     token:str|None=None, # Token of the hub; the one that `hf auth login` keeps by default
     license:str|None=None, # Licence, as the hub names it, such as 'apache-2.0'
     message:str='Save a bundle of rnn_fastai', # What the commit is called
+    card:str|None=None, # A card whose text, written by hand, is kept; that of the repository by default
 ) -> str: # Address of the repository
     """Upload a bundle, in one commit; the card keeps what was written by hand. Raises what `save_bundle` raises, before
-    anything is uploaded; `HubError` where the hub cannot be reached or says no; `ImportError` without the extra `hub`."""
-    api = _need_hub().HfApi(token=token, library_name='rnn_fastai', library_version=__version__)
+    anything is asked; `HubError` where the hub cannot be reached or says no; `ImportError` without the extra `hub`."""
+    api = _need_hub().HfApi(token=token, **_WHO)
     _check_repo(repo)
     check_license(license)
     with TemporaryDirectory() as tmp:
@@ -132,27 +140,29 @@ def push_to_hub(self:SafeLearner,
         with _explained(repo):
             info = api.model_info(api.create_repo(repo, private=private or None, exist_ok=True).repo_id)
             if private and not info.private:
-                raise HubError(f"{info.id} is there and public: make it private in its settings first, or leave private out")
-            _upload(api, self, folder, info, license, message)
+                raise HubError(f"{info.id} is there and public: make it private in its settings, or leave private out")
+            _write_card(self, folder, info.id, ifnone(card, _card_there(api, info)), license)
+            _commit(api, folder, info, message)
     return f'{api.endpoint}/{info.id}'
 
 # %% ../../nbs/755_ship.hub.ipynb #1348b04d
 def _check_config(file:Path, repo:str):
     "Raise `BundleError` where a repository is no bundle."
-    if not file.exists(): raise BundleError(f"{repo} is no bundle: it has no {_CONFIG}. `learn.push_to_hub` writes one.")
+    if not file.exists():
+        raise BundleError(f"{repo} is no bundle: it has no {_CONFIG}. `learn.push_to_hub` writes one.")
     small = file.stat().st_size <= 2**20
     try: facts = parse_json(file.read_bytes(), file) if small else None
     except ValueError: facts = None
     if not (isinstance(facts, dict) and {'format', 'files'} <= set(facts)):
-        raise BundleError(f"{repo} is no bundle: its {_CONFIG} is of another kind. Load it with the library that wrote it; "
-                          "`learn.push_to_hub` writes a bundle.")
+        raise BundleError(f"{repo} is no bundle: its {_CONFIG} is of another kind. Load it with the library that wrote "
+                          "it; `learn.push_to_hub` writes a bundle.")
 
 def _download(repo:str, revision:str|None, token:str|None, folder:Path):
     "Put the files of a bundle into a folder, all of one commit."
-    get = partial(_need_hub().snapshot_download, repo, token=token, library_name='rnn_fastai', library_version=__version__)
+    get = partial(_need_hub().snapshot_download, repo, token=token, **_WHO)
     first = Path(get(revision=revision, allow_patterns=[_CONFIG]))
     _check_config(first/_CONFIG, repo)
-    cached = Path(get(revision=first.name, allow_patterns=list(FILES)))   # a folder of the cache is called by its commit
+    cached = Path(get(revision=first.name, allow_patterns=list(FILES)))   # a cached folder is called by its commit
     for name in FILES:   # in the cache they are links, which a bundle must not hold
         if (cached/name).exists(): shutil.copyfile(cached/name, folder/name)
 
@@ -164,7 +174,7 @@ def from_hub(
     device:Any=None, # Where the model goes; fastai's default device by default
 ) -> SafeLearner: # As it was saved; without texts
     """Download a bundle and load it. No code of it runs. Raises `HubError` where the hub cannot be reached or says no,
-    `BundleError` for a repository of other things, what `load_bundle` raises, and `ImportError` without the extra `hub`."""
+    `BundleError` for a repository of other things, as `load_bundle` does, `ImportError` without the extra `hub`."""
     _need_hub()
     _check_repo(repo)
     with TemporaryDirectory() as tmp:
