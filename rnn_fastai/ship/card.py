@@ -230,8 +230,8 @@ _BEGIN = '<!-- rnn_fastai: made from the model, and made again when it is saved 
 _END = '<!-- rnn_fastai: end -->'
 _NOTES = """## Notes of the author
 
-Write here what a program cannot know, such as where the texts come from and what the model is for. This part is kept
-when the model is saved again."""
+Write here what a program cannot know, such as where the texts come from and what the model is for. This
+part stays when the model is saved again."""
 
 def _how_to_load(task:_Task, name:str, allow:Iterable[str]) -> str:
     "Code that loads a model from its folder, or from the hub."
@@ -248,7 +248,8 @@ def _sections(learn:SafeLearner, task:_Task, name:str, allow:Iterable[str], scor
     return {'What it is': _table(('', ''), _facts(learn, task)),
             'Layers': _table(('name', 'layer', 'parameters'), layers),
             'Data': _data(data_sizes(learn)), 'Figures': _figures(scores, learn.last_scores),
-            'Not measured': bullets(_not_measured(task)), 'Limits': bullets(_limits(learn, task)), 'How to load it': '\n\n'.join(load)}
+            'Not measured': bullets(_not_measured(task)), 'Limits': bullets(_limits(learn, task)),
+            'How to load it': '\n\n'.join(load)}
 
 def model_card(
     learn:SafeLearner, # A learner

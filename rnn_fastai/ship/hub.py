@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fastcore.basics import ifnone, patch
+from fastcore.basics import patch
 
 from .. import __version__
 from ..files import parse_json
@@ -141,7 +141,8 @@ def push_to_hub(self:SafeLearner,
             info = api.model_info(api.create_repo(repo, private=private or None, exist_ok=True).repo_id)
             if private and not info.private:
                 raise HubError(f"{info.id} is there and public: make it private in its settings, or leave private out")
-            _write_card(self, folder, info.id, ifnone(card, _card_there(api, info)), license)
+            old = _card_there(api, info) if card is None else card
+            _write_card(self, folder, info.id, old, license)
             _commit(api, folder, info, message)
     return f'{api.endpoint}/{info.id}'
 
