@@ -6,6 +6,9 @@
 __all__ = ['LossHistory', 'LastScores', 'ShowDecoded']
 
 # %% ../../nbs/520_callback.history.ipynb #df1bbc81
+import math
+from typing import Any
+
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
@@ -41,6 +44,8 @@ class LossHistory(Callback):
         return pd.DataFrame(self.rows)
 
 # %% ../../nbs/520_callback.history.ipynb #fa39fd9e
+def _is_figure(v:Any) -> bool: return isinstance(v, (int, float)) and math.isfinite(v)   # the time is a text
+
 class LastScores(Callback):
     "Keeps the figures of the last epoch of training in `learn.last_scores`, whatever is validated or predicted later."
     order,run_valid = Recorder.order+1,False
@@ -48,7 +53,7 @@ class LastScores(Callback):
 
     def after_epoch(self):
         row = _epoch_values(self.recorder)
-        if row is not None: self.learn.last_scores = {k: float(v) for k,v in row.items() if isinstance(v, (int, float))}
+        if row is not None: self.learn.last_scores = {k: float(v) for k,v in row.items() if _is_figure(v)}
 
 # %% ../../nbs/520_callback.history.ipynb #a0076c3f
 class ShowDecoded(Callback):

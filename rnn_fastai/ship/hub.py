@@ -113,7 +113,7 @@ def _operations(folder:Path, there:set[str]) -> list:
 def _write_card(learn:SafeLearner, folder:Path, name:str, old:str|None, license:str|None):
     "Write the card of a bundle that is to be on the hub."
     config = read_files(folder).config
-    card = model_card(learn, name, license, config.get('own', ()), **config.get('scores', {}))
+    card = model_card(learn, name, license, config.get('allow', ()), **config.get('scores', {}))
     (folder/_CARD).write_text(renew_card(old, card, license), encoding='utf8')
 
 def _commit(api:Any, folder:Path, info:Any, message:str):
