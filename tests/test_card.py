@@ -1,5 +1,8 @@
 "The model card: what it says of each learner, what the hub reads of it, and what stays of an edited one."
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +17,7 @@ from rnn_fastai.learner.classifier import text_classifier_learner
 from rnn_fastai.learner.lm import language_model_learner
 from rnn_fastai.learner.rnn import rnn_learner
 from rnn_fastai.learner.tagger import tagger_learner
+from rnn_fastai.ship.bundle import load_bundle
 from rnn_fastai.ship.card import layer_sizes, model_card, renew_card
 
 SMALL = dict(emb_sz=8, n_hid=12, n_layers=2)
@@ -125,3 +129,60 @@ def test_a_licence_replaces_the_old_one_and_no_licence_leaves_it(learners):
     old = renew_card(new, new, license='mit')
     assert '\nlicense: mit\n' in old and '\nlicense: mit\n' in renew_card(old, new)
     assert '\nlicense: apache-2.0\n' in renew_card(old, new, license='apache-2.0')
+
+
+# In a bundle.
+
+@pytest.fixture(scope='module')
+def folder(learners, tmp_path_factory):
+    learn = learners['lm']
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    return learn.save_bundle(tmp_path_factory.mktemp('cards')/'counting', bleu=0.5)
+
+def card_of(folder): return (folder/'README.md').read_text(encoding='utf8')
+
+def test_the_code_of_the_card_works_in_a_new_process(folder):
+    code = card_of(folder).partition('```python\n')[2].partition('```')[0]
+    here = str(Path(__file__).parents[1])
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', f'import sys; sys.path.insert(0, {here!r})\n{code}\nprint(learn.last_scores)'],
+                         cwd=folder.parent, capture_output=True, text=True, check=True).stdout
+    assert "'bleu': 0.5" in out
+
+def test_figures_and_sizes_of_data_survive_a_load_and_a_save(learners, folder, tmp_path):
+    learn,again = learners['lm'],load_bundle(folder, device='cpu')
+    assert again.last_scores == {**learn.last_scores, 'bleu': 0.5} and 'valid_loss' in again.last_scores
+    assert again.trained_on['train'] == dict(texts=16, tokens=int(learn.dls.train_ds.lens.sum()))
+    again.predict('a good', 2, no_bar=True)
+    text = card_of(again.save_bundle(tmp_path/'counting'))
+    assert f"Trained on 16 texts of {learn.dls.train_ds.lens.sum()} tokens; validated on 4 texts of" in text
+    assert f"| `valid_loss` | {learn.last_scores['valid_loss']:.4f} | last epoch |" in text
+
+def test_a_prediction_does_not_change_the_figures(learners, folder, tmp_path):
+    learn = learners['lm']
+    learn.predict('a good', 2, no_bar=True)
+    with learn.no_bar(), learn.no_logging(): learn.validate()
+    assert '| `train_loss` |' in card_of(learn.save_bundle(tmp_path/'counting'))
+
+def test_a_second_save_keeps_what_was_written_by_hand(learners, folder, tmp_path):
+    learn,at = learners['lm'],tmp_path/'m'
+    learn.save_bundle(at)
+    (at/'README.md').write_text(card_of(at).replace('Write here', 'Of my own. Write here'), encoding='utf8')
+    learn.save_bundle(at, bleu=0.25)
+    assert 'Of my own.' in card_of(at) and '| `bleu` | 0.2500 |' in card_of(at)
+    (at/'README.md').unlink()
+    learn.save_bundle(at)
+    assert '# m\n' in card_of(at)
+
+def test_a_card_in_another_encoding_stays(learners, tmp_path):
+    at = learners['lm'].save_bundle(tmp_path/'m')
+    (at/'README.md').write_bytes('Zürich'.encode('latin-1'))
+    with pytest.warns(UserWarning, match='stays as it is, as it is no UTF-8'): learners['lm'].save_bundle(at)
+    assert (at/'README.md').read_bytes() == 'Zürich'.encode('latin-1')
+
+def test_figures_of_a_bundle_that_are_no_numbers_are_refused(folder, tmp_path):
+    from rnn_fastai.ship.storage import read_files, write_files
+    stored = read_files(folder)
+    texts = {n: stored.text(n) for n in stored.texts}
+    for name,value in dict(scores={'bleu': 'high'}, trained_on={'train': {'texts': 'many'}, 'valid': {}}).items():
+        write_files(tmp_path/name, {**stored.config, name: value}, stored.tensors(), texts)
+        with pytest.raises(ValueError, match='cannot be opened'): load_bundle(tmp_path/name)

@@ -53,6 +53,7 @@ from ..models.awd import StatefulEncoder
 from ..models.losses import answer_kind
 from ..models.origin import Origin, origin_of
 from ..models.state import fresh_logits
+from .card import data_sizes, folder_card, model_card
 from .parts import Known, as_plain, data_facts, make_loaders, make_parts
 from .storage import BundleError, read_files, write_files, write_zip
 
@@ -342,6 +343,15 @@ def check_vocabs(
     if found != n_out:
         raise ValueError(f"The model gives {found:,} outputs; the loaders have {n_out:,} tokens or labels.")
 
+def _plain_scores(learn:SafeLearner, scores:dict) -> dict:
+    "Figures of the last epoch, where there was one, and others. Raises `ValueError` for what is no number."
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k,v in scores.items()}
+    odd = [k for k,v in plain.items() if not (_is_number(v) and math.isfinite(v))]
+    if odd:
+        value = plain[odd[0]]
+        raise ValueError(f"scores: {odd[0]}={value!r} is a {type(value).__name__}; it must be a finite number.")
+    return {**learn.last_scores, **plain}
+
 def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
     "The learner that a bundle holds. No random state changes."
     config,sizes = stored.config,[s for _,s in stored.header.values() if math.prod(s)]
@@ -355,22 +365,12 @@ def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
     model = build_model(config['model'], stored.header, known, dls)
     load_tensors(model, stored.tensors())
     check_vocabs(model, dls)
-    return make_learner(config['learner'], dls, model.to(dls.device), known, path)
+    learn,sizes = make_learner(config['learner'], dls, model.to(dls.device), known, path),config['trained_on']
+    learn.last_scores = _plain_scores(learn, config['scores'])
+    learn.trained_on = {k: {unit: int(n) for unit,n in sizes[k].items()} for k in ('train', 'valid')} if sizes else {}
+    return learn
 
 # %% ../../nbs/720_ship.bundle.ipynb #583acdfa
-def _plain_scores(learn:SafeLearner, scores:dict) -> dict:
-    "Figures of the last validation, where there was one, and others. Raises `ValueError` for what is no number."
-    rec,found = getattr(learn, 'recorder', None),{}
-    if getattr(rec, 'values', None):
-        last = zip(rec.metric_names[1:], rec.values[-1], strict=False)   # the epoch is not among the values
-        found = {n: float(v) for n,v in last if _is_number(v) and math.isfinite(v)}
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k,v in scores.items()}
-    odd = [k for k,v in plain.items() if not (_is_number(v) and math.isfinite(v))]
-    if odd:
-        value = plain[odd[0]]
-        raise ValueError(f"scores: {odd[0]}={value!r} is a {type(value).__name__}; it must be a finite number.")
-    return {**found, **plain}
-
 def _versions(data:dict) -> dict[str, str]:
     "Versions of what the bundle depends on."
     found = dict(rnn_fastai=__version__, torch=str(torch.__version__), fastai=fastai.__version__)
@@ -388,7 +388,8 @@ def bundle_parts(
     data = data_facts(learn.dls, texts)
     texts['vocab.json'] = _as_json({k: data.pop(k) for k in _LISTS if k in data})
     config = dict(task=loaders_task(learn.dls).kind, versions=_versions(data), scores=_plain_scores(learn, scores),
-                  learner=learner_facts(learn, seen), model=as_plain(origin_of(model), seen), data=data)
+                  learner=learner_facts(learn, seen), model=as_plain(origin_of(model), seen), data=data,
+                  trained_on=data_sizes(learn))
     config['allow'] = [p for p in seen if not p.startswith('rnn_fastai.')]   # what a reader must name
     wgts = {k: t.detach() for k,t in own_tensors(model).items()}
     if not wgts: raise ValueError(f"{type(model).__name__} holds no weights, so there is nothing to keep.")
@@ -404,7 +405,9 @@ def save_bundle(self:SafeLearner,
     **scores # Figures to keep with it, besides those of the last validation
 ) -> Path: # The folder
     "Write a folder that `load_bundle` reads. Raises `ValueError` for what cannot be kept, and then writes nothing."
-    return write_files(folder, *bundle_parts(self, **scores))
+    folder,(config,wgts,texts) = Path(folder),bundle_parts(self, **scores)
+    card = model_card(self, folder.resolve().name, allow=config['allow'], **config['scores'])
+    return write_files(folder, config, wgts, texts, folder_card(folder, card))
 
 def load_bundle(
     path:str|Path, # What `save_bundle` or `export` wrote: a folder, or a zip file
