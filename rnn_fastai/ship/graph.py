@@ -68,8 +68,9 @@ class Graph:
         **attrs # Its attributes
     ) -> Any: # Their names: one, or a list
         "Add an operation."
-        outs = [self.name(kind) for _ in range(n_out)]
-        self.nodes.append(self.onnx.helper.make_node(kind, [i or '' for i in inputs], outs, **attrs))
+        outs,ins = [self.name(kind) for _ in range(n_out)],[i or '' for i in inputs]
+        while not ins[-1]: ins.pop()   # what is left out at the end is not written at all
+        self.nodes.append(self.onnx.helper.make_node(kind, ins, outs, **attrs))
         return outs[0] if n_out == 1 else outs
 
     def rename(self,

@@ -7,6 +7,7 @@ __all__ = ['CARRIED', 'NetParts', 'net_parts', 'net_graph', 'model_facts', 'expo
 
 # %% ../../nbs/730_ship.onnx.ipynb #edd8caf6
 import copy
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -287,9 +288,10 @@ def _write_graph(graph:Any, file:Path, int8:bool):
     "Write a graph, quantized or not."
     if not int8: return file.write_bytes(graph.SerializeToString())
     from onnxruntime.quantization import quantize_dynamic
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-    add_pre_process_metadata(graph)   # it needs none, and would warn
-    quantize_dynamic(graph, file)
+    was = logging.root.manager.disable
+    logging.disable(logging.WARNING)   # of types that are not for quantizing: ids
+    try: quantize_dynamic(graph, file)
+    finally: logging.disable(was)
 
 _FILES = {'model.onnx', 'backwards.onnx', FACTS_FILE}
 
