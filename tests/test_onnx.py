@@ -17,6 +17,7 @@ from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.state import map_state
 from rnn_fastai.ship import facts as facts_module
+from rnn_fastai.ship import graph as graph_module
 from rnn_fastai.ship import onnx as onnx_module
 from rnn_fastai.ship.graph import Graph, add_recurrent
 from rnn_fastai.ship.onnx import export_onnx, net_parts
@@ -371,6 +372,13 @@ def test_runs_without_torch_and_fastai(exported):
              str(tagger().tag([['one', 'two']], no_bar=True))]
     assert done.stdout.splitlines() == want
 
+def test_words_of_spacy_without_torch(exported):
+    done = child('''
+        from rnn_fastai.ship.onnx_model import OnnxModel
+        print(repr(OnnxModel(sys.argv[1]).generate('One TWO', 20, temperature=0)[0].text))
+    ''', [h for h in HEAVY if h != 'spacy'], exported(lm('AWD_LSTM', 'words')).folder)
+    assert done.stdout.strip() == repr(lm('AWD_LSTM', 'words').generate('One TWO', 20, temperature=0)[0].text), done.stderr
+
 def test_words_without_spacy_say_what_to_install(exported):
     done = child('''
         from rnn_fastai.ship.onnx_model import OnnxModel
@@ -427,12 +435,12 @@ def test_a_hook_or_an_edit_is_refused(tmp_path):
 def test_a_model_for_other_loaders_is_refused(tmp_path):
     learn = rf.rnn_learner(classifier().dls, 'GRU', n_hid=12)
     learn.dls = lm().dls
-    refused(learn, 'its loaders are for a lm, and its model is not', tmp_path)
+    refused(learn, 'its loaders are for a language model, and its model is not', tmp_path)
 
 def test_calls_of_other_kinds(exported):
     one,two,three = (exported(l) for l in (lm(), classifier(), tagger()))
     for call in (two.generate, two.score, three.generate, one.classify, three.classify, one.tag, two.tag):
-        with pytest.raises(ValueError, match=r'holds a (lm|classifier|tagger), which cannot do that; call'): call(['one'])
+        with pytest.raises(ValueError, match=r'holds a (language model|classifier|tagger), which cannot'): call(['one'])
 
 def test_bad_texts(exported):
     for call in (exported(lm()).generate, exported(lm()).score, exported(classifier()).classify, exported(tagger()).tag):
@@ -484,6 +492,15 @@ def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='nothing was changed'): export_onnx(classifier(), folder)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
     assert [f.name for f in tmp_path.iterdir()] == ['m']
+
+def test_weights_that_no_file_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_module, '_LIMIT', 1000)
+    refused(lm(), r'The weights take .* GB; an ONNX file holds 2 GB', tmp_path)
+
+def test_a_graph_that_was_not_exported_is_not_read(tmp_path):
+    folder = export_onnx(classifier(), tmp_path/'m')
+    (folder/'backwards.onnx').write_bytes(b'something else')
+    assert OnnxModel(folder).classify('one')
 
 def test_an_export_replaces_the_one_before(tmp_path):
     export_onnx(rf.combine_directions(classifier(), classifier(backwards=True)), tmp_path/'m')

@@ -26,7 +26,9 @@ def _drop(toks:Iterable[str], specials:Iterable[str]) -> list[str]:
 
 def _characters() -> Cutter: return Cutter(lambda t: [BOS, *t], lambda toks: ''.join(_drop(toks, SPECIAL_TOKENS)))
 def _split(split_char:str) -> Cutter: return Cutter(lambda t: t.split(split_char), ' '.join)
-def _function(name:str) -> Cutter: return Cutter(lambda t: [TEXT_FUNCTIONS[name](t)], ' '.join)
+def _function(name:str) -> Cutter:
+    f = TEXT_FUNCTIONS[name]
+    return Cutter(lambda t: [f(t)], ' '.join)
 
 def _subwords(special_toks:list[str], model:str, **settings) -> Cutter:
     "Parts of words; tokens that are spelt like special ones stand between marks."
@@ -62,10 +64,11 @@ def _words(lang:str, special_toks:list[str], buf_sz:int=0) -> Cutter:
 def _texts(tok:dict, rules:list[str], post_rules:list[str], sep:str) -> Cutter:
     "Rules before, a tokenizer, rules after."
     inner,whole = make_cutter(tok),tok['kind'] in ('characters', 'subwords')
+    before,after = (list(map(TEXT_FUNCTIONS.__getitem__, names)) for names in (rules, post_rules))
     def cut(text):
-        for r in rules: text = TEXT_FUNCTIONS[r](text)
+        for rule in before: text = rule(text)
         toks = inner.cut(text)
-        for r in post_rules: toks = list(map(TEXT_FUNCTIONS[r], toks))
+        for rule in after: toks = list(map(rule, toks))
         return toks
     return Cutter(cut, inner.join if whole else sep.join)
 

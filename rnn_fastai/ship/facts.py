@@ -39,7 +39,7 @@ def _checked_facts(file:Path) -> dict:
 
 def read_facts(
     folder:str|Path, # What was exported
-) -> dict[str, Any]: # What `write_facts` was given
+) -> dict[str, Any]: # What `write_facts` was given, and `files`: checksums by name
     "Read and check facts and files. Raises `FileNotFoundError` where there are none, `ValueError` for damaged ones."
     file = Path(folder)/FACTS_FILE
     if not file.is_file():
@@ -48,7 +48,7 @@ def read_facts(
     try: facts = _checked_facts(file)
     except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeError) as e:
         raise ValueError(f"{file} is damaged ({type(e).__name__}: {e}); export the model again.") from e
-    for name,digest in facts.pop('files').items():
+    for name,digest in facts['files'].items():
         part = file.parent/Path(name).name
         if not part.is_file(): raise ValueError(f"{part} is missing; export the model again.")
         if _digest(part.read_bytes()) != digest:

@@ -35,6 +35,7 @@ def need_onnx() -> Any: # The library
 
 # %% ../../nbs/725_ship.graph.ipynb #93bb59ab
 OPSET,_IR = 18,10   # what onnxruntime 1.18 and later read
+_LIMIT = 2**31 - 2**20   # bytes of weights that fit into one file
 
 class Graph:
     "Operations of an ONNX graph, added one by one. Values go by their names."
@@ -84,7 +85,9 @@ class Graph:
         inputs:dict[str, tuple[str, Sequence]], # Name -> type, such as 'FLOAT'; shape, where names stand for any size
         outputs:dict[str, tuple[str, Sequence]], # The same
     ) -> Any: # The library's model
-        "The whole graph."
+        "The whole graph. Raises `ValueError` where its weights are too large for a file."
+        size = sum(len(w.raw_data) for w in self.weights)
+        if size > _LIMIT: raise ValueError(f"The weights take {size/1e9:.1f} GB; an ONNX file holds 2 GB.")
         h,types = self.onnx.helper,self.onnx.TensorProto
         ins,outs = ([h.make_tensor_value_info(n, getattr(types, t), list(s)) for n,(t,s) in io.items()]
                     for io in (inputs, outputs))

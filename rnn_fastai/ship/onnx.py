@@ -281,7 +281,8 @@ def _n_out(net:NetParts) -> int:
 def _check_kind(kind:str, net:NetParts):
     "Raise `ValueError` where a model does not do what its loaders are for."
     if (kind == 'classifier') != bool(net.pool) or (kind == 'lm') != (net.in_parts and not net.pool):
-        raise ValueError(f"The learner cannot be exported: its loaders are for a {kind}, and its model is not.")
+        what = 'language model' if kind == 'lm' else kind
+        raise ValueError(f"The learner cannot be exported: its loaders are for a {what}, and its model is not.")
 
 # %% ../../nbs/730_ship.onnx.ipynb #c5e7c065
 def _write_graph(graph:Any, file:Path, int8:bool):

@@ -238,8 +238,9 @@ def _tag(graph:_Graph, facts:dict, reader:_Sentences, sents:list[list[str]], bs:
             firsts = np.cumsum([0, *(len(reader.parts(w)) for w in sents[i][:-1])])
             yield i,[names[t] for t in row[firsts]]
 
-# %% ../../nbs/740_ship.onnx_model.ipynb #c92dd255
-_CALLS = dict(lm='generate and score', classifier='classify', tagger='tag')
+# %% ../../nbs/740_ship.onnx_model.ipynb #44fb9643
+_CALLS = dict(lm=('language model', 'generate or score'), classifier=('classifier', 'classify'),
+              tagger=('tagger', 'tag'))
 
 def _as_list(name:str, texts:Any) -> list:
     "A list of texts; a single text becomes a list of one. Raises `TypeError` for anything else."
@@ -258,7 +259,7 @@ class _Exported:
         try:
             self.kind,self.vocab,net = self.facts['kind'],self.facts['vocab'],self.facts['net']
             self._graphs = [_Graph(self.folder/n, net, n_threads) for n in ('model.onnx', 'backwards.onnx')
-                            if (self.folder/n).exists()]
+                            if n in self.facts['files']]
             if self.kind == 'tagger': self._reader = _Sentences(self.facts)
             else: self.codec = TextCodec(self.facts['tok'], self.vocab, self.facts['backwards'])
         except (KeyError, TypeError) as e:
@@ -269,7 +270,8 @@ class _Exported:
     def _need(self, kind:str):
         "Raise `ValueError` for a call that belongs to another kind of model."
         if self.kind != kind:
-            raise ValueError(f"{self.folder} holds a {self.kind}, which cannot do that; call {_CALLS[self.kind]}.")
+            what,calls = _CALLS[self.kind]
+            raise ValueError(f"{self.folder} holds a {what}, which cannot do that; call {calls}.")
 
     def _ids(self, tokens:Any, name:str) -> set[int]:
         "Ids of tokens. Raises `ValueError` for one that the vocabulary does not have."
