@@ -3,12 +3,14 @@
     python benchmarks/exported.py [classifier] [tagger] [lm] [--repeats 50]
 
 Nets of default sizes with random weights over 20,000 words: what they answer does not matter here. A text has 50 words.
-`predict` goes from text to answer, tokenizer included; `net` from ids to scores.
+`predict` goes from text to answer, tokenizer included; `net` from ids to scores. On one thread, beside the time that passes
+stands the processor's, which does not depend on what else runs.
 """
 import os
 import statistics
 import sys
 import tempfile
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import in_turns, save
+from common import save, seconds
 
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.tags import TagDataLoaders
@@ -82,6 +84,20 @@ def lm() -> tuple:
             lambda g: partial(g.run, g.start(1), ids.numpy(), one))
 
 
+def medians(fs: dict, repeats: int) -> dict:
+    "Milliseconds of functions called in turn: those that pass, and those of the processor."
+    wall, cpu = ({k: [] for k in fs} for _ in range(2))
+    for f in fs.values(): f()
+    for _ in range(repeats):
+        for k, f in fs.items():
+            def timed(f=f, times=cpu[k]):
+                start = time.process_time()
+                f()
+                times.append(time.process_time() - start)
+            wall[k].append(seconds(timed))
+    return {unit: {k: 1000*statistics.median(v) for k, v in t.items()} for unit, t in (("ms", wall), ("cpu_ms", cpu))}
+
+
 def size(folder: Path) -> float: return sum(f.stat().st_size for f in folder.iterdir())/1e6
 
 
@@ -90,15 +106,15 @@ def measure(name: str, repeats: int, tmp: Path) -> dict:
     "Sizes and times of one kind."
     learn, predict, ask, net, run = dict(classifier=classifier, tagger=tagger, lm=lm)[name]()
     folders = {k: export_onnx(learn, tmp/f"{name}-{k}", int8=k == "onnx_int8") for k in ("onnx", "onnx_int8")}
-    models = {k: OnnxModel(f) for k, f in folders.items()}
+    models = {k: OnnxModel(f, torch.get_num_threads()) for k, f in folders.items()}
     weights = sum(p.numel()*p.element_size() for p in learn.model.parameters())/1e6
     whole = {"torch": predict} | {k: (lambda m=m: ask(m)) for k, m in models.items()}
     alone = {"torch": net} | {k: run(m._graphs[0]) for k, m in models.items()}
     res = dict(what=name, mb=dict(torch=weights, **{k: size(f) for k, f in folders.items()}), load=os.getloadavg()[0],
                threads=torch.get_num_threads(), repeats=repeats)
-    for key, fs in (("predict_ms", whole), ("net_ms", alone)):
-        n = max(repeats//(10 if name == "lm" and key == "predict_ms" else 1), 3)
-        res[key] = {k: 1000*statistics.median(v) for k, v in in_turns(fs, n, 3).items()}
+    for key, fs in (("predict", whole), ("net", alone)):
+        n = max(repeats//(10 if name == "lm" and key == "predict" else 1), 3)
+        res[key] = medians(fs, n)
     print(res, flush=True)
     return res
 

@@ -19,6 +19,8 @@ from rnn_fastai.models.state import map_state
 from rnn_fastai.ship import facts as facts_module
 from rnn_fastai.ship import graph as graph_module
 from rnn_fastai.ship import onnx as onnx_module
+from rnn_fastai.ship.bundle import tokenizer_facts
+from rnn_fastai.ship.codec import make_cutter
 from rnn_fastai.ship.graph import Graph, add_recurrent
 from rnn_fastai.ship.onnx import export_onnx, net_parts
 from rnn_fastai.ship.onnx_model import OnnxModel
@@ -317,6 +319,24 @@ def test_words_cut_into_parts(exported):
 
 def test_a_text_is_cut_by_spacy(exported):
     assert exported(tagger()).tag("It's one,  two\n three.") == [tagger().predict("It's one,  two\n three.")]
+
+# ---- Words as the learner cuts them
+
+@pytest.mark.parametrize('lang', ['en', 'de', 'fr'])
+def test_texts_are_cut_alike(lang):
+    rng,tok = np.random.default_rng(0),rf.TextTokenizer(rf.WordTokenizer(lang))
+    parts = ["#39;", 'amp;', '&lt;', '<br />', '\\n', ' @-@ ', '...', '/', '  ', ' ', ' ', '\n', '\n\n', '\t', 'so', 'SO', 'So',
+             'A', 'é', '!!!!', '3.5', "don't", "l'eau", '\xa0', 'a-b', 'e.g.', 'U.S.', '(', ')', '"', 'xxmaj', 'www.a.com', '😀']
+    some = [''.join(rng.choice(parts, rng.integers(1, 25))) for _ in range(400)]
+    cut = make_cutter(tokenizer_facts(tok)).cut
+    for text,toks in zip(some, tok(some), strict=True): assert cut(text) == toks, text
+
+# ---- Graphs by the standard
+
+def test_graphs_are_valid_onnx(exported):
+    import onnx
+    for learn in (lm(), classifier(), classifier(bidir=True), tagger()):
+        onnx.checker.check_model(str(exported(learn).folder/'model.onnx'), full_check=True)
 
 # ---- Eight bits
 

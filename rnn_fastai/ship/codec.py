@@ -49,7 +49,8 @@ def _spacy(lang:str, special_toks:tuple) -> Any:
                           "it.)") from e
     blank = spacy.blank(lang)
     blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, which nobody reads
-    for w in special_toks: blank.tokenizer.add_special_case(w, [{spacy.symbols.ORTH: w}])
+    if isinstance(blank.tokenizer, spacy.tokenizer.Tokenizer):   # that of Chinese, say, has no special cases
+        for w in special_toks: blank.tokenizer.add_special_case(w, [{spacy.symbols.ORTH: w}])
     return blank.tokenizer
 
 def _cut_words(lang:str, special_toks:tuple, text:str) -> list[str]:
