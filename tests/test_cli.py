@@ -254,3 +254,68 @@ def test_a_seed_settles_what_predict_draws(models, run):
     calls = [run('predict', models/'lm', 'good', '--n-words', '12', '--seed', s) for s in ('1', '1', '2')]
     assert all(code is None for code,_,_ in calls)
     assert calls[0] == calls[1] != calls[2]
+
+# ---- The way out: bundles, ONNX, the hub
+
+@pytest.mark.parametrize('task', ['lm', 'classifier', 'tagger'])
+def test_training_writes_a_bundle_with_figures_and_a_card(models, task):
+    import rnn_fastai.all as rf
+    learn = rf.load_bundle(models/task, device='cpu')
+    assert {'loss', 'accuracy', 'valid_loss'} <= set(learn.last_scores)
+    card = (models/task/'README.md').read_text()
+    assert f"load_bundle({task!r})" in card and 'Trained on' in card
+
+def test_a_pickle_is_no_model(run, tmp_path):
+    (tmp_path/'m').mkdir()
+    (tmp_path/'m'/'export.pkl').write_bytes(b'\x80\x04.')
+    for name in ('predict', 'export-onnx', 'push'):
+        more = {'predict': ['text'], 'export-onnx': [tmp_path/'o'], 'push': ['me/m']}[name]
+        code,out,err = run(name, tmp_path/'m', *more)
+        assert code.startswith(f'rnn_fastai {name}: There is no bundle in') and out == ''
+
+@pytest.mark.parametrize('task', ['lm', 'classifier', 'tagger'])
+def test_a_model_goes_over_to_onnx(models, run, tmp_path, task):
+    pytest.importorskip('onnxruntime')
+    import rnn_fastai.all as rf
+    from rnn_fastai.ship.onnx_model import OnnxModel
+    code,out,err = run('export-onnx', models/task, tmp_path/'o')
+    assert code is None and f'The model is in {tmp_path}/o, ' in out
+    learn,model = rf.load_bundle(models/task, device='cpu'),OnnxModel(tmp_path/'o')
+    if task == 'tagger': assert model.tag(['The dog']) == learn.tag(['The dog'])
+    elif task == 'lm':
+        assert model.generate(['good'], 5, temperature=0)[0].text == learn.generate('good', 5, temperature=0, no_bar=True)[0].text
+    else: assert model.classify(['good one'])[0].label == learn.predict('good one')[0]
+    other = run('export-onnx', models/task, models)   # a folder of other things
+    assert other[0].startswith('rnn_fastai export-onnx: ') and 'holds other things' in other[0]
+
+def test_int8_is_smaller(models, run, tmp_path):
+    pytest.importorskip('onnxruntime')
+    sizes = []
+    for i,args in enumerate(((), ('--int8',))):
+        run('export-onnx', models/'lm', tmp_path/str(i), *args)
+        sizes.append((tmp_path/str(i)/'model.onnx').stat().st_size)
+    assert sizes[0] != sizes[1]   # of so small a net, the graph takes more than the weights
+
+def test_a_model_is_pushed_with_the_card_of_its_folder(hub, models, run, tmp_path, monkeypatch):
+    import shutil
+
+    from rnn_fastai.ship.hub import from_hub
+    monkeypatch.setenv('HF_TOKEN', 'secret')
+    folder = shutil.copytree(models/'classifier', tmp_path/'reviews')
+    card = (folder/'README.md').read_text()
+    (folder/'README.md').write_text(card.replace('Write here', 'Of good and bad days. Write here'))
+    code,out,err = run('push', folder, 'me/days', '--license', 'mit', '--private')
+    assert (code, out) == (None, f'The model is at {hub.url}/me/days.\n')
+    text = hub.repos['me/days'].files['README.md'].decode()
+    assert 'Of good and bad days.' in text and "from_hub('me/days')" in text and '\nlicense: mit\n' in text
+    assert 'Trained on' in text and hub.repos['me/days'].private
+    assert from_hub('me/days').last_scores == from_hub('me/days').last_scores != {}
+    code,out,err = run('push', folder, 'me/days/x')
+    assert code.startswith("rnn_fastai push: repo='me/days/x' is no name of a repository.")
+    (folder/'README.md').write_bytes(b'\xff')
+    assert 'README.md is not UTF-8' in run('push', folder, 'me/days')[0]
+
+def test_without_the_extras_each_door_names_its_own(models, run, tmp_path, monkeypatch):
+    for lib in ('huggingface_hub', 'onnx', 'onnxruntime'): monkeypatch.setitem(sys.modules, lib, None)
+    assert 'pip install "rnn_fastai[hub]"' in run('push', models/'lm', 'me/m')[0]
+    assert 'pip install "rnn_fastai[onnx]"' in run('export-onnx', models/'lm', tmp_path/'o')[0]

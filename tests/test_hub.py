@@ -8,7 +8,6 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from fake_hub import running_hub
 
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.subwords import ByteLevelTokenizer
@@ -29,20 +28,6 @@ def learn():
     res = text_classifier_learner(text_loaders(label_col='label'), 'AWD_LSTM', config=SMALL, pretrained=False)
     with res.no_bar(), res.no_logging(): res.fit(1, 1e-3)
     return res
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    "A running hub that the library asks, with nothing in the cache; `secret` is the token of the user `me`."
-    from huggingface_hub import constants
-    with running_hub() as res:
-        cache = tmp_path/'cache'
-        for name,value in dict(ENDPOINT=res.url, HUGGINGFACE_CO_URL_TEMPLATE=res.url + '/{repo_id}/resolve/{revision}/{filename}',
-                               HF_HUB_CACHE=str(cache), HF_TOKEN_PATH=str(tmp_path/'token'),
-                               HF_STORED_TOKENS_PATH=str(tmp_path/'tokens'), HF_HUB_DISABLE_XET=True,
-                               HF_HUB_DISABLE_TELEMETRY=True).items(): monkeypatch.setattr(constants, name, value)
-        for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN'): monkeypatch.delenv(name, raising=False)
-        monkeypatch.chdir(tmp_path)
-        yield res
 
 def answers(learn):
     with learn.no_bar(): return [learn.predict(t)[2] for t in ('a good film', 'so bad', '')]

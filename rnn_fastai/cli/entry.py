@@ -15,6 +15,8 @@ COMMANDS = {
     'eval': "Score a trained model on data.",
     'predict': "Continue, classify or tag texts.",
     'generate': "Continue prompts with a language model.",
+    'export-onnx': "Write a model as ONNX, which runs without torch.",
+    'push': "Upload a model to the Hugging Face hub, with the card of its folder.",
 }
 
 def main():

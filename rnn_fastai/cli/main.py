@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'demo', 'load_task', 'build_learner', 'task_loaders', 'scores_of', 'train', 'evaluate', 'input_lines',
-           'predict', 'typed_lines', 'generate', 'main']
+           'predict', 'typed_lines', 'generate', 'write_onnx', 'push', 'main']
 
 # %% ../../nbs/760_cli.main.ipynb #a089b10c
 import json
@@ -63,7 +63,9 @@ from ..learner.ulmfit import ANSWER_METRICS, fine_tune_classifier
 from ..models.losses import answer_kind
 from ..models.origin import origin_of
 from ..progress import can_draw
+from ..ship import hub  # noqa: F401 # gives learners `push_to_hub`
 from ..ship.bundle import load_bundle
+from ..ship.onnx import export_onnx
 
 # %% ../../nbs/760_cli.main.ipynb #4f1c0a02
 class EpochLines(Callback):
@@ -406,6 +408,38 @@ def generate(
     failed = _write_lines(write, prompts or input_lines(file), bs, as_json)
     if failed: raise ValueError(f"{failed} of the prompts could not be continued.")
 
+# %% ../../nbs/760_cli.main.ipynb #bd9d705a
+@commands.register('export-onnx')
+@call_parse
+def write_onnx(
+    model:str, # Folder of a trained model
+    out:str, # Folder for the graphs; made if need be
+    int8:store_true=False, # Weights in eight bits: smaller, and slightly inexact
+):
+    "Write a model as ONNX, which runs without torch."
+    folder = export_onnx(load_bundle(model), out, int8)
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    print(f"The model is in {folder}, {size/1e6:,.1f} MB. Read it with rnn_fastai.ship.onnx_model.OnnxModel.")
+
+def _card_text(file:Path) -> str|None:
+    "A card that may have been edited. Raises `ValueError` where it is no UTF-8."
+    try: return file.read_text(encoding='utf8') if file.exists() else None
+    except UnicodeDecodeError as e: raise ValueError(f"{file} is not UTF-8: {e}. Convert it.") from e
+
+@commands.register()
+@call_parse
+def push(
+    model:str, # Folder of a trained model
+    repo:str, # Repository on the hub, 'user/name'; made if need be
+    private:store_true=False, # Only for those whom its owner lets in
+    license:str=None, # Licence, as the hub names it, such as apache-2.0
+    message:str='Save a bundle of rnn_fastai', # What the commit is called
+):
+    "Upload a model to the Hugging Face hub, with the card of its folder."
+    learn,card = load_bundle(model),_card_text(Path(model)/'README.md')
+    url = learn.push_to_hub(repo, private, license=license, message=message, card=card)
+    print(f"The model is at {url}.")
+
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():
     "Run the command that the first argument names."
@@ -418,5 +452,5 @@ def main():
         with plain_output(): command(*args, **kwargs)
     except BrokenPipeError:   # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, OSError, RuntimeError) as e:   # what bad input, a disk or a download may raise
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as e:   # bad input, a disk, a missing extra
         sys.exit(f"rnn_fastai {name}: {_one_line(e)}")
