@@ -1448,8 +1448,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'rnn_fastai/inside/capture.py'),
                                            'rnn_fastai.inside.capture._n_features': ( 'inside.capture.html#_n_features',
                                                                                       'rnn_fastai/inside/capture.py'),
-                                           'rnn_fastai.inside.capture._new_tensor': ( 'inside.capture.html#_new_tensor',
-                                                                                      'rnn_fastai/inside/capture.py'),
                                            'rnn_fastai.inside.capture._one_hot_ids': ( 'inside.capture.html#_one_hot_ids',
                                                                                        'rnn_fastai/inside/capture.py'),
                                            'rnn_fastai.inside.capture._options': ( 'inside.capture.html#_options',
