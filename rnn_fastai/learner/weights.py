@@ -10,6 +10,7 @@ __all__ = ['check_named', 'write_weights', 'read_weights', 'canonical_names', 'f
 
 # %% ../../nbs/600_learner.weights.ipynb #a4cf2a17
 import hashlib
+import io
 import json
 import math
 import pickle
@@ -27,7 +28,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from ..files import FilePart, parse_json, write_whole, written_whole
+from ..files import FilePart, parse_json, write_whole
 from ..models.awd import AWD_LSTM, StatefulEncoder, canonical_name
 from ..tensors import TensorFile, tensor_bytes
 
@@ -58,7 +59,9 @@ def write_weights(
     "Write a file of weights; an interrupted write leaves the old file as it was."
     file = Path(file)
     if file.suffix == '.pth':
-        with written_whole(file) as tmp: torch.save(_plain(state), tmp)
+        made = io.BytesIO()
+        torch.save(_plain(state), made)
+        write_whole(file, made.getvalue())
     else: write_whole(file, tensor_bytes(check_named(state, 'What is to be written'), notes))
 
 # What fastai's files hold besides tensors: its list, and numpy's numbers among the hyper-parameters.
