@@ -1,5 +1,6 @@
 "Corpora: every source, fastai's vocabulary entry for entry, files on the disk in every state, and the cache."
 import errno
+import fcntl
 import json
 import mmap
 import multiprocessing
@@ -662,18 +663,18 @@ def test_file_in_the_place_of_an_entry(tmp_path):
     entry.write_text('no folder')
     with pytest.warns(UserWarning): same(kept(tmp_path), want)
 
-def old(path, days=3):
-    t = time.time() - days*86400
-    os.utime(path, (t, t))
-
-def test_stale_temporary_folders_are_swept(tmp_path):
+def test_temporary_folders_of_the_dead_are_swept(tmp_path):
     kept(tmp_path)
     entry, = tmp_path.iterdir()
-    stale,young = (tmp_path/f'.{entry.name}.{s}' for s in ('abcd1234', 'efgh5678'))
-    for p in (stale, young): (p/'new').mkdir(parents=True)
-    old(stale)
+    dead,living = (tmp_path/f'.{entry.name}.rnn_fastai-{s}' for s in ('abcd1234', 'abcd5678'))
+    for p in (dead, living): (p/'new').mkdir(parents=True)
+    fd = os.open(living, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)   # as the writer holds it while it lives
     kept(tmp_path, make_texts(seed=1))
-    assert not stale.exists() and young.exists() and entry.exists()
+    assert not dead.exists() and living.exists() and entry.exists()
+    os.close(fd)
+    kept(tmp_path, make_texts(seed=2))
+    assert not living.exists()
 
 def test_sweeping_takes_nothing_of_others(tmp_path):
     mine = [tmp_path/n for n in ('.venv3.11', '.config.d', 'data.v1', '.git', '.notes.txt')]
@@ -681,12 +682,11 @@ def test_sweeping_takes_nothing_of_others(tmp_path):
         p.mkdir()
         (p/'keep').write_text('mine')
     mine[-1].write_text('mine')
-    for p in mine: old(p)
     kept(tmp_path)
     assert [p.name for p in mine if not p.exists()] == []
 
 def test_temporary_folder_that_vanishes_while_sweeping(tmp_path):
-    (tmp_path/f'.{"0"*32}.abcd1234').symlink_to(tmp_path/'gone')   # there when listed, not when asked
+    (tmp_path/f'.{"0"*32}.rnn_fastai-abcd1234').symlink_to(tmp_path/'gone')   # there when listed, not when asked
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         same(kept(tmp_path), build(make_texts()))
@@ -716,7 +716,6 @@ def test_killed_process_leaves_nothing_that_counts(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         for _ in range(2): same(kept(tmp_path, tokenizer=tokenizer()), build(make_texts(), tokenizer=tokenizer()))
-        old(left)
         kept(tmp_path, make_texts(seed=5), tokenizer=tokenizer())
     assert not left.exists() and len(os.listdir(tmp_path)) == 2
 

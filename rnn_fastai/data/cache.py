@@ -11,12 +11,8 @@ import hashlib
 import inspect
 import json
 import platform
-import re
-import shutil
-import time
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -92,13 +88,6 @@ def _kept(path:Path) -> Corpus|None:
     except FileNotFoundError: return None
     except ValueError as e: warnings.warn(f"{e} It is built again now.", stacklevel=4)
 
-def _sweep(folder:Path):
-    "Delete unfinished folders of killed processes, a day old or older."
-    for tmp in folder.iterdir():
-        if not re.fullmatch(r'\.[0-9a-f]{32}\..{8}', tmp.name): continue
-        with suppress(FileNotFoundError):   # another process may sweep too
-            if time.time() - tmp.stat().st_mtime > 86_400: shutil.rmtree(tmp, ignore_errors=True)
-
 def cached_corpus(
     texts:Any, # What `Corpus.from_texts` takes
     text_cols:Any=0, # Columns of the texts, where there are columns
@@ -122,9 +111,7 @@ def cached_corpus(
     corpus = _kept(path)
     if corpus is not None: return corpus
     corpus = build()
-    try:
-        corpus.save(path)
-        _sweep(path.parent)
+    try: corpus.save(path)
     except OSError as e:
         if _kept(path) is None: warnings.warn(f"The corpus is not kept on the disk: {e}", stacklevel=2)
     return corpus

@@ -13,13 +13,11 @@ import os
 import random
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 from fastai.data.external import URLs, fastai_path, untar_data
@@ -28,6 +26,7 @@ from fastcore.net import urlopen
 from fastprogress.fastprogress import progress_bar
 
 from ..core import check_count, suggest
+from ..files import written_whole
 from ..progress import can_draw
 from .conll import file_text, read_conllu
 from .texts import read_csv
@@ -94,15 +93,6 @@ def counting(
     return (round_*n_rounds)[:-1]
 
 # %% ../../nbs/120_data.sets.ipynb #aaffd3ed
-@contextmanager
-def _written_whole(dest:Path) -> Iterator[Path]:
-    "A path beside `dest` to write to in the block; it becomes `dest` when the block ends without an error."
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=dest.parent, prefix='.') as d:
-        tmp = Path(d)/dest.name
-        yield tmp
-        tmp.replace(dest)
-
 def _hexdigest(path:Path, algo:str) -> str:
     "Checksum of a file."
     h = hashlib.new(algo, usedforsecurity=False)
@@ -136,7 +126,7 @@ def fetch_file(
     before = _hexdigest(dest, algo) if dest.exists() else None
     if before == expected: return dest
     try:
-        with _written_whole(dest) as tmp:
+        with written_whole(dest) as tmp:
             _download(url, tmp, show_progress)
             if (got := _hexdigest(tmp, algo)) != expected:
                 raise RuntimeError(f"The file that {url} gave for {dest} has {algo} {got}, expected {expected}. It is "
@@ -179,7 +169,7 @@ def _reviews_to_csv(archive:Path, folder:Path):
     "Write the reviews in the archive to a csv file a split."
     for split,rows in _tar_reviews(archive).items():
         if not rows: raise ValueError(f"{archive} holds no reviews of the split {split!r}.")
-        with _written_whole(folder/f'imdb_{split}.csv') as path:
+        with written_whole(folder/f'imdb_{split}.csv') as path:
             _review_frame(rows).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n')
 
 # %% ../../nbs/120_data.sets.ipynb #5c88bc5e

@@ -9,12 +9,12 @@ __all__ = ['write_page']
 import base64
 import html
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files import write_whole
 from .plots import color_range, probabilities
 from .recording import Recording
 
@@ -202,10 +202,4 @@ def write_page(
         raise ValueError(f"There is nothing to show: layers {names}, parts {parts}, docs {docs}.")
     data = dict(arrays=arrays, docs=[rec.tokens(d) for d in numbers], starts=np.cumsum([0, *lengths[:-1]]).tolist(),
                 names=[f'document {d}' for d in numbers], next=_next_tokens(rec, numbers, 10))
-    file = Path(file)
-    part = file.with_name(file.name + '.part')
-    try:
-        part.write_text(_page(title, data), encoding='utf8')
-        os.replace(part, file)
-    finally: part.unlink(missing_ok=True)
-    return file
+    return write_whole(file, _page(title, data))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core import suggest
-from ..files import write_folder
+from ..files import sweep, write_folder, write_whole
 
 if TYPE_CHECKING:   # loaded when a frame is asked for
     import pandas as pd
@@ -72,7 +72,7 @@ class _GrowingFile:
 def _write_about(folder:Path, vocab:list|None, sizes:dict):
     about = dict(format=_FORMAT, vocab=None if vocab is None else list(map(str, vocab)),
                  arrays=[dict(layer=l, part=p, features=n, dtype=str(t)) for (l,p),(n,t) in sizes.items()])
-    (folder/'recording.json').write_text(json.dumps(about), encoding='utf8')
+    write_whole(folder/'recording.json', json.dumps(about))
 
 def _map_arrays(folder:Path, keys:list) -> dict:
     "Arrays of a saved recording by key, as memory maps (which no file without rows can be)."
@@ -91,6 +91,7 @@ class FolderStore:
         vocab:list|None=None, # Tokens by id
     ):
         self.folder,self.vocab,self.files,self.segments,self._maps = Path(folder),vocab,{},None,None
+        if self.folder.is_dir(): sweep(self.folder)
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise FileExistsError(errno.EEXIST, f"{folder} is there and not empty; choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
