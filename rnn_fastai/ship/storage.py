@@ -192,9 +192,11 @@ class StoredBundle:
 
     def _text(self, part:FilePart, name:str) -> str:
         data = part.read()
-        if hashlib.sha256(data).hexdigest() != self._files[name]['sha256']: _refuse(f'{self.path}/{name}', "was changed")
+        if hashlib.sha256(data).hexdigest() != self._files[name]['sha256']:
+            _refuse(f'{self.path}/{name}', "was changed")
         try: return data.decode()
-        except UnicodeDecodeError as e: raise BundleError(f"{self.path}/{name} is no text in UTF-8: {e}. {_AGAIN}") from e
+        except UnicodeDecodeError as e:
+            raise BundleError(f"{self.path}/{name} is no text in UTF-8: {e}. {_AGAIN}") from e
 
     @property
     def texts(self) -> list[str]:
@@ -223,6 +225,7 @@ def _hint(find:Callable) -> str:
     if find('facts.json') is None: return "`save_bundle` writes one."
     return "facts.json is of an older format: open it with the version that wrote it, or train the model again."
 
+# %% ../../nbs/700_ship.storage.ipynb #0bfbec93
 def read_files(
     path:str|Path, # A folder or a zip that `write_files` or `write_zip` wrote
 ) -> StoredBundle:
@@ -230,7 +233,7 @@ def read_files(
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"There is no bundle {path}.")
     if not path.is_dir() and not path.is_file(): _refuse(path, "is neither a folder nor a file")
-    for _ in range(2):   # a file may be renamed under our eyes, while another process replaces the bundle
+    for _ in range(2):   # while another process replaces it
         with suppress(BundleError, OSError): return _open(path)
     return _open(path)
 
