@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rnn_fastai import all as rf
 from rnn_fastai.data.documents import PaddedText
 from rnn_fastai.models.documents import get_text_classifier
+from rnn_fastai.ship.bundle import load_learner
 
 matplotlib.use('Agg')
 EXACT,CLOSE,DOUBLE = dict(rtol=0, atol=0),dict(rtol=0, atol=1e-5),dict(rtol=1e-9, atol=1e-10)
@@ -575,7 +576,7 @@ def test_both_readings_as_a_learner(tmp_path):
     both.show_results(max_n=2)
     both.lr_find(num_it=5, show_plot=False, suggest_funcs=None)
     both.export('both.pkl')
-    again = rf.load_learner(tmp_path/'both.pkl')
+    again = load_learner(tmp_path/'both.pkl')
     assert_close(again.predict('one two')[2], both.predict('one two')[2], **CLOSE)
 
 def test_both_readings_with_padding_on_the_left():

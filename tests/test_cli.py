@@ -201,11 +201,11 @@ def test_scoring_takes_a_file_or_says_why_not(models, run, tmp_path, task, name)
 
 BAD = [('train', 'lm', 'FOLDER'), ('train', 'lm', 'FOLDER/none.csv'), ('train', 'odd', 'imdb'),
        ('eval', 'FOLDER', 'imdb'),
-       ('eval', 'LM', 'FOLDER'), ('predict', 'FOLDER', 'a'), ('predict', 'LM/facts.json', 'a'),
+       ('eval', 'LM', 'FOLDER'), ('predict', 'FOLDER', 'a'), ('predict', 'LM/config.json', 'a'),
        ('predict', 'LM', 'a', '--n-words', '0'),
        ('predict', 'LM', 'a', '--temperature', '-1'), ('predict', 'LM', 'a', '--seed', '-1'),
        ('generate', 'LM', '--file', 'FOLDER'), ('generate', 'LM', '--file', 'FOLDER/none'), ('generate', 'TAGGER', 'a'),
-       ('generate', 'LM', '--file', 'LM/weights.pth'),
+       ('generate', 'LM', '--file', 'LM/model.safetensors'),
        ('train', 'lm', 'DATA', '--epochs', '0'), ('train', 'lm', 'DATA', '--bs', '0'),
        ('train', 'lm', 'DATA', '--drop', '9'),
        ('train', 'lm', 'DATA', '--arch', 'GRU'), ('train', 'tagger', 'DATA'),
@@ -220,7 +220,6 @@ def test_bad_arguments_are_one_line(models, run, tmp_path, args):
     def place(a):
         head,_,rest = a.partition('/')
         return a if head not in places else str(places[head]/rest if rest else places[head])
-    if args[-1] == 'LM/weights.pth': args = (*args[:-1], str(next((models/'lm').glob('*.pth'))))
     code,out,err = run(*map(place, args))
     assert isinstance(code, str) and code.startswith(f'rnn_fastai {args[0]}: ') and '\n' not in code, (code, err)
 

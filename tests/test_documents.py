@@ -1,7 +1,6 @@
 "The classification loader against fastai's on the same frames, in real learners, on odd and on bad input."
 import pickle
 import random
-import warnings
 from functools import cache
 
 import fastai.text.core
@@ -18,6 +17,7 @@ from rnn_fastai import all as rf
 from rnn_fastai.data.documents import PaddedText
 from rnn_fastai.learner.weights import canonical_names
 from rnn_fastai.models.awd import canonical_name
+from rnn_fastai.ship.bundle import load_learner
 
 matplotlib.use('Agg')
 WORDS = 'One two THREE four five six seven, eight. nine ten'.split()
@@ -420,9 +420,7 @@ def test_show_results(trained, capsys):
 
 def test_exported_and_loaded(trained):
     trained.export('e.pkl')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        again = rf.load_learner(trained.path/'e.pkl')
+    again = load_learner(trained.path/'e.pkl')
     df = make_frame()
     for dl in (lambda d: d.test_dl(df), lambda d: d.test_dl(df, with_labels=True), lambda d: d.test_dl(list(df.text))):
         a,b = (learn.get_preds(dl=dl(learn.dls)) for learn in (again, trained))

@@ -16,7 +16,8 @@ INTENDED = {
     'WordTokenizer(buf_sz)': 'pieces that the cache keeps; in fastai, texts that spaCy takes at once',
     **{f'TextBlock.{m}(min_freq)': 'the tokenizer says: 3 for words, 1 for characters' for m in ('from_df', 'from_folder')},
     'AWD_LSTM.forward': 'state in, state out: `forward(x, state, from_embeds)`',
-    'TextLearner.save(pickle_protocol)': 'nothing is pickled', 'LMLearner.save(pickle_protocol)': 'nothing is pickled',
+    **{f'{c}.{m}({a})': 'nothing is pickled' for c in ('TextLearner', 'LMLearner')
+       for m,a in (('save', 'pickle_protocol'), ('export', 'pickle_module'), ('export', 'pickle_protocol'))},
     **{f'{f}({a})': why for f in ('language_model_learner', 'text_classifier_learner') for a,why in dict(
         moms="fastai shows `Learner`'s default; that of its `TextLearner`, (0.8, 0.7, 0.8), holds",
         splitter="fastai shows `Learner`'s default; the groups of the architecture hold").items()},

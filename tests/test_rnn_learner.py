@@ -46,7 +46,6 @@ from rnn_fastai.all import (
     counting,
     evaluating,
     generate,
-    load_learner,
     module_learner,
     noop,
     plot_nets,
@@ -62,6 +61,7 @@ from rnn_fastai.all import (
 from rnn_fastai.data.task import pad_ids, seq_kinds
 from rnn_fastai.generate.decode import WholePrefix
 from rnn_fastai.learner.rnn import RNNConfig
+from rnn_fastai.ship.bundle import load_learner
 
 matplotlib.use('agg')
 CLOSE,EXACT,CPU = dict(rtol=1e-5, atol=1e-5),dict(rtol=1e-8, atol=1e-8),dict(device='cpu')

@@ -19,6 +19,7 @@ from rnn_fastai import all as rf
 from rnn_fastai.data.tags import WordChars
 from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1, tag_place
 from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
+from rnn_fastai.ship.bundle import load_learner
 
 matplotlib.use('Agg')
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -701,9 +702,7 @@ def test_saved_and_loaded(tmp_path, crf):
     assert one.tag(sents) == two.tag(sents) and one.validate() == two.validate()
     if crf: assert two.loss_func.crf is two.model.crf
     one.export('e.pkl')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        again = rf.load_learner(tmp_path/'e.pkl')
+    again = load_learner(tmp_path/'e.pkl')
     assert again.tag(sents) == one.tag(sents)
     if crf: assert again.loss_func.crf is again.model.crf
 

@@ -2,7 +2,6 @@
 import copy
 import math
 import pickle
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from rnn_fastai import all as rf
 from rnn_fastai.callback.chunked_loss import LazyCrossEntropy
 from rnn_fastai.callback.schedule import stream_widths
 from rnn_fastai.models.losses import LazyLogits
+from rnn_fastai.ship.bundle import load_learner
 
 SMALL = dict(emb_sz=6, n_hid=8, n_layers=2)
 TINY = dict(rtol=1e-4, atol=1e-5)
@@ -325,9 +325,7 @@ def test_exported_after_an_interrupt(tmp_path):
     with pytest.raises(KeyboardInterrupt): learn.fit(1, 1e-3, cbs=At('after_loss'))
     want = learn.predict('one', 3, temperature=0, no_bar=True)
     learn.export('e.pkl')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        again = rf.load_learner(tmp_path/'e.pkl')
+    again = load_learner(tmp_path/'e.pkl')
     assert again.predict('one', 3, temperature=0, no_bar=True) == want
 
 def test_a_lean_loss_is_copied():

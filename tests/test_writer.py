@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from rnn_fastai import all as rf
 from rnn_fastai.generate.prepack import prepack
 from rnn_fastai.learner.lm import encode_prompts
+from rnn_fastai.ship.bundle import load_learner
 
 WORDS = 'one two three four five six seven eight nine ten'.split()
 PROMPTS = ['one', 'two three four', 'ten nine eight seven six five', '', 'one two']
@@ -113,7 +114,7 @@ def test_through_a_file(tmp_path):
     learn.export('all.pkl')
     assert (tmp_path/'all.pkl').stat().st_size < 3*sum(4*p.numel() for p in learn.model.parameters())
     assert texts(learn, PROMPTS, seed=3) == want
-    assert texts(rf.load_learner(tmp_path/'all.pkl'), PROMPTS, seed=3) == want
+    assert texts(load_learner(tmp_path/'all.pkl'), PROMPTS, seed=3) == want
 
 @pytest.mark.parametrize('way', ['drawn', 'cached', 'searched', 'scored'])
 def test_reports_go_up_to_the_total(ours, monkeypatch, way):

@@ -1017,7 +1017,7 @@ def run(folders, monkeypatch, capsys):
     return go
 
 @cache
-def loaded(folder): return rf.load_bundle(folder)[0]
+def loaded(folder): return rf.load_bundle(folder)
 
 def test_command_writes_what_the_learner_does(run, folders):
     prompts = ['one two', 'three', 'ten nine eight']

@@ -36,8 +36,9 @@ from ..generate.sampling import check_share
 from ..generate.texts import Codec
 from ..models.awd import LMOutput
 from ..models.heads import check_pool
+from ..models.origin import maker
 from ..models.recurrent import Recurrent
-from ..models.seq2seq import OneHot, Seq2Seq, SequenceModel, StateInput, token_input
+from ..models.seq2seq import OneHot, Seq2Seq, SequenceModel, StateInput, plain_cell, token_input
 from ..models.state import fresh_logits
 from .lm import LMLearner
 from .text import TextLearner
@@ -269,6 +270,7 @@ def _two_sequences(task:SeqTask, cell:Any, config:RNNConfig) -> Seq2Seq:
         encoder.head = nn.Identity()   # only its outputs and its state are used
     return Seq2Seq(encoder, y_features, decoder, len(task.y_vocab), config.attention)
 
+@maker(keep=plain_cell)
 def sequence_model(
     task:SeqTask, # What is predicted from what
     cell:Any, # A cell's name, a class of cells, a `Recurrent`, or an `nn.RNN`, `nn.LSTM` or `nn.GRU`

@@ -30,11 +30,10 @@ from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, WordTokenizer
 from ..data.vectors import word_vectors
 from ..generate.decode import evaluating
-from ..models.awd import arch_config, archs
+from ..models.awd import archs
 from ..models.cells import cells
-from ..models.seq2seq import token_input
 from ..models.state import fresh_logits
-from ..models.tagger import CRF, ArchEncoder, CharEncoder, Tagger, WordEncoder
+from ..models.tagger import CRF, Tagger, arch_tagger, cell_tagger
 from .text import TextLearner
 
 # %% ../../nbs/630_learner.tagger.ipynb #d804772b
@@ -256,21 +255,15 @@ def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool):
     if config and arch not in archs:
         raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
 
-def _arch_encoder(dls:Any, arch:Any, config:dict|None, drop:float) -> ArchEncoder:
-    "An architecture's encoder around sentences."
+def _tagger(dls:Any, arch:Any, config:dict|None, drop:float, crf:bool, vectors:Any, **layers) -> Tagger:
+    "A tagger over an architecture's encoder, or over a cell, for the words, letters and tags of loaders."
+    ds,vocab = dls.train_ds,text_vocab(dls)
+    both = dict(vocab_sz=len(vocab), n_out=len(ds.tags), pad=vocab.index(PAD), drop=drop, crf=crf)
+    if arch not in archs:
+        given = None if vectors is None else word_vectors(vocab, vectors)[0]
+        return cell_tagger(arch, n_letters=len(ds.chars.names) if ds.chars else 0, vectors=given, **both, **layers)
     if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with chars=False.")
-    vocab,pad = text_vocab(dls),text_vocab(dls).index(PAD)
-    config = dict(arch_config(arch, 'config_clas', config), pad_token=pad)
-    config.pop('output_p', None)
-    return ArchEncoder(archs.get(arch)(len(vocab), **config), config[archs.facts(arch)['hid_name']], pad, drop)
-
-def _word_encoder(dls:Any, cell:Any, emb_sz:int, letters:tuple[int, int], vectors:Any, **layers) -> WordEncoder:
-    "A cell's encoder of words, and of their letters where the loaders give them."
-    vocab,chars = text_vocab(dls),None
-    given = None if vectors is None else word_vectors(vocab, vectors)[0]
-    words,_ = token_input(len(vocab), emb_sz if given is None else None, vectors=given, pad=vocab.index(PAD))
-    if dls.train_ds.chars: chars = CharEncoder(len(dls.train_ds.chars.names), *letters)
-    return WordEncoder(words, chars, cell, pad=vocab.index(PAD), **layers)
+    return arch_tagger(arch, config=config, **both)
 
 # %% ../../nbs/630_learner.tagger.ipynb #2176e91a
 @delegates(Learner.__init__)
@@ -294,11 +287,9 @@ def tagger_learner(
     arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
     _check_tagger(dls, arch, config, crf)
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
-    if arch in archs: encoder = _arch_encoder(dls, arch, config, drop)
-    else: encoder = _word_encoder(dls, arch, emb_sz, (letter_emb, letter_hid), vectors, n_hid=n_hid,
-                                  num_layers=num_layers, drop=drop, embed_p=embed_p)
+    model = _tagger(dls, arch, config, drop, crf, vectors, emb_sz=emb_sz, n_hid=n_hid, num_layers=num_layers,
+                    letter_emb=letter_emb, letter_hid=letter_hid, embed_p=embed_p)
     tags = dls.train_ds.tags
-    model = Tagger(encoder, len(tags), crf)
     if metrics is None: metrics = [TagAccuracy(), *([EntityF1()] if name_entities(tags) else [])]
     elif any(isinstance(m, EntityF1) for m in L(metrics)): entities(tags)   # refuses at once tags without a place
     splitter = archs.facts(arch)['split_clas'] if arch in archs else trainable_params

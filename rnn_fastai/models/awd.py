@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['archs', 'awd_lstm_clas_config', 'awd_lstm_lm_config', 'AWD_GRU', 'AWD_QRNN', 'canonical_name', 'awd_lstm_lm_split',
-           'awd_lstm_clas_split', 'AWD_LSTM', 'awd_arch', 'LMOutput', 'LanguageModel', 'arch_config',
+           'awd_lstm_clas_split', 'AWD_LSTM', 'awd_arch', 'plain_arch', 'LMOutput', 'LanguageModel', 'arch_config',
            'get_language_model', 'StatefulEncoder']
 
 # %% ../../nbs/235_models.awd.ipynb #a67dcc16
@@ -20,6 +20,7 @@ from ..core import Registry, check_count, suggest
 from .cells import cells, get_cell
 from .dropout import RNNDropout, WordDropout
 from .heads import LMDecoder
+from .origin import maker
 from .recurrent import Recurrent
 from .state import detach_state, fit_state
 
@@ -143,6 +144,15 @@ for _cell in cells:
     if _cell != 'LSTM': awd_arch(_cell)
 AWD_GRU,AWD_QRNN = archs.get('AWD_GRU'),archs.get('AWD_QRNN')
 
+# %% ../../nbs/235_models.awd.ipynb #dd20bd9b
+def plain_arch(
+    args:dict, # Arguments of a function that makes a model: `arch`, `config` and others
+    model:nn.Module, # What it made
+) -> dict: # Those to keep
+    "Arguments of a model of an architecture: its name, and no function that has set the first weights."
+    config = {k: v for k,v in (args['config'] or {}).items() if k != 'init'}
+    return {**args, 'arch': archs.key(args['arch']), 'config': config}
+
 # %% ../../nbs/235_models.awd.ipynb #1eb17760
 class LMOutput(NamedTuple):
     "What a language model gives for a batch."
@@ -188,6 +198,7 @@ def arch_config(
     if odd: raise ValueError(f"config has no entry {odd[0]!r}. {suggest(odd[0], own)}")
     return {k: v*drop_mult if k.endswith('_p') else v for k,v in {**own, **(config or {})}.items()}
 
+@maker(keep=plain_arch)
 def get_language_model(
     arch:Any, # A registered architecture, or its name
     vocab_sz:int, # Size of the vocabulary

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check_count, check_prob
-from .awd import arch_config, archs
+from .awd import arch_config, archs, plain_arch
 from .heads import PoolingClassifier
+from .origin import maker
 from .padding import real_steps, right_padded
 from .state import detach_state, fit_state, map_state
 
@@ -172,6 +173,7 @@ def _head_args(n_class:Any, lin_ftrs:Any, ps:Any, y_range:Any) -> tuple[list, li
         raise ValueError(f"y_range={y_range!r} must be two numbers, the least output and the largest.")
     return lin_ftrs,[check_prob('ps', p) for p in ps]
 
+@maker(keep=plain_arch)
 def get_text_classifier(
     arch:Any, # A registered architecture, or its name
     vocab_sz:int, # Size of the vocabulary

@@ -22,6 +22,7 @@ from ..core import check_count, check_prob, suggest
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight
 from .kernels import KERNEL_WEIGHTS, check_seen_dropout, compact_weights, hold_state, run_kernel
+from .origin import maker
 from .packed import PackedWeight
 from .padding import check_lengths, last_steps, padded_steps, reverse_padded
 from .steps import run_cell, with_weights
@@ -372,6 +373,7 @@ def _next_step(layer:'Recurrent', cells:tuple[Cell, ...], x:Any,
     return x.unsqueeze(time),last if len(last) > 1 else last[0]
 
 # %% ../../nbs/220_models.recurrent.ipynb #818970d2
+@maker(keep=lambda args, layer: {**args, 'cell': get_cell(args['cell'])})
 class Recurrent(RecurrentBase):
     """Layers of any cell over time, with the arguments and returns of `nn.LSTM`.
     Layer l reads x_t = dropout(h_t) of layer l-1; its cell gives state_t = step(project(x_t), state_(t-1)), whose first
