@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    import torch  # at run time only where it is used: exported models are read without it
 
 # %% ../nbs/000_core.ipynb #4dc090b4
 def suggest(
@@ -113,6 +114,7 @@ def seeded(
     seed:int, # Seed for `random`, numpy and torch
 ):
     "Run a block with all three random streams seeded; put them back afterwards."
+    import torch
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
@@ -123,11 +125,13 @@ def seeded(
 # %% ../nbs/000_core.ipynb #6c298d73
 def _denormals_flushed() -> bool:
     "Whether this thread rounds denormal numbers to zero now (torch has no getter, so a product tells)."
+    import torch
     return (torch.full((1,), 1e-30) * 1e-10).item() == 0.
 
 @contextmanager
 def flush_denormals():
     "Round denormal numbers to zero inside the block; restore the old setting afterwards."
+    import torch
     was = _denormals_flushed()
     torch.set_flush_denormal(True)
     try: yield
@@ -135,12 +139,14 @@ def flush_denormals():
 
 # %% ../nbs/000_core.ipynb #3760191d
 def full_precision(
-    x:torch.Tensor, # Of any floating type
-) -> torch.Tensor: # float64 where `x` is, float32 otherwise
+    x:'torch.Tensor', # Of any floating type
+) -> 'torch.Tensor': # float64 where `x` is, float32 otherwise
     "Half precision as single; single and double stay as they are."
+    import torch
     return x if x.dtype == torch.float64 else x.float()
 
 # %% ../nbs/000_core.ipynb #1e8ae2dc
 def transforms_active() -> bool:
     "Whether `torch.func` or forward derivatives are at work, which need functions of torch's own."
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    import torch
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

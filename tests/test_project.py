@@ -82,6 +82,14 @@ def test_what_needs_torch_alone_loads_alone(name):
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == ""
 
 
+def test_readers_of_exported_models_load_without_torch():
+    import subprocess
+    heavy = {"torch", "fastai", "fastcore", "pandas", "pyarrow", "spacy", "onnx", "onnxruntime", "tokenizers"}
+    mods = "core", "data.rules", "ship.facts", "ship.codec", "ship.pick", "ship.onnx_model"
+    code = "; ".join([*(f"import rnn_fastai.{m}" for m in mods), f"import sys; print(*{heavy} & set(sys.modules))"])
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == ""
+
+
 def test_readme_is_made_from_the_index():
     sys.path.insert(0, str(ROOT/"tools"))
     from readme import make_readme

@@ -16,12 +16,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from fastai.text.core import TK_MAJ, TK_REP, TK_UP, TK_WREP, SpacyTokenizer, Tokenizer
+from fastai.text.core import SpacyTokenizer, Tokenizer
 from fastcore.basics import compose, defaults, ifnone, maps
 from fastcore.foundation import L
 
 from ..core import check_count
 from .pretokenize import PIECE_RULES, NumberedTokens, PieceTable, rule_text
+from .rules import decode_spec_tokens
+
+# %% ../../nbs/125_data.tokenize.ipynb #e1bdc2f8
+_all_ = ['decode_spec_tokens']   # from words back to a text
 
 # %% ../../nbs/125_data.tokenize.ipynb #ed443a29
 def _straddling_pairs(tok) -> dict[str, set]:
@@ -344,26 +348,3 @@ def as_tokenizer(
     tok = tok() if isinstance(tok, type) else tok
     if isinstance(tok, Tokenizer) and isinstance(tok.tok, CorpusTokenizer) and not tok.rules: tok = tok.tok
     return tok if isinstance(tok, CorpusTokenizer) else TextTokenizer(tok)
-
-# %% ../../nbs/125_data.tokenize.ipynb #09fae707
-def _respell(tok:str, rule:str|None, times:int|None) -> str:
-    "A token after the rule for its capitals or for a repeated character."
-    if rule == TK_MAJ: return tok[:1].upper() + tok[1:].lower()
-    if rule == TK_UP: return tok.upper()
-    return tok*times if rule == TK_REP else tok
-
-def decode_spec_tokens(
-    tokens:Iterable[str], # Tokens
-) -> list[str]: # Words
-    "Words of tokens, with `xxmaj`, `xxup`, `xxrep` and `xxwrep` applied."
-    words,rule,times = [],None,None
-    for t in tokens:
-        if t in (TK_MAJ, TK_UP, TK_REP, TK_WREP): rule,times = t,None
-        elif rule in (TK_REP, TK_WREP) and times is None:
-            if t.isdecimal() and len(t) < 5: times = int(t)
-            else: rule = None   # not a number, or a number that no text holds: no repetition
-        else:
-            if rule == TK_WREP: words += [t]*times
-            else: words.append(_respell(t, rule, times))
-            rule = times = None
-    return words
