@@ -149,5 +149,4 @@ def full_precision(
 def transforms_active() -> bool:
     "Whether `torch.func` or forward derivatives are at work, which need functions of torch's own."
     import torch
-    from torch.autograd import forward_ad
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

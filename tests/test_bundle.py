@@ -86,7 +86,7 @@ def test_weights_of_another_model_are_remembered(tmp_path):
     quiet(lm(path=tmp_path)).save_encoder('enc')
     learn = quiet(clas(dls=clas_dls(text_vocab=lm_dls().vocab), path=tmp_path)).load_encoder('enc')
     again = load_bundle(learn.save_bundle(tmp_path/'m'))
-    assert vars(again.transfer) == {**vars(learn.transfer), 'source': 'enc.pth'}
+    assert vars(again.transfer) == {**vars(learn.transfer), 'source': 'enc.safetensors'}
     assert again.opt.frozen_idx == learn.opt.frozen_idx > 0
 
 LOSSES = {'smoothed': lambda: (clas(), ft.LabelSmoothingCrossEntropyFlat(eps=0.3)),

@@ -420,7 +420,7 @@ class Evil:
 @pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
 def test_pickles_that_run_code_are_refused(legacy, tmp_path):
     learn = make(path=tmp_path)
-    file = learn.save_encoder('enc')
+    file = learn.save_encoder('enc.pth')
     state = {**torch.load(file), 'more': Evil(tmp_path/'pwned')}
     torch.save(state, file, _use_new_zipfile_serialization=not legacy)
     fresh = make(path=tmp_path)
@@ -489,7 +489,7 @@ NO_WEIGHTS = {'tensor': torch.ones(3), 'list': [torch.ones(2)], 'none': None, 'n
 @pytest.mark.parametrize('what', NO_WEIGHTS)
 def test_files_without_weights_are_named(what, with_vocab, tmp_path):
     learn = make(path=tmp_path)
-    learn.save_encoder('odd')
+    learn.save_encoder('odd.pth')
     torch.save(NO_WEIGHTS[what], tmp_path/'models'/'odd.pth')
     if not with_vocab: (tmp_path/'models'/'odd.vocab.json').unlink()
     unchanged(learn, lambda: learn.load_encoder('odd'), ValueError, 'odd.pth')
@@ -499,7 +499,7 @@ def test_load_pretrained_of_an_encoder_names_the_file(tmp_path):
     learn = make(path=tmp_path)
     file = learn.save_encoder('enc')
     def load(): learn.load_pretrained(file, file.with_suffix('.vocab.json'), model=learn.model[0].module)
-    unchanged(learn, load, ValueError, 'enc.pth')
+    unchanged(learn, load, ValueError, 'enc.safetensors')
 
 def test_a_vocabulary_shorter_than_the_weights_is_refused(tmp_path):
     learn = make(path=tmp_path)
@@ -512,7 +512,7 @@ def test_vocabularies_that_do_not_fit_are_named(words, tmp_path):
     learn = make(path=tmp_path)
     learn.save_encoder('enc')
     (tmp_path/'models'/'enc.vocab.json').write_text(json.dumps(words))
-    unchanged(learn, lambda: learn.load_encoder('enc'), ValueError, r'enc\.(pth|vocab\.json)')
+    unchanged(learn, lambda: learn.load_encoder('enc'), ValueError, r'enc\.(safetensors|vocab\.json)')
 
 DAMAGED = {'append to a string': b'\x80\x04\x8c\x01a\x8c\x01ba.',
            'set an item of a number': b'\x80\x04K\x01K\x02K\x03s.', 'huge frame': b'\x80\x04\x95' + b'\xff'*8 + b'].',

@@ -489,7 +489,7 @@ def test_fastai_reads_our_files_and_we_read_its(kind, tmp_path):
     import warnings
     ours = of_ours(kind, tmp_path)
     with ours.no_bar(), ours.no_logging(): ours.fit(1)
-    ours.save('mine')
+    ours.save('mine.pth')
     theirs = in_fastai(ours, kind)
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
@@ -512,7 +512,7 @@ def test_fastai_reads_our_files_and_we_read_its(kind, tmp_path):
     assert_close(logits(again), logits(ours), rtol=0, atol=0)
     again.load('theirs', with_opt=True)
     assert_close(logits(again), logits(theirs), **CLOSE)
-    ours.save_encoder('enc')
+    ours.save_encoder('enc.pth')
     fresh = in_fastai(ours, kind)
     fresh.load_encoder('enc')
     def encoded(learn):

@@ -19,7 +19,7 @@ from fastai.text import all as ft
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
-from rnn_fastai.learner.weights import canonical_names
+from rnn_fastai.learner.weights import canonical_names, opt_file
 from rnn_fastai.models.awd import canonical_name
 
 WORDS = 'one two three four five six seven eight nine ten'.split()
@@ -66,18 +66,20 @@ class Code:
 def test_round_trip(make, cfg):
     a,b = make(config=cfg),make(config=cfg)
     file = a.save('a')
-    assert file == a.path/a.model_dir/'a.pth' and file.exists()
+    assert file == a.path/a.model_dir/'a.safetensors' and file.exists()
     assert any((weights(a)[k] != v).any() for k,v in weights(b).items())
     assert b.load('a') is b
     assert_close(weights(b), weights(a), **EXACT)
     if cfg.get('tie_weights', True): assert b.model[1].decoder.weight is b.model[0].encoder.weight
 
 @pytest.mark.parametrize('fit', ['fit', 'fit_one_cycle'])
-@pytest.mark.parametrize('opt_func', [rf.Adam, ft.Adam, partial(ft.SGD, mom=0.9)], ids=['ours', 'fastai', 'sgd'])
-def test_optimizer_goes_on_where_it_was(make, fit, opt_func):
+@pytest.mark.parametrize('opt_func', [rf.Adam, ft.Adam, partial(ft.SGD, mom=0.9), partial(rf.OptimWrapper, opt=torch.optim.AdamW)],
+                         ids=['ours', 'fastai', 'sgd', 'torch'])
+@pytest.mark.parametrize('name', ['a', 'a.pth'])
+def test_optimizer_goes_on_where_it_was(make, fit, opt_func, name):
     a,b,c = (make(opt_func=opt_func) for _ in range(3))
     quietly(a, fit, 1, 1e-2)
-    a.save('a')
+    a.save(name)
     b.load('a'), c.load('a', with_opt=False)
     for l in (a, b, c): quietly(l, 'fit', 1, 1e-2, reset_opt=False)
     assert_close(weights(b), weights(a), **EXACT)
@@ -87,9 +89,12 @@ def test_optimizer_goes_on_where_it_was(make, fit, opt_func):
 def test_save_without_optimizer(make):
     a = make()
     quietly(a, 'fit', 1, 1e-2)
-    assert set(rf.read_weights(a.save('both'))) == {'model', 'opt'}
-    assert set(canonical_names(rf.read_weights(a.save('bare', with_opt=False)))) == set(a.model.state_dict())
-    for f in ('both', 'bare'): assert_close(weights(make().load(f)), weights(a), **EXACT)
+    assert set(rf.read_weights(a.save('both.pth'))) == {'model', 'opt'}
+    for bare in ('bare', 'bare.pth'):
+        assert set(canonical_names(rf.read_weights(a.save(bare, with_opt=False)))) == set(a.model.state_dict())
+    a.save('later')
+    assert opt_file(a.save('later', with_opt=False)).exists() is False   # it was of other weights
+    for f in ('both', 'bare', 'bare.pth', 'later'): assert_close(weights(make().load(f)), weights(a), **EXACT)
 
 def test_with_opt_needs_an_optimizer_in_the_file(make):
     a,b = make(),make()
@@ -200,7 +205,7 @@ def test_encoder_goes_to_a_classifier_as_in_fastai(make, tmp_path):
 @pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
 def test_cut_short(make, legacy):
     learn = make()
-    before,file = weights(learn),learn.save('a', with_opt=False)
+    before,file = weights(learn),learn.save('a.pth', with_opt=False)
     torch.save(torch.load(file), file, _use_new_zipfile_serialization=not legacy)
     data = file.read_bytes()
     lengths = {0, 1, 2, 3, *range(4, 400, 7), len(data)//4, len(data)//2, len(data)-100, len(data)-1}
@@ -218,7 +223,7 @@ def test_not_a_file_of_weights(make):
     learn = make()
     with pytest.raises(FileNotFoundError, match='no file'): learn.load('nothing')
     learn.save('other')
-    with pytest.raises(FileNotFoundError, match='other.pth'): learn.load('nothing')
+    with pytest.raises(FileNotFoundError, match='other.safetensors'): learn.load('nothing')
     for content in (b'just text\n', b'\x00'*1000, b'PK\x03\x04 is how zip files start'):
         (learn.path/learn.model_dir/'odd.pth').write_bytes(content)
         with pytest.raises(ValueError, match='odd.pth'): learn.load('odd')
@@ -236,14 +241,14 @@ def test_shapes_that_do_not_fit(make, cfg, words, with_opt):
     a.save('a', with_opt=with_opt)
     before = weights(b)
     with pytest.raises(ValueError) as e: b.load('a')
-    assert all(w in str(e.value) for w in [*words, 'a.pth']), str(e.value)
+    assert all(w in str(e.value) for w in [*words, 'a.safetensors']), str(e.value)
     assert_close(weights(b), before, **EXACT)
 
 def test_not_strict_takes_what_fits_by_name(make):
     a,b = make(),make(config=dict(n_layers=1))
     a.save('a', with_opt=False)
     own = weights(b)
-    wgts = {k: v for k,v in rf.read_weights(a.path/a.model_dir/'a.pth').items() if not k.startswith('0.rnns.')}
+    wgts = {k: v for k,v in rf.read_weights(a.path/a.model_dir/'a.safetensors').items() if not k.startswith('0.rnns.')}
     rf.write_weights(a.path/a.model_dir/'part.pth', wgts)
     with pytest.raises(ValueError, match='missing there'): b.load('part')
     b.load('part', strict=False)
@@ -294,17 +299,17 @@ def test_vocabulary_round_trip_and_cut_short(tmp_path, ext, cut):
 @pytest.mark.parametrize('err', [KeyboardInterrupt, OSError('no space left on device')], ids=['interrupt', 'disk'])
 def test_interrupted_write_leaves_the_old_file(make, monkeypatch, err):
     learn,other = make(),make()
-    file = learn.save('a')
+    file = learn.save('a.pth')
     old = file.read_bytes()
     def half(state, f, *args, **kwargs):
         (f if hasattr(f, 'write') else open(f, 'wb')).write(old[:len(old)//2])   # noqa: SIM115 (it is left open)
         raise err
     with monkeypatch.context() as m:
         m.setattr(torch, 'save', half)
-        with pytest.raises(err if isinstance(err, type) else OSError): other.save('a')
-        with pytest.raises(err if isinstance(err, type) else OSError): other.save_encoder('new')
+        with pytest.raises(err if isinstance(err, type) else OSError): other.save('a.pth')
+        with pytest.raises(err if isinstance(err, type) else OSError): other.save_encoder('new.pth')
     assert file.read_bytes() == old
-    assert [p.name for p in file.parent.iterdir()] == ['a.pth']   # no half file lies about
+    assert sorted(p.name for p in file.parent.iterdir()) == ['a.pth']   # no half file lies about
     assert_close(weights(other.load('a')), weights(learn), **EXACT)
 
 # ---- pretrained archives

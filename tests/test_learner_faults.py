@@ -42,7 +42,7 @@ def quietly(learn, func, *args, **kwargs):
 def test_weights_that_are_no_weights_are_refused_by_name(change, said, tmp_path):
     "Integers, complex numbers, NaN and the like were cast in silence. The model stays as it was."
     learn = lm(lm_loaders(tmp_path))
-    file = learn.save('whole', with_opt=False)
+    file = learn.save('whole.pth', with_opt=False)
     wgts = torch.load(file)
     name = next(k for k in wgts if k.endswith('bias_ih_l0'))
     wgts = {k: w + 1 for k,w in wgts.items()}
@@ -59,7 +59,7 @@ def test_weights_that_are_no_weights_are_refused_by_name(change, said, tmp_path)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_other_float_types_are_cast(dtype, tmp_path):
     learn = lm(lm_loaders(tmp_path))
-    file = learn.save('whole', with_opt=False)
+    file = learn.save('whole.pth', with_opt=False)
     torch.save({k: w.to(dtype) for k,w in torch.load(file).items()}, file)
     want = {k: w.to(dtype).float() for k,w in learn.model.state_dict().items()}
     learn.load('whole')
@@ -79,14 +79,14 @@ def test_buffers_may_be_whole_numbers_and_infinite(tmp_path):
 @pytest.mark.parametrize('what', [3, torch.tensor(1.), None, [1], 'text', {'model': None, 'opt': None}])
 def test_files_of_other_things_are_refused(what, tmp_path):
     learn = lm(lm_loaders(tmp_path))
-    file = learn.save('other')
+    file = learn.save('other.pth')
     torch.save(what, file)
     with pytest.raises(ValueError, match='not weights by name'): learn.load('other')
 
 @pytest.mark.parametrize('opt', [None, 'x', {}, {'state': [], 'hypers': None}, {'state': [], 'hypers': []}])
 def test_damaged_optimizer_state_leaves_the_weights(opt, tmp_path):
     learn = lm(lm_loaders(tmp_path))
-    file = learn.save('damaged', with_opt=False)
+    file = learn.save('damaged.pth', with_opt=False)
     torch.save({'model': torch.load(file), 'opt': opt}, file)
     with pytest.warns(UserWarning, match="optimizer's state is not loaded, only the weights"): learn.load('damaged')
     with pytest.raises(ValueError, match='optimizer'): learn.load('damaged', with_opt=True)
@@ -95,15 +95,16 @@ def test_optimizer_state_that_is_not_finite_is_not_loaded(tmp_path):
     learn = lm(lm_loaders(tmp_path))
     quietly(learn, learn.fit, 1)
     learn.opt.state[learn.model[0].encoder.weight]['grad_avg'].fill_(float('nan'))
-    learn.save('diverged')
-    with pytest.raises(ValueError, match='grad_avg has numbers that are not finite'): learn.load('diverged', with_opt=True)
+    for name in ('diverged', 'diverged.pth'):
+        learn.save(name)
+        with pytest.raises(ValueError, match='grad_avg.* numbers that are not finite'): learn.load(name, with_opt=True)
 
 def test_torchs_optimizers_come_back_by_name(tmp_path):
     "fastai wraps them as `OptimWrapper`; a file of one was written and could not be read again."
     wrapped = partial(rf.OptimWrapper, opt=torch.optim.AdamW)
     learn,again = (lm(lm_loaders(tmp_path), opt_func=wrapped) for _ in range(2))
     quietly(learn, learn.fit, 1)
-    learn.save('torchs')
+    learn.save('torchs'), learn.save('torchs.pth')
     again.load('torchs', with_opt=True)
     for a,b in zip(learn.model.parameters(), again.model.parameters(), strict=True):
         mine,its = learn.opt.opt.state[a],again.opt.opt.state[b]

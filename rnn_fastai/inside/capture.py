@@ -423,11 +423,16 @@ class _Recorder:
 
     def _keep_parts(self, p:_Pass, name:str, seen:CellTrace, reverse:bool):
         block = min(BLOCK, max(self.opts.budget//400, 2**14))   # the work takes no more than a tenth of the budget
-        wanted = [k for k in self.parts[name] if not k.startswith(_GRADS)]
-        for k,t in look_inside(self.cells[name], seen, wanted, self.opts.dtype, block, _new_tensor).items():
+        wanted,made = [k for k in self.parts[name] if not k.startswith(_GRADS)],[]
+        def new(shape, dtype):
+            made.append(allocate(shape, _NUMPY[dtype]))
+            return torch.from_numpy(made[-1])
+        parts = look_inside(self.cells[name], seen, wanted, self.opts.dtype, block, new)
+        for (k,t),a in zip(parts.items(), made, strict=True):
             if reverse or p.places.kept is not None:
                 p.keep_rows(name, k, _in_order(t, seen, reverse), self.opts.dtype)
-            else: p.arrays[name, k] = t.numpy().reshape(-1, t.size(-1))
+            # `t.numpy()` would keep `t` too: such small objects among a model's large ones leave holes in the memory.
+            else: p.arrays[name, k] = a.reshape(-1, a.shape[-1])
 
     def room(self, p:_Pass, features:int) -> bool:
         "As `_Budget.room`; a pass that can never fit is dropped."
@@ -446,8 +451,6 @@ class _Recorder:
             for n,g in w.grads(self.cells[w.name]).items():
                 if n in self.opts.parts: p.keep_rows(w.name, n, g, self.opts.dtype)
         if p.keep and p.arrays: self.budget.add(p)
-
-def _new_tensor(shape:tuple, dtype:torch.dtype) -> Tensor: return torch.from_numpy(allocate(shape, _NUMPY[dtype]))
 
 def _n_features(cell:Cell, seen:CellTrace, parts:list[str]) -> int:
     "How many numbers a step of these parts takes."

@@ -167,5 +167,5 @@ def language_model_learner(
                       splitter=ifnone(splitter, facts['split_lm']), **kwargs)
     if pretrained_fnames is not None:
         wgts,vocab = (f"{learn.path/learn.model_dir/fn}" for fn in pretrained_fnames)
-        files = f"{wgts}.pth",f"{vocab}.json" if Path(f"{vocab}.json").exists() else f"{vocab}.pkl"
+        files = learn._saved(wgts),f"{vocab}.json" if Path(f"{vocab}.json").exists() else f"{vocab}.pkl"
     return learn if files is None else learn.load_pretrained(*files)

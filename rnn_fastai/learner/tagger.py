@@ -197,6 +197,9 @@ class TaggerLearner(TextLearner):
                 res[i] = list(zip(sents[i], (ds.tags[t] for t in tags[real][firsts].tolist()), strict=True))
         return res
 
+    def _rows(self) -> dict[str, list[str]]:   # letters, which an encoder takes to other loaders
+        return {'chars.emb.weight': list(self.dls.train_ds.chars.names)} if self.dls.train_ds.chars else {}
+
     @torch.no_grad()
     def _read(self, b:tuple, dl:Any) -> tuple[Tensor, Tensor, Tensor]:
         "Probabilities (of each token alone), best tags and where tokens are, in a batch."

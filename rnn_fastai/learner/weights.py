@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['check_named', 'write_weights', 'read_weights', 'canonical_names', 'fit_weights', 'load_weights', 'fit_opt_state',
-           'shared_weights', 'shared_opt_state', 'match_embeds', 'TransferReport', 'read_vocab', 'vocab_file',
-           'write_vocab', 'fetch_pretrained', 'pretrained_files']
+           'shared_weights', 'shared_opt_state', 'opt_file', 'write_opt', 'read_opt', 'read_model', 'remap_rows',
+           'match_embeds', 'TransferReport', 'read_vocab', 'vocab_file', 'write_vocab', 'write_encoder',
+           'encoder_vocab', 'match_rows', 'fetch_pretrained', 'pretrained_files']
 
 # %% ../../nbs/600_learner.weights.ipynb #a4cf2a17
+import hashlib
+import io
 import json
-import os
+import math
 import pickle
 import re
 import warnings
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,9 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
+from ..files import FilePart, parse_json, write_whole
 from ..models.awd import AWD_LSTM, StatefulEncoder, canonical_name
+from ..tensors import TensorFile, tensor_bytes
 
 # %% ../../nbs/600_learner.weights.ipynb #c9b1e374
 def _plain(o:Any) -> Any:
@@ -45,32 +52,50 @@ def check_named(
 
 # %% ../../nbs/600_learner.weights.ipynb #9215e4b5
 def write_weights(
-    file:str|Path, # Where to write; the folder is made
-    state:dict, # Tensors by name, or dicts and lists of such
+    file:str|Path, # Where to write; the folder is made. `.pth` for a file that fastai reads too, else safetensors
+    state:dict, # Tensors by name; in a `.pth`, also dicts and lists of such
+    notes:dict[str, Any]|None=None, # To keep with them, as JSON; not in a `.pth`
 ):
     "Write a file of weights; an interrupted write leaves the old file as it was."
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + '.part')
-    try:
-        torch.save(_plain(state), part)
-        os.replace(part, file)
-    finally: part.unlink(missing_ok=True)
+    if file.suffix == '.pth':
+        made = io.BytesIO()
+        torch.save(_plain(state), made)
+        write_whole(file, made.getvalue())
+    else: write_whole(file, tensor_bytes(check_named(state, 'What is to be written'), notes))
 
 # What fastai's files hold besides tensors: its list, and numpy's numbers among the hyper-parameters.
 _HARMLESS = [L, np.dtype, type(np.dtype('f8')), type(np.dtype('f4')), np._core.multiarray.scalar,
              (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar')]
 
 def read_weights(
-    file:str|Path, # A file that torch wrote
+    file:str|Path, # What `write_weights`, fastai or torch wrote
     device:Any='cpu', # Where tensors go
 ) -> dict: # What was saved
     "Read a file of weights. Raises `FileNotFoundError`, or `ValueError` if it is damaged or holds more than weights."
     file = Path(file)
     if not file.exists():
-        there = ', '.join(sorted(p.name for p in file.parent.glob('*.pth'))) or 'no weights'
-        raise FileNotFoundError(f"There is no file {file}; the folder holds: {there}.")
+        found = sorted(p.name for p in file.parent.glob('*'))
+        there = ', '.join(n for n in found if re.search(r'(?<!\.opt)\.(safetensors|pth)$', n))
+        raise FileNotFoundError(f"There is no file {file}; the folder holds: {there or 'no weights'}.")
     if isinstance(device, int): device = torch.device('cuda', device)
+    if file.suffix == '.safetensors': return TensorFile(FilePart.whole(file)).tensors(device)
+    _check_sums(file)
+    return _read_torch(file, device)
+
+def _check_sums(file:Path):
+    "Raise `ValueError` where a byte has changed in a file of torch's, if it has checksums, as all but old ones have."
+    with open(file, 'rb') as f:
+        if f.read(4) != b'PK\x03\x04': return
+    try:
+        with zipfile.ZipFile(file) as z: bad = next((i for i in z.infolist() if i.compress_type), None) or z.testzip()
+    except Exception as e: bad = e   # a damaged zip may raise anything
+    if bad is not None:
+        raise ValueError(f"{file}, {file.stat().st_size:,} bytes, is damaged or cut short, as its checksums say "
+                         f"({bad}); copy or save it again.")
+
+def _read_torch(file:Path, device:Any) -> Any:
+    "Read a file of torch's, and refuse what could run code."
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location=device, weights_only=True)
@@ -142,11 +167,15 @@ def load_weights(
 # %% ../../nbs/600_learner.weights.ipynb #a339a4d5
 def _listed(saved:Any) -> dict:
     "An optimizer's state as fastai writes it: `state` by parameter, `hypers` by group; torch's is converted."
-    groups = saved.get('param_groups') if isinstance(saved, dict) else None
-    if groups is not None:
-        saved = {'state': [saved['state'].get(i, {}) for g in groups for i in g['params']],
-                 'hypers': [{k: v for k,v in g.items() if k != 'params'} for g in groups]}
-    if not isinstance(saved, dict) or not all(isinstance(saved.get(k), (list, L)) for k in ('state', 'hypers')):
+    try:
+        if 'param_groups' in saved:
+            groups = saved['param_groups']
+            saved = {'state': [saved['state'].get(i, {}) for g in groups for i in g['params']],
+                     'hypers': [{k: v for k,v in g.items() if k != 'params'} for g in groups]}
+        fine = all(isinstance(saved[k], (list, L)) and all(isinstance(d, dict) for d in saved[k])
+                   for k in ('state', 'hypers'))
+    except (TypeError, KeyError, AttributeError, IndexError): fine = False   # it comes from a file
+    if not fine:
         raise ValueError(f"What is saved as the optimizer's state is of type {type(saved).__name__} and lacks `state` "
                          "or `hypers`. Pass with_opt=False, or save the model again.")
     return saved
@@ -159,11 +188,33 @@ def _like(opt:Any, state:list, hypers:list) -> dict:
             'param_groups': [{**h, 'params': g} for h,g in zip(hypers, groups, strict=True)]}
 
 def _check_state(state:dict, p:Tensor):
-    "Raise `ValueError` where a parameter's state has another shape, or is not finite."
-    for k,v in ((k, v) for k,v in state.items() if isinstance(v, Tensor)):
-        if v.dim() and v.shape != p.shape:
-            raise ValueError(f"The saved optimizer's {k} is for another shape than {tuple(p.shape)}.")
-        if not v.isfinite().all(): raise ValueError(f"The saved optimizer's {k} has numbers that are not finite.")
+    "Raise `ValueError` where a parameter's state is no plain numbers, of another shape, or not finite."
+    for k,v in state.items():
+        if isinstance(v, Tensor):
+            if v.is_meta or v.is_quantized or v.layout is not torch.strided or (v.dim() and v.shape != p.shape):
+                raise ValueError(f"The saved optimizer's {k} is for another shape than {tuple(p.shape)}, or no plain "
+                                 "numbers.")
+        elif not isinstance(v, (int, float)): raise ValueError(f"The saved optimizer's {k} is {_kind(v)}, no number.")
+        if not torch.as_tensor(v).isfinite().all():
+            raise ValueError(f"The saved optimizer's {k} has numbers that are not finite.")
+
+def _kind(v:Any) -> str:
+    "What a setting is, in a word; a flag is a number too."
+    if isinstance(v, Tensor) and v.numel() == 1 and not v.is_meta: v = v.item()
+    if isinstance(v, (int, float)): return 'a number' if math.isfinite(v) else 'not finite'
+    if isinstance(v, (list, tuple, L)): return f"a list of {', '.join(sorted(set(map(_kind, v[:9]))))}"
+    return 'None' if v is None else f'a {type(v).__name__}'
+
+def _check_hypers(saved:list[dict], own:list[dict]):
+    "Raise `ValueError` where settings have other names, or are of other kinds, than the optimizer's own."
+    for new,old in zip(saved, own, strict=True):
+        odd = sorted(map(str, set(old) ^ set(new)))
+        if odd:
+            raise ValueError(f"The saved optimizer is of another kind: only one of the two has {', '.join(odd)}.")
+        for k,v in new.items():
+            if 'None' in (kinds := (_kind(v), _kind(old[k]))) and 'a number' not in kinds: continue
+            if kinds[0] != kinds[1]:
+                raise ValueError(f"The saved optimizer's {k} is {kinds[0]}, and must be {kinds[1]}.")
 
 def fit_opt_state(
     model:nn.Module, # The model, ours or fastai's
@@ -180,8 +231,7 @@ def fit_opt_state(
     if not len(order) == len(group) == len(saved['state']) or len(saved['hypers']) != len(own['hypers']):
         raise ValueError(f"The saved optimizer has {len(saved['state'])} parameters in {len(saved['hypers'])} groups, "
                          f"this one {len(group)} in {len(own['hypers'])}.")
-    odd = sorted(set(own['hypers'][0]) ^ set(saved['hypers'][0]))
-    if odd: raise ValueError(f"The saved optimizer is of another kind: only one of the two has {', '.join(odd)}.")
+    _check_hypers(saved['hypers'], own['hypers'])
     by_param = dict(zip(order, saved['state'], strict=True))
     flat = [p for pg in opt.param_lists for p in pg]
     for p in flat: _check_state(by_param[id(p)], p)
@@ -228,7 +278,89 @@ def shared_opt_state(
     order = [p for pg in opt.param_lists for p in sorted(pg, key=lambda p: at[id(p)])]
     return _like(opt, [of[id(p)] for p in order], state['hypers'])
 
+# %% ../../nbs/600_learner.weights.ipynb #dfc22884
+_TENSOR = '$tensor'   # stands in JSON for a tensor
+
+def _taken(o:Any, name:str, tensors:dict) -> Any:
+    "The same as JSON can hold it; its tensors go to `tensors`."
+    if isinstance(o, dict): return {str(k): _taken(v, f'{name}.{k}', tensors) for k,v in o.items()}
+    if isinstance(o, list): return [_taken(v, f'{name}.{i}', tensors) for i,v in enumerate(o)]
+    if not isinstance(o, Tensor): return o
+    tensors[name] = o
+    return {_TENSOR: name}
+
+def _put_back(o:Any, tensors:dict) -> Any:
+    "The inverse of `_taken`. Raises `KeyError` for a tensor that is not there."
+    if isinstance(o, list): return [_put_back(v, tensors) for v in o]
+    if not isinstance(o, dict): return o
+    return tensors[str(o[_TENSOR])] if _TENSOR in o else {k: _put_back(v, tensors) for k,v in o.items()}
+
+def opt_file(
+    file:str|Path, # A file of weights
+) -> Path: # The file beside it
+    "Name the file of an optimizer's state."
+    return Path(file).with_suffix('.opt.safetensors')
+
+def write_opt(
+    file:str|Path, # The file of the weights, which is written already
+    model:nn.Module, # The model
+    opt:Any, # Its optimizer
+):
+    "Write an optimizer's state beside the weights. Raises `ValueError` for what such a file cannot hold."
+    names,state = {id(p): canonical_name(k) for k,p in model.named_parameters()},_plain(_listed(opt.state_dict()))
+    order,tensors = [names.get(id(p), '') for pg in opt.param_lists for p in pg],{}
+    if '' in order:
+        raise ValueError("The optimizer trains parameters that are not the model's, so its state cannot be kept. Pass "
+                         "with_opt=False.")
+    by_name = {n: _taken(s, n, tensors) for n,s in zip(order, state['state'], strict=True)}
+    hypers,known = _taken(state['hypers'], '', tensors),FilePart.whole(Path(file)).sha256()
+    notes = dict(weights=known, state=by_name, hypers=hypers)
+    try: data = tensor_bytes(tensors, notes)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"The optimizer's state cannot be kept: {e}. Pass with_opt=False.") from e
+    write_whole(opt_file(file), data)
+
+def read_opt(
+    file:str|Path, # The file of the weights
+    device:Any='cpu', # Where tensors go
+) -> tuple[dict, list[str]]: # The state of each parameter, with the settings of each group; names of the parameters
+    "Read an optimizer's state. Raises `ValueError` where it is damaged, or belongs to other weights."
+    beside = opt_file(file)
+    f = TensorFile(FilePart.whole(beside))
+    if f.notes.get('weights') != FilePart.whole(Path(file)).sha256():
+        raise ValueError(f"{beside} belongs to other weights than {file}. Save the model again.")
+    tensors = f.tensors(device)
+    try: state,hypers = (_put_back(f.notes[k], tensors) for k in ('state', 'hypers'))
+    except KeyError as e: raise ValueError(f"{beside} lacks {e}; save the model again.") from e
+    if not isinstance(state, dict): raise ValueError(f"{beside} names no parameters; save the model again.")
+    return {'state': list(state.values()), 'hypers': hypers},list(state)
+
+def read_model(
+    file:str|Path, # A file of weights, and of an optimizer's state in it or beside it
+    device:Any='cpu', # Where tensors go
+) -> tuple[dict[str, Tensor], Callable|None]: # Weights; what gives `read_opt`'s answer, where there is such a state
+    "Read a model's weights. Raises as `read_weights`, and `ValueError` where the file holds something else."
+    state = read_weights(file, device)
+    if Path(file).suffix == '.safetensors':
+        return state,partial(read_opt, file, device) if opt_file(file).exists() else None
+    if not isinstance(state, dict) or set(state) != {'model', 'opt'}: return check_named(state, file),None
+    return check_named(state['model'], file),lambda: (state['opt'], list(state['model']))
+
 # %% ../../nbs/600_learner.weights.ipynb #b971a532
+def remap_rows(
+    w:Tensor, # A row for each old name
+    old:list[str], # Old names
+    new:list[str], # New names
+) -> Tensor: # A row for each new name: its old one, or the mean of all
+    "Put the rows of an embedding in the order of other names."
+    o2i = {n: i for i,n in enumerate(old)}
+    idx = torch.tensor([o2i.get(n, -1) for n in new])
+    res = w[idx.clamp(min=0)]
+    res[idx < 0] = w.mean(0)
+    return res
+
+_WORDS = '0.encoder.weight','0.words.weight'   # the embedding of an architecture, and of a tagger's cell
+
 def match_embeds(
     old_wgts:dict[str, Tensor], # Weights of a language model, by fastai's or our names
     old_vocab:list, # The vocabulary they were trained with
@@ -236,7 +368,7 @@ def match_embeds(
 ) -> dict[str, Tensor]: # Weights by our names, for the new vocabulary
     "Remap embedding, decoder and its bias to another vocabulary. Raises `ValueError` for one that shares nothing."
     wgts = canonical_names(old_wgts)
-    emb = wgts.get('0.encoder.weight')
+    emb = next((wgts[k] for k in _WORDS if k in wgts), None)
     if emb is None or emb.dim() != 2:
         raise ValueError("There is no embedding, 0.encoder.weight, among the weights: they are not a language model's.")
     rows = len(emb)
@@ -244,17 +376,12 @@ def match_embeds(
         raise ValueError(f"The weights have {rows:,} words, and the vocabulary that should go with them has "
                          f"{len(old_vocab):,}: they do not belong together.")
     if list(old_vocab) == list(new_vocab) and rows == len(old_vocab): return wgts   # rows beyond belong to no word
-    o2i = {w: i for i,w in enumerate(old_vocab)}
-    if not any(w in o2i for w in new_vocab if not w.startswith('xx')):   # those in xx are marks, and always there
+    known = set(old_vocab)
+    if not any(w in known for w in new_vocab if not w.startswith('xx')):   # those in xx are marks, and always there
         raise ValueError(f"None of the {len(new_vocab):,} words of the new vocabulary is among the {len(old_vocab):,} "
                          "of the weights; were the texts tokenized in the same way?")
-    idx = torch.tensor([o2i.get(w, -1) for w in new_vocab])
-    def remap(w):
-        res = w[idx.clamp(min=0)]
-        res[idx < 0] = w.mean(0)
-        return res
-    per_word = [k for k in ('0.encoder.weight', '1.decoder.weight', '1.decoder.bias') if k in wgts]
-    return {**wgts, **{k: remap(wgts[k]) for k in per_word}}
+    per_word = [k for k in (*_WORDS, '1.decoder.weight', '1.decoder.bias') if k in wgts]
+    return {**wgts, **{k: remap_rows(wgts[k], old_vocab, new_vocab) for k in per_word}}
 
 # %% ../../nbs/600_learner.weights.ipynb #58bcf33e
 @dataclass
@@ -289,7 +416,7 @@ def read_vocab(
     "Read a vocabulary. Raises `ValueError` where the file holds anything but a list of strings."
     file = Path(file)
     try:
-        if file.suffix == '.json': vocab = json.loads(file.read_text(encoding='utf8'))
+        if file.suffix == '.json': vocab = parse_json(file.read_bytes(), file)
         else:
             with open(file, 'rb') as f: vocab = _PlainUnpickler(f).load()
             if isinstance(vocab, _Items): vocab = list(vocab) or list(vocab.items)
@@ -311,7 +438,58 @@ def write_vocab(
     vocab:Iterable[str], # Tokens by id
 ):
     "Write a vocabulary as a JSON list."
-    Path(file).write_text(json.dumps(list(map(str, vocab))), encoding='utf8')
+    write_whole(file, json.dumps(list(map(str, vocab))))
+
+# %% ../../nbs/600_learner.weights.ipynb #b0750b61
+def write_encoder(
+    file:str|Path, # Where to write
+    encoder:nn.Module, # Whose weights are written
+    vocab:Iterable[str], # Tokens by id, written beside them
+    rows:dict[str, list[str]]|None=None, # Names of the rows of other embeddings, by weight; not in a `.pth`
+):
+    "Write an encoder and its vocabulary."
+    text = json.dumps(list(map(str, vocab)))
+    if Path(file).suffix == '.pth': write_weights(file, shared_weights(encoder))
+    else:
+        notes = dict(vocab=hashlib.sha256(text.encode()).hexdigest(), rows=rows or {})
+        write_weights(file, encoder.state_dict(), notes)
+    write_whole(vocab_file(file), text)
+
+def _notes(file:Path) -> dict:
+    "What is kept with weights; in a `.pth`, nothing."
+    return TensorFile(FilePart.whole(file)).notes if file.suffix == '.safetensors' else {}
+
+def encoder_vocab(
+    file:str|Path, # A file of an encoder's weights
+    wgts:dict[str, Tensor], # What it holds
+) -> list[str]|None: # None where the file has no vocabulary beside it, as fastai writes none
+    "Read the vocabulary of an encoder. Raises `ValueError` where it belongs to other weights."
+    beside,file = vocab_file(file),Path(file)
+    known = _notes(file).get('vocab')
+    if not beside.exists():
+        if known is None: return None
+        raise ValueError(f"{file} has lost its vocabulary; put it at {beside}.")
+    vocab,emb = read_vocab(beside),next((wgts[k[2:]] for k in _WORDS if k[2:] in wgts), None)
+    other = FilePart.whole(beside).sha256() != known if known else emb is not None and emb.shape[:1] != (len(vocab),)
+    if other:
+        n = 'no' if emb is None else ', '.join(map(str, emb.shape[:1])) or 'no'
+        raise ValueError(f"{file} has {n} words, and its vocabulary beside it has {len(vocab):,}: they do not belong "
+                         "together. Write both with `save_encoder`.")
+    return vocab
+
+def match_rows(
+    file:str|Path, # A file of an encoder's weights
+    wgts:dict[str, Tensor], # What it holds
+    own:dict[str, list[str]], # Names of the rows of embeddings other than that of words, by weight
+) -> dict[str, Tensor]: # The same, with rows in the order of `own`
+    "Remap other embeddings than that of words, such as that of letters. Raises `ValueError` for notes that do not fit."
+    rows,res = _notes(Path(file)).get('rows', {}),dict(wgts)
+    for k in [k for k in own if isinstance(rows, dict) and k in rows and k in wgts]:
+        if not isinstance(rows[k], list) or wgts[k].shape[:1] != (len(rows[k]),) \
+                or not all(isinstance(n, str) for n in rows[k]):
+            raise ValueError(f"{file} does not name the rows of {k}; save it again.")
+        if rows[k] != own[k]: res[k] = remap_rows(wgts[k], rows[k], own[k])
+    return res
 
 # %% ../../nbs/600_learner.weights.ipynb #97bc25c6
 def fetch_pretrained(

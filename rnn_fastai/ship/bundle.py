@@ -33,7 +33,8 @@ from fastcore.basics import noop, patch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .. import __version__
+import rnn_fastai
+
 from ..callback.optim import Adam
 from ..callback.regularize import RNNRegularizer
 from ..core import seeded, suggest
@@ -373,7 +374,7 @@ def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
 # %% ../../nbs/720_ship.bundle.ipynb #583acdfa
 def _versions(data:dict) -> dict[str, str]:
     "Versions of what the bundle depends on."
-    found = dict(rnn_fastai=__version__, torch=str(torch.__version__), fastai=fastai.__version__)
+    found = dict(rnn_fastai=rnn_fastai.__version__, torch=str(torch.__version__), fastai=fastai.__version__)
     if '"words"' in _as_json(data.get('tok')):
         import spacy
         found['spacy'] = spacy.__version__

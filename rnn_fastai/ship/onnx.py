@@ -241,8 +241,8 @@ def _answer_facts(learn:TextLearner, ds:DocDataset) -> dict:
     "How outputs become answers."
     labels = [n.item() if isinstance(n, np.generic) else n for n in ds.labels.vocab]
     odd = [n for n in labels if not isinstance(n, (str, int, float))]
-    if odd: raise ValueError(f"The label {odd[0]!r} is a {type(odd[0]).__name__}, which cannot be exported. Use text or "
-                             "numbers.")
+    if odd: raise ValueError(f"The label {odd[0]!r} is a {type(odd[0]).__name__}, which cannot be exported. Use text "
+                             "or numbers.")
     return dict(labels=labels, answers=answer_kind(learn.loss_func),
                 threshold=float(getattr(learn.loss_func, 'thresh', 0.5)))
 

@@ -247,7 +247,8 @@ def _as_list(name:str, texts:Any) -> list:
     if isinstance(texts, str): return [texts]
     frame = hasattr(texts, 'columns')   # which would give the names of its columns
     if frame or isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise TypeError(f"{name}={texts!r:.60} is of type {type(texts).__name__}; it must be a text, or a list of texts.")
+        raise TypeError(f"{name}={texts!r:.60} is of type {type(texts).__name__}; it must be a text, or a list of "
+                        "texts.")
     return list(texts)
 
 class _Exported:

@@ -7,6 +7,7 @@ __all__ = ['FORMAT', 'BundleError', 'StoredBundle', 'read_files', 'write_files',
 
 # %% ../../nbs/700_ship.storage.ipynb #b83a6b13
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import FilePart, locked, parse_json, write_whole, written_whole
+from ..files import FilePart, locked, parse_json, write_whole
 from ..tensors import TensorFile, tensor_bytes
 
 # %% ../../nbs/700_ship.storage.ipynb #562fd9a6
@@ -292,9 +293,10 @@ def write_zip(
     "Write a bundle as one file. Raises `OSError`, and then leaves what was there before."
     packed = _pack(config, tensors, texts, card)
     _check_size(str(file), sum(map(len, packed.values())), 2**32 - 2**20)
-    with written_whole(file) as tmp, zipfile.ZipFile(tmp, 'w') as z:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, 'w') as z:
         for name,data in packed.items():
             info = zipfile.ZipInfo(name)   # of a fixed date: the same bundle gives the same file
             info.external_attr = 0o644 << 16
             z.writestr(info, data)
-    return Path(file)
+    return write_whole(file, made.getvalue())
