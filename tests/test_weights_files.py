@@ -17,8 +17,8 @@ from fastai.text import all as ft
 
 import rnn_fastai.all as rf
 from rnn_fastai.files import FilePart
+from rnn_fastai.learner.tensors import TensorFile, tensor_bytes
 from rnn_fastai.learner.weights import opt_file
-from rnn_fastai.tensors import TensorFile, tensor_bytes
 
 ROWS = pd.DataFrame({'text': ['one two three four', 'four three two', 'two two one']*24, 'held': [False, True]*36})
 SMALL = dict(emb_sz=8, n_hid=12, n_layers=1, output_p=0., hidden_p=0., input_p=0., embed_p=0., weight_p=0.)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..files import FilePart, locked, parse_json, write_whole
-from ..tensors import TensorFile, tensor_bytes
+from ..learner.tensors import TensorFile, tensor_bytes
 
 # %% ../../nbs/700_ship.storage.ipynb #562fd9a6
 FORMAT = 2   # of a bundle; the first was a folder with facts.json
