@@ -300,7 +300,7 @@ def test_rules_of_ones_own_before_characters(make, text):
     (lambda texts: None, TypeError, ['an iterable of texts']),
     (lambda texts: [['one']], ValueError, ['tokens of 1 texts for']),
     (lambda texts: ([1, 2] for _ in texts), TypeError, ['tokenizer gave 1, of type int']),
-    (rf.TextTokenizer(post_rules=[lambda t: [t]]), TypeError, ['post_rules', "of type list", 'a string for a token']),
+    (rf.TextTokenizer(post_rules=[lambda t: [t]]), TypeError, ['post_rules', "of type list", 'a string for each']),
     (rf.TextTokenizer(ft.BaseTokenizer(), post_rules=[lambda t: None]), TypeError, ['post_rules', 'NoneType'])])
 def test_tokenizers_that_give_something_else(tok, err, words):
     with pytest.raises(err) as e: rf.TextDataLoaders.from_df(DF, is_lm=True, seq_len=4, bs=2, tok_tfm=tok)

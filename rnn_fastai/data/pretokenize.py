@@ -143,7 +143,8 @@ class NumberedTokens:
         after = self._post(tok) if isinstance(tok, str) else tok
         if not isinstance(after, str):
             what = 'The tokenizer' if after is tok else f"A rule for tokens (post_rules), for {tok!r},"
-            raise TypeError(f"{what} gave {after!r}, of type {type(after).__name__}; it must give a string for a token.")
+            raise TypeError(f"{what} gave {after!r}, of type {type(after).__name__}; it must give a string for each "
+                            "token.")
         i = self._ids[tok] = self._ids_after.setdefault(after, len(self.toks))
         if i == len(self.toks): self.toks.append(after)
         return i

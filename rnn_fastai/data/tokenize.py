@@ -251,6 +251,14 @@ def _piece_table(lang:str, special_toks:tuple, buf_sz:int, post_rules:tuple) -> 
     words = WordTokenizer(lang, special_toks, buf_sz)
     return PieceTable(words.cut, words.tokenize, words.pairs, compose(*post_rules), buf_sz)
 
+# %% ../../nbs/125_data.tokenize.ipynb #887f0c13
+def _tokens_of(tok:Callable, texts:Iterable[str]) -> Iterator[Iterable[str]]:
+    "What a word tokenizer gives for texts. Raises `TypeError` for one that does not take them together."
+    try: return iter(tok(texts))
+    except TypeError as e:
+        raise TypeError(f"{tok!r} must take an iterable of texts and give a list of tokens for each ({e}). To cut at "
+                        "blanks, use BaseTokenizer().") from e
+
 # %% ../../nbs/125_data.tokenize.ipynb #2aba3119
 class TextTokenizer(CorpusTokenizer):
     """Rules before, a word tokenizer, rules after: what turns a text into tokens, and tokens into a text.
@@ -313,20 +321,13 @@ class TextTokenizer(CorpusTokenizer):
         "Numbers of the tokens of `texts`: all pieces at once where the rules are fastai's, else text by text."
         if self._table is not None: return self._table.number(texts)
         ids,ends = array('i'),array('q')
-        for toks in self._tokens(texts):
+        for toks in _tokens_of(self.tok, (rule_text(t, self.rules) for t in texts)):
             ids.extend(self._numbers.ids(toks))
             ends.append(len(ids))
         if len(ends) != len(texts):
             raise ValueError(f"{self.tok!r} gave tokens of {len(ends)} texts for {len(texts)}; it must give a list for "
                              "each.")
         return np.array(ids, dtype=np.int32),np.array(ends, dtype=np.int64)
-
-    def _tokens(self, texts:list[str]) -> Iterable:
-        "What the word tokenizer gives for texts after the rules."
-        try: return iter(self.tok(rule_text(t, self.rules) for t in texts))
-        except TypeError as e:
-            raise TypeError(f"{self.tok!r} must take an iterable of texts and give a list of tokens for each ({e}). To "
-                            "cut at blanks, use BaseTokenizer().") from e
 
     def number_all(self,
         parts:Iterable[list[str]], # Lists of texts

@@ -312,8 +312,9 @@ def _as_json(facts:Any) -> str: return json.dumps(facts, allow_nan=False)
 class _Unwritten:
     "What a bundle would hold, as a stored one gives it."
     def __init__(self, config:dict, texts:dict[str, str], wgts:dict[str, Tensor]):
-        self.config,self.texts,self.wgts,self.header = json.loads(_as_json(config)),texts,wgts,header_of(wgts)
-    def text(self, name:str) -> str: return self.texts[name]
+        self.config,self._texts,self.wgts,self.header = json.loads(_as_json(config)),texts,wgts,header_of(wgts)
+        self.texts = {n: len(t) for n,t in texts.items()}
+    def text(self, name:str) -> str: return self._texts[name]
     def tensors(self, device:Any='cpu') -> dict[str, Tensor]: return self.wgts
 
 def check_sizes(
@@ -358,10 +359,10 @@ def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
     config,sizes = stored.config,[s for _,s in stored.header.values() if math.prod(s)]
     largest = max((n for s in sizes for n in s), default=0)
     check_sizes([config['model'], config['data'], config['learner']], largest)
-    def read(name):   # a text is parsed once its length is seen to fit
-        text = stored.text(name)
-        if len(text) <= 2**20 + 256*largest: return text
-        raise ValueError(f"{name} has {len(text):,} characters, too many for weights of at most {largest:,} rows.")
+    def read(name):   # a text is read once its size is seen to fit
+        size = stored.texts.get(name, 0)
+        if size <= 2**20 + 256*largest: return stored.text(name)
+        raise ValueError(f"{name} has {size:,} bytes, too many for weights of at most {largest:,} rows.")
     dls = make_loaders({**config['data'], **parse_json(read('vocab.json'), 'vocab.json')}, read, path, device)
     model = build_model(config['model'], stored.header, known, dls)
     load_tensors(model, stored.tensors())

@@ -313,5 +313,6 @@ def folder_card(
     if not file.exists(): return new
     try: return renew_card(file.read_text(encoding='utf8'), new)
     except UnicodeDecodeError as e:
-        warnings.warn(f"The card {file} stays as it is, as it is no UTF-8 ({e}). Convert it, and save again.", stacklevel=3)
+        warnings.warn(f"The card {file} stays as it is, as it is not UTF-8 ({e}). Convert it, and save again.",
+                      stacklevel=3)
         return None

@@ -200,9 +200,9 @@ class StoredBundle:
             raise BundleError(f"{self.path}/{name} is no text in UTF-8: {e}. {_AGAIN}") from e
 
     @property
-    def texts(self) -> list[str]:
-        "Names of the texts."
-        return [n for n in self._files if n != _MODEL]
+    def texts(self) -> dict[str, int]:
+        "Size of each text in bytes, by name."
+        return {n: f['size'] for n,f in self._files.items() if n != _MODEL}
 
     def text(self,
         name:str, # Such as 'vocab.json'
