@@ -29,6 +29,7 @@ from fastai.torch_core import set_seed
 from fastcore.basics import defaults
 from fastcore.script import call_parse, parse_cli, store_true
 
+import rnn_fastai.ship.hub  # noqa: F401 # gives learners `push_to_hub`
 from rnn_fastai.recipes import (
     DEMO,
     DEMO_CONFIG,
@@ -63,7 +64,6 @@ from ..learner.ulmfit import ANSWER_METRICS, fine_tune_classifier
 from ..models.losses import answer_kind
 from ..models.origin import origin_of
 from ..progress import can_draw
-from ..ship import hub  # noqa: F401 # gives learners `push_to_hub`
 from ..ship.bundle import load_bundle
 from ..ship.onnx import export_onnx
 
