@@ -15,6 +15,7 @@ COMMANDS = {
     'eval': "Score a trained model on data.",
     'predict': "Continue, classify or tag texts.",
     'generate': "Continue prompts with a language model.",
+    'serve': "Answer over HTTP, with a page, until interrupted.",
 }
 
 def main():

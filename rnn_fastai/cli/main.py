@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'demo', 'task_loaders', 'scores_of', 'train', 'evaluate', 'input_lines', 'predict', 'typed_lines',
-           'generate', 'main']
+           'generate', 'serve', 'main']
 
 # %% ../../nbs/760_cli.main.ipynb #a089b10c
 import json
@@ -56,6 +56,7 @@ from ..learner.text import TextLearner
 from ..learner.ulmfit import fine_tune_classifier
 from ..progress import can_draw
 from ..ship.bundle import build_learner, check_task, load_bundle, save_bundle
+from ..ship.serve import serve as serve_folder
 
 # %% ../../nbs/760_cli.main.ipynb #4f1c0a02
 class EpochLines(Callback):
@@ -375,6 +376,17 @@ def generate(
     failed = _write_lines(write, prompts or input_lines(file), bs, as_json)
     if failed: raise ValueError(f"{failed} of the prompts could not be continued.")
 
+# %% ../../nbs/760_cli.main.ipynb #b3fdaf4e
+@commands.register()
+@call_parse
+def serve(
+    model:str, # Folder of a trained model
+    host:str='127.0.0.1', # Address to listen at; by default only programs of this machine are answered
+    port:int=8000, # Port to listen at; 0 takes any that is free
+):
+    "Answer over HTTP, with a page, until interrupted."
+    serve_folder(model, host, port)
+
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():
     "Run the command that the first argument names."
@@ -387,5 +399,5 @@ def main():
         with plain_output(): command(*args, **kwargs)
     except BrokenPipeError:   # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, TypeError, OSError, RuntimeError) as e:   # what bad input, a disk or a download may raise
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as e:   # bad input, a disk
         sys.exit(f"rnn_fastai {name}: {_one_line(e)}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Edit', 'clamp', 'ablate', 'patch_states', 'edit_states', 'next_token_loss', 'unit_effects', 'memory_length',
-           'saliency', 'word_saliency']
+           'saliency', 'word_layers', 'word_saliency']
 
 # %% ../../nbs/415_inside.interventions.ipynb #e718729c
 from collections.abc import Callable
@@ -236,11 +236,14 @@ def saliency(
     return (grad/len(at)*x).sum(-1)
 
 # %% ../../nbs/415_inside.interventions.ipynb #ccbf42d8
-def _word_layer(model:nn.Module) -> nn.Module:
-    "The first recurrent layer that reads words."
+def word_layers(
+    model:nn.Module, # Any module with recurrent layers
+) -> dict[str, nn.Module]: # Their modules by name, in order
+    "Find the recurrent layers that read words; those that read a word's letters are left out."
     letters = {m for part in model.modules() if isinstance(part, CharEncoder) for m in part.modules()}
-    return next(m for m,_ in pick_layers(model).values() if m not in letters)
+    return {name: m for name,(m,_) in pick_layers(model).items() if m not in letters}
 
+# %% ../../nbs/415_inside.interventions.ipynb #4536e7f5
 def word_saliency(
     model:nn.Module, # From what it reads of one text to logits
     inputs:tuple, # What it reads of one text, ids first: 1,sl
@@ -252,7 +255,7 @@ def word_saliency(
         if not torch.is_grad_enabled(): return None   # the early part of a long document
         read.append(args[0].detach().requires_grad_())
         return read[-1],*args[1:]
-    hook = _word_layer(model).register_forward_pre_hook(keep)
+    hook = next(iter(word_layers(model).values())).register_forward_pre_hook(keep)
     try:
         with evaluating(model), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
             out = model(*inputs)
