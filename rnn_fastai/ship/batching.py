@@ -6,7 +6,7 @@
 __all__ = ['explain_class', 'explain_tag', 'classify', 'tag', 'score', 'list_layers', 'states', 'learner_tasks', 'Writing',
            'settle', 'TextWriter', 'ModelWorker']
 
-# %% ../../nbs/744_ship.batching.ipynb #3b95dcb4
+# %% ../../nbs/744_ship.batching.ipynb #68dc6fb1
 import math
 import random
 import time
@@ -41,7 +41,7 @@ from ..models.losses import answer_kind
 from ..models.state import fresh_logits, takes_lengths
 from .requests import Limits, RequestError
 
-# %% ../../nbs/744_ship.batching.ipynb #c7af8fa4
+# %% ../../nbs/744_ship.batching.ipynb #17cd71b5
 def _number(x:float) -> float|None: return x if math.isfinite(x) else None   # JSON has no others
 
 def _numbers(t:Any, digits:int=5) -> list:
@@ -62,7 +62,7 @@ def _tokens(learn:TextLearner, ids:Tensor) -> list[str]:
     toks = [vocab[i] for i in ids.tolist()]
     return toks[::-1] if learn.dls.train_ds.backwards else toks
 
-# %% ../../nbs/744_ship.batching.ipynb #780f8fa5
+# %% ../../nbs/744_ship.batching.ipynb #d04fba33
 _MOST = 512   # tokens of a text whose answer is explained: gradients keep all of its states
 
 def _one(learn:TextLearner, text:str) -> tuple:
@@ -108,7 +108,7 @@ def _first_parts(learn:TaggerLearner, words:list[str]) -> list[int]:
     parts = word_parts(list(dict.fromkeys(words)), learn.dls.train_ds.tok)
     return np.cumsum([0, *(len(parts[w]) for w in words[:-1])]).tolist()
 
-# %% ../../nbs/744_ship.batching.ipynb #2ead8acd
+# %% ../../nbs/744_ship.batching.ipynb #2dccd143
 def _class_answer(kind:str, names:list[str], probs:list[float], best:Any) -> dict:
     "The answer for one text."
     if kind == 'values': return dict(values=probs)
@@ -149,7 +149,7 @@ def score(
     return [dict(tokens=[str(t) for t in s.tokens], logps=_numbers(s.logps), perplexity=_number(s.perplexity))
             for s in learn.score(texts, no_bar=True)]
 
-# %% ../../nbs/744_ship.batching.ipynb #46777abe
+# %% ../../nbs/744_ship.batching.ipynb #69c6c052
 def list_layers(
     learn:TextLearner, # A learner
 ) -> list[dict]: # `name` and `units`, in order
@@ -177,7 +177,7 @@ def _units(rec:Any, doc:int, n_units:int, unit:int|None) -> dict:
     return dict(tokens=[str(t) for t in rec.tokens(doc)], units=[int(u) for u in units],
                 values=_numbers(h[:, units].T, 4))
 
-# %% ../../nbs/744_ship.batching.ipynb #4e498921
+# %% ../../nbs/744_ship.batching.ipynb #ecfc0534
 _TASKS = {WritingLearner: dict(score=score), ClassifierLearner: dict(classify=classify), TaggerLearner: dict(tag=tag)}
 
 def learner_tasks(
@@ -188,7 +188,7 @@ def learner_tasks(
         if isinstance(learn, kind): return dict(tasks, states=states)
     raise TypeError(f"{type(learn).__name__} cannot be served; language models, classifiers and taggers can.")
 
-# %% ../../nbs/744_ship.batching.ipynb #fa292fdc
+# %% ../../nbs/744_ship.batching.ipynb #12a44745
 class Writing:
     "A request for texts of one prompt. `future` gets the texts, a `Generated` each; to cancel it ends the writing."
     def __init__(self,
@@ -215,7 +215,7 @@ def settle(
         if error is None: future.set_result(result)
         else: future.set_exception(error)
 
-# %% ../../nbs/744_ship.batching.ipynb #043ebd64
+# %% ../../nbs/744_ship.batching.ipynb #be64b622
 class _Row:
     "One text of a request on its way."
     def __init__(self, writing:Writing, sample:int, ids:Tensor, codec:Codec, end:Ending, sampling:Sampling):
@@ -240,7 +240,16 @@ class _Row:
         self.writing.tell(dict(event='token', token=str(self.codec.vocab[i]), text=new, p=round(math.exp(logp), 5),
                                candidates=self.likely))
 
-# %% ../../nbs/744_ship.batching.ipynb #30674997
+    def finish(self):
+        "Give the request its text; all of them, once they have ended."
+        texts = self.writing.texts
+        texts[self.sample] = self.text.result(self.codec)
+        if all(t is not None for t in texts): settle(self.writing.future, texts)
+
+def _refuse_rows(rows:list[_Row], error:Exception):
+    for row in rows: settle(row.writing.future, error=error)
+
+# %% ../../nbs/744_ship.batching.ipynb #f70cf20e
 class _Sampler:
     "The sampler of a `Continuation` of texts of different requests."
     def __init__(self, rows:dict[int, _Row]): self.rows = rows   # by number; the owner adds and drops
@@ -271,7 +280,7 @@ class _Sampler:
             pairs = list(zip(ids, ps, strict=True))[:row.writing.candidates]
             row.likely = [(str(row.codec.vocab[i]), p) for i,p in pairs]
 
-# %% ../../nbs/744_ship.batching.ipynb #b3391991
+# %% ../../nbs/744_ship.batching.ipynb #c1f401e2
 class _Rules:
     "From requests to rows; options that were read before are not read again."
     def __init__(self, learn:WritingLearner):
@@ -286,10 +295,7 @@ class _Rules:
         ids, = codec.encode([writing.prompt])
         return [_Row(writing, k, ids, codec, end, sampling) for k in range(writing.n)]
 
-# %% ../../nbs/744_ship.batching.ipynb #785c287b
-def _refuse_rows(rows:list[_Row], error:Exception):
-    for row in rows: settle(row.writing.future, error=error)
-
+# %% ../../nbs/744_ship.batching.ipynb #5aca187e
 class TextWriter:
     "Writes texts of many requests side by side: `add` takes a request, `step` makes the next token of each text."
     def __init__(self,
@@ -358,13 +364,8 @@ class TextWriter:
             return
         for n,i,logp in zip(step.rows, step.ids.tolist(), step.logps.tolist(), strict=True):
             self.rows[n].add(i, logp)
-            if self.rows[n].text.ended is not None: self._finish(self.rows.pop(n))
+            if self.rows[n].text.ended is not None: self.rows.pop(n).finish()
         going.keep([n for n in step.rows if n in self.rows])
-
-    def _finish(self, row:_Row):
-        texts = row.writing.texts
-        texts[row.sample] = row.text.result(row.codec)
-        if all(t is not None for t in texts): settle(row.writing.future, texts)
 
     def fail(self,
         error:Exception, # Why
@@ -375,7 +376,7 @@ class TextWriter:
         self.waiting.clear()
         self.going = []
 
-# %% ../../nbs/744_ship.batching.ipynb #ad0c5f12
+# %% ../../nbs/744_ship.batching.ipynb #192ee202
 class _Job(NamedTuple):
     "Texts of a request that wait for an answer."
     task:str         # one of `learner_tasks`
@@ -393,7 +394,7 @@ def _answer(learn:TextLearner, tasks:dict, jobs:list[_Job]):
         return
     for job in jobs: settle(job.future, [next(answers) for _ in job.texts])
 
-# %% ../../nbs/744_ship.batching.ipynb #ca2414ec
+# %% ../../nbs/744_ship.batching.ipynb #90a25f2a
 class ModelWorker:
     "A thread that owns a learner, and answers what others ask: `ask` and `write` give a `Future` at once."
     def __init__(self,
