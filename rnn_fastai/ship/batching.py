@@ -6,7 +6,7 @@
 __all__ = ['explain_class', 'explain_tag', 'classify', 'tag', 'score', 'list_layers', 'states', 'learner_tasks', 'Writing',
            'settle', 'TextWriter', 'ModelWorker']
 
-# %% ../../nbs/744_ship.batching.ipynb #68dc6fb1
+# %% ../../nbs/744_ship.batching.ipynb #1403ef0e
 import math
 import random
 import time
@@ -41,7 +41,7 @@ from ..models.losses import answer_kind
 from ..models.state import fresh_logits, takes_lengths
 from .requests import Limits, RequestError
 
-# %% ../../nbs/744_ship.batching.ipynb #17cd71b5
+# %% ../../nbs/744_ship.batching.ipynb #26b3a88a
 def _number(x:float) -> float|None: return x if math.isfinite(x) else None   # JSON has no others
 
 def _numbers(t:Any, digits:int=5) -> list:
@@ -62,7 +62,7 @@ def _tokens(learn:TextLearner, ids:Tensor) -> list[str]:
     toks = [vocab[i] for i in ids.tolist()]
     return toks[::-1] if learn.dls.train_ds.backwards else toks
 
-# %% ../../nbs/744_ship.batching.ipynb #d04fba33
+# %% ../../nbs/744_ship.batching.ipynb #c99cd89c
 _MOST = 512   # tokens of a text whose answer is explained: gradients keep all of its states
 
 def _one(learn:TextLearner, text:str) -> tuple:
@@ -108,7 +108,7 @@ def _first_parts(learn:TaggerLearner, words:list[str]) -> list[int]:
     parts = word_parts(list(dict.fromkeys(words)), learn.dls.train_ds.tok)
     return np.cumsum([0, *(len(parts[w]) for w in words[:-1])]).tolist()
 
-# %% ../../nbs/744_ship.batching.ipynb #2dccd143
+# %% ../../nbs/744_ship.batching.ipynb #526450ba
 def _class_answer(kind:str, names:list[str], probs:list[float], best:Any) -> dict:
     "The answer for one text."
     if kind == 'values': return dict(values=probs)
@@ -149,7 +149,7 @@ def score(
     return [dict(tokens=[str(t) for t in s.tokens], logps=_numbers(s.logps), perplexity=_number(s.perplexity))
             for s in learn.score(texts, no_bar=True)]
 
-# %% ../../nbs/744_ship.batching.ipynb #69c6c052
+# %% ../../nbs/744_ship.batching.ipynb #6a38196d
 def list_layers(
     learn:TextLearner, # A learner
 ) -> list[dict]: # `name` and `units`, in order
@@ -177,7 +177,7 @@ def _units(rec:Any, doc:int, n_units:int, unit:int|None) -> dict:
     return dict(tokens=[str(t) for t in rec.tokens(doc)], units=[int(u) for u in units],
                 values=_numbers(h[:, units].T, 4))
 
-# %% ../../nbs/744_ship.batching.ipynb #ecfc0534
+# %% ../../nbs/744_ship.batching.ipynb #35b5b414
 _TASKS = {WritingLearner: dict(score=score), ClassifierLearner: dict(classify=classify), TaggerLearner: dict(tag=tag)}
 
 def learner_tasks(
@@ -188,7 +188,7 @@ def learner_tasks(
         if isinstance(learn, kind): return dict(tasks, states=states)
     raise TypeError(f"{type(learn).__name__} cannot be served; language models, classifiers and taggers can.")
 
-# %% ../../nbs/744_ship.batching.ipynb #12a44745
+# %% ../../nbs/744_ship.batching.ipynb #198401e0
 class Writing:
     "A request for texts of one prompt. `future` gets the texts, a `Generated` each; to cancel it ends the writing."
     def __init__(self,
@@ -215,7 +215,7 @@ def settle(
         if error is None: future.set_result(result)
         else: future.set_exception(error)
 
-# %% ../../nbs/744_ship.batching.ipynb #be64b622
+# %% ../../nbs/744_ship.batching.ipynb #1a49685d
 class _Row:
     "One text of a request on its way."
     def __init__(self, writing:Writing, sample:int, ids:Tensor, codec:Codec, end:Ending, sampling:Sampling):
@@ -249,7 +249,7 @@ class _Row:
 def _refuse_rows(rows:list[_Row], error:Exception):
     for row in rows: settle(row.writing.future, error=error)
 
-# %% ../../nbs/744_ship.batching.ipynb #f70cf20e
+# %% ../../nbs/744_ship.batching.ipynb #c41045da
 class _Sampler:
     "The sampler of a `Continuation` of texts of different requests."
     def __init__(self, rows:dict[int, _Row]): self.rows = rows   # by number; the owner adds and drops
@@ -280,7 +280,7 @@ class _Sampler:
             pairs = list(zip(ids, ps, strict=True))[:row.writing.candidates]
             row.likely = [(str(row.codec.vocab[i]), p) for i,p in pairs]
 
-# %% ../../nbs/744_ship.batching.ipynb #c1f401e2
+# %% ../../nbs/744_ship.batching.ipynb #5d7bec0e
 class _Rules:
     "From requests to rows; options that were read before are not read again."
     def __init__(self, learn:WritingLearner):
@@ -295,7 +295,9 @@ class _Rules:
         ids, = codec.encode([writing.prompt])
         return [_Row(writing, k, ids, codec, end, sampling) for k in range(writing.n)]
 
-# %% ../../nbs/744_ship.batching.ipynb #5aca187e
+_EVERY = 8   # steps; a kernel lays out its weights again for each reading, in the time of some steps
+
+# %% ../../nbs/744_ship.batching.ipynb #40e8c39b
 class TextWriter:
     "Writes texts of many requests side by side: `add` takes a request, `step` makes the next token of each text."
     def __init__(self,
@@ -306,7 +308,7 @@ class TextWriter:
         self.rows:dict[int, _Row] = {}             # texts that are written, by number
         self.waiting:deque[_Row] = deque()
         self.going:list[Continuation] = []         # one; several where texts of a model cannot join others
-        self.numbers,self.sampler = count(),_Sampler(self.rows)
+        self.numbers,self.sampler,self.steps = count(),_Sampler(self.rows),0   # steps since prompts were read
 
     @property
     def busy(self) -> bool:
@@ -327,20 +329,22 @@ class TextWriter:
     def step(self):
         "Let waiting texts start, and make the next token of each."
         self._drop_cancelled()
+        self.going = [g for g in self.going if g.rows]
         self._start()
         for going in self.going: self._advance(going)
-        self.going = [g for g in self.going if g.rows]
 
     def _drop_cancelled(self):
         gone = [n for n,row in self.rows.items() if row.writing.future.done()]
         for n in gone: del self.rows[n]
         if gone:
             for going in self.going: going.keep([n for n in going.rows if n in self.rows])
-            self.going = [g for g in self.going if g.rows]
         self.waiting = deque(row for row in self.waiting if not row.writing.future.done())
 
     def _start(self):
-        "Read the prompts of texts that there is room for."
+        "Read the prompts of texts that there is room for; beside others, at most once in some steps."
+        self.steps += 1
+        if not self.waiting or self.rows and self.steps < _EVERY: return
+        self.steps = 0
         new = [self.waiting.popleft() for _ in range(min(self.max_rows - len(self.rows), len(self.waiting)))]
         mixed = takes_lengths(self.model)
         def length(row): return 0 if mixed else len(row.text.start)
@@ -372,17 +376,24 @@ class TextWriter:
     ):
         "Give up all texts."
         _refuse_rows([*self.rows.values(), *self.waiting], error)
-        self.rows.clear()
-        self.waiting.clear()
-        self.going = []
+        self.rows.clear(); self.waiting.clear(); self.going.clear()
 
-# %% ../../nbs/744_ship.batching.ipynb #192ee202
+# %% ../../nbs/744_ship.batching.ipynb #f99273a9
 class _Job(NamedTuple):
     "Texts of a request that wait for an answer."
     task:str         # one of `learner_tasks`
     texts:list
     options:dict
     future:Future    # gets a list of answers
+
+def _take_together(jobs:deque[_Job], most:int) -> list[_Job]:
+    "Take the job that waits longest, with those after it that can be answered with it, up to `most` texts or so."
+    taken,n = [],0
+    while jobs and n < most:
+        if taken and (jobs[0].task, jobs[0].options) != (taken[0].task, taken[0].options): break
+        taken.append(jobs.popleft())
+        n += len(taken[-1].texts)
+    return [job for job in taken if not job.future.cancelled()]
 
 def _answer(learn:TextLearner, tasks:dict, jobs:list[_Job]):
     "Answer jobs together; where that fails, each alone, so that only those fail that are to blame."
@@ -394,7 +405,9 @@ def _answer(learn:TextLearner, tasks:dict, jobs:list[_Job]):
         return
     for job in jobs: settle(job.future, [next(answers) for _ in job.texts])
 
-# %% ../../nbs/744_ship.batching.ipynb #90a25f2a
+_MOMENT = 0.002   # seconds
+
+# %% ../../nbs/744_ship.batching.ipynb #c2a92a81
 class ModelWorker:
     "A thread that owns a learner, and answers what others ask: `ask` and `write` give a `Future` at once."
     def __init__(self,
@@ -448,15 +461,20 @@ class ModelWorker:
         self.thread.join()
         for future in list(self.open): settle(future, error=RequestError('The server is being closed.', 503))
 
-    def _has_work(self) -> bool:
-        return bool(self.closed or self.jobs or self.writings or self.writer and self.writer.busy)
+    def _wait(self):
+        "Wait for work. Requests often come together, so an idle model waits for a moment in which none comes."
+        if self.writer and self.writer.busy: return
+        self.changed.wait_for(lambda: self.closed or self.jobs or self.writings)
+        for _ in range(self.limits.max_rows):
+            if not self.changed.wait(_MOMENT): return
 
     def _run(self):
         while True:
             with self.changed:
-                self.changed.wait_for(self._has_work)
+                self._wait()
                 if self.closed: return
-                jobs,writings = self._take_jobs(),[self.writings.popleft() for _ in range(len(self.writings))]
+                jobs,writings = _take_together(self.jobs, self.limits.max_rows),list(self.writings)
+                self.writings.clear()
             _answer(self.learn, self.tasks, jobs)
             if self.writer is not None: self._write(writings)
 
@@ -464,13 +482,3 @@ class ModelWorker:
         for w in writings: self.writer.add(w)
         try: self.writer.step()
         except Exception as e: self.writer.fail(e)   # the thread must go on, whatever a tokenizer or a model raises
-
-    def _take_jobs(self) -> list[_Job]:
-        "The jobs that wait longest, with all that can be answered with them."
-        taken,n = [],0
-        while self.jobs and n < self.limits.max_rows:
-            job = self.jobs[0]
-            if taken and (job.task, job.options) != (taken[0].task, taken[0].options): break
-            taken.append(self.jobs.popleft())
-            n += len(job.texts)
-        return [job for job in taken if not job.future.cancelled()]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RequestError', 'Limits', 'Field', 'read_json', 'check_request', 'request_fields', 'openapi']
 
-# %% ../../nbs/742_ship.requests.ipynb #8c44e1c3
+# %% ../../nbs/742_ship.requests.ipynb #29551713
 import json
 import re
 import reprlib
@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core import check_count, check_number, suggest
 
-# %% ../../nbs/742_ship.requests.ipynb #14abd797
+# %% ../../nbs/742_ship.requests.ipynb #259057fc
 class RequestError(ValueError):
     "A request that is refused: what is wrong, in which field, and what is allowed there."
     def __init__(self,
@@ -32,7 +32,7 @@ class RequestError(ValueError):
         value = None if self.value is None else reprlib.repr(self.value)
         return dict(error=str(self), field=self.field, value=value, allowed=self.allowed)
 
-# %% ../../nbs/742_ship.requests.ipynb #954c34a7
+# %% ../../nbs/742_ship.requests.ipynb #4d7a2db9
 @dataclass(frozen=True)
 class Limits:
     "What a server takes from a request. Raises `ValueError` for numbers out of range."
@@ -50,7 +50,7 @@ class Limits:
             if name != 'max_seconds': check_count(name, value)
         check_number('max_seconds', self.max_seconds, 'a number of seconds above 0', lambda s: s > 0)
 
-# %% ../../nbs/742_ship.requests.ipynb #77730c65
+# %% ../../nbs/742_ship.requests.ipynb #23ff4920
 def _is_text(v:Any, least:int, most:int) -> bool:
     "Whether a value is a text of some length that can be written as UTF-8: half of a surrogate pair cannot."
     return isinstance(v, str) and least <= len(v) <= most and not re.search('[\ud800-\udfff]', v)
@@ -111,7 +111,7 @@ class Field:
         if self.default is None: own['type'] = [own['type'], 'null']
         return own | dict(description=self.about) | ({} if self.default is ... else dict(default=self.default))
 
-# %% ../../nbs/742_ship.requests.ipynb #5cc347d7
+# %% ../../nbs/742_ship.requests.ipynb #aad08b8c
 def _no_constant(name:str): raise RequestError(f"The body holds {name}, which is not JSON.", 400, 'body', name, 'JSON')
 
 def read_json(
@@ -142,7 +142,7 @@ def check_request(
             raise RequestError(f"{f.name} is missing; it must be {f.allowed}.", 422, f.name, None, f.allowed)
     return {f.name: f.check(body[f.name]) if f.name in body else f.default for f in fields}
 
-# %% ../../nbs/742_ship.requests.ipynb #2c0979e0
+# %% ../../nbs/742_ship.requests.ipynb #57283616
 def request_fields(
     limits:Limits, # Of the server
 ) -> dict[str, list[Field]]: # By the name of what is asked
@@ -180,7 +180,7 @@ def request_fields(
                 tag=[texts('Sentences to tag'), word], score=[texts('Texts to score')],
                 states=[texts('Texts to read'), layer, units, unit])
 
-# %% ../../nbs/742_ship.requests.ipynb #4672605c
+# %% ../../nbs/742_ship.requests.ipynb #0b8070f6
 _ABOUT = dict(generate='Continue a prompt', classify='Classify texts', tag='Tag the words of sentences',
               score='The probability of each token of texts, and their perplexity',
               states='What units of a layer hold after each token of texts')
