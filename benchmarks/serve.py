@@ -3,13 +3,15 @@
     python benchmarks/serve.py [--seconds 60] [--clients 32]
 
 Each client asks for 50 words, and again as soon as it has them: in one answer, and as a stream of events. Words a second
-stand beside those of `learn.generate` with a batch as large as there are clients, in the same process before and after.
+stand beside those of `learn.generate` with a batch as large as there are clients, measured in turns in the same process.
+The clients share the processor with the server; on a busy machine, OMP_NUM_THREADS=1 makes both sides steadier.
 """
 import argparse
 import asyncio
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,14 +23,14 @@ from pathlib import Path
 import common
 
 warnings.filterwarnings("ignore")
-N_WORDS = 50
+N_WORDS, TURNS = 50, 4
 
 
 def prompts(n: int) -> list: return [" ".join(["one", "two", "three", "four", "five"][:1+i % 5]) for i in range(n)]
 
 
 def serve(n: int):
-    "Serve a default AWD_LSTM of random weights; measure `generate` before, and after the server has ended."
+    "Measure `generate` of a default AWD_LSTM of random weights, serve it until interrupted, measure again, and so on."
     import uvicorn
     from generate import learners
 
@@ -36,11 +38,12 @@ def serve(n: int):
     learn = learners()["ours"]
 
     def rate():
-        times = common.in_turns(dict(generate=lambda: learn.generate(prompts(n), N_WORDS, seed=1, no_bar=True)), 5)
+        times = common.in_turns(dict(generate=lambda: learn.generate(prompts(n), N_WORDS, seed=1, no_bar=True)), 3)
         return n*N_WORDS/statistics.median(times["generate"])
-    print(json.dumps(rate()), flush=True)
-    server = uvicorn.Server(uvicorn.Config(make_app(learn), port=int(os.environ["PORT"]), log_level="warning"))
-    with suppress(KeyboardInterrupt): server.run()
+    for _ in range(2*TURNS):
+        print(json.dumps(rate()), flush=True)
+        server = uvicorn.Server(uvicorn.Config(make_app(learn), port=int(os.environ["PORT"]), log_level="warning"))
+        with suppress(KeyboardInterrupt): server.run()
     print(json.dumps(rate()), flush=True)
 
 
@@ -71,13 +74,28 @@ async def client(k: int, n: int, port: int, until: float, stream: bool, seen: li
     writer.close()
 
 
-async def load(n: int, port: int, seconds: float, stream: bool) -> dict:
-    "What all clients saw."
-    seen, start = [], time.perf_counter()
+async def load(n: int, port: int, seconds: float, stream: bool, seen: list) -> float:
+    "Have all clients ask for a while; gives how long it took."
+    start = time.perf_counter()
     await asyncio.gather(*(client(k, n, port, start + seconds, stream, seen) for k in range(n)))
-    took, times = time.perf_counter() - start, sorted(s[0] for s in seen)
-    return dict(answers=len(seen), errors=sum(not ok for _, ok, _ in seen), p50=statistics.median(times),
-                p99=times[int(len(times)*0.99)], words_per_second=sum(w for *_, w in seen)/took)
+    return time.perf_counter() - start
+
+
+def wait_for(port: int):
+    "Wait until the server listens."
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)): return
+        time.sleep(0.05)
+
+
+def row(what: str, seen: list, took: float, rates: list) -> dict:
+    "What all clients saw."
+    times = sorted(s[0] for s in seen)
+    rate = sum(words for *_, words in seen)/took
+    res = dict(what=what, answers=len(seen), errors=sum(not ok for _, ok, _ in seen), p50=statistics.median(times),
+               p99=times[int(len(times)*0.99)], words_per_second=rate, of_generate=rate/statistics.mean(rates))
+    print(res, flush=True)
+    return res
 
 
 def main():
@@ -91,19 +109,18 @@ def main():
     before = Path("/proc/loadavg").read_text().split()[0]
     server = subprocess.Popen([sys.executable, __file__, "--server", "--clients", str(args.clients)], text=True,
                               stdout=subprocess.PIPE, env={**os.environ, "PORT": str(args.port)})
-    rates, rows = [json.loads(server.stdout.readline())], []
-    time.sleep(2)
-    for stream in (False, True):
-        row = asyncio.run(load(args.clients, args.port, args.seconds, stream))
-        rows.append(dict(what=f"{args.clients} clients, {args.seconds:g} s, {'streams' if stream else 'whole answers'}", **row))
-    server.send_signal(signal.SIGINT)
-    rates.append(json.loads(server.stdout.readline()))
+    seen, took, rates = ([], []), [0, 0], [json.loads(server.stdout.readline())]
+    for turn in range(2*TURNS):
+        wait_for(args.port)
+        stream = turn % 2
+        took[stream] += asyncio.run(load(args.clients, args.port, args.seconds/TURNS, bool(stream), seen[stream]))
+        server.send_signal(signal.SIGINT)
+        rates.append(json.loads(server.stdout.readline()))
     server.wait()
-    for row in rows:
-        row.update(load_before=float(before), generate_words_per_second=rates,
-                   of_generate=row["words_per_second"]/statistics.mean(rates))
-        print(row, flush=True)
-    common.save("serve", rows)
+    names = "whole answers", "streams"
+    rows = [row(f"{args.clients} clients, {args.seconds:g} s, {names[k]}", seen[k], took[k], rates) for k in (0, 1)]
+    common.save("serve", rows, generate_words_per_second=rates, threads=os.environ.get("OMP_NUM_THREADS"), load_before=before,
+                load_after=Path("/proc/loadavg").read_text().split()[0])
 
 
 if __name__ == "__main__": main()

@@ -222,6 +222,24 @@ def test_requests_that_wait_are_answered_together(monkeypatch):
     assert sum(sizes) == 12 and len(sizes) < 12
     for k,a in enumerate(got): assert a['label'] == plain(learner('classifier'), [TEXTS[k % 4]])[0]['label']
 
+def test_learners_of_sequences_answer_too():
+    xs = ['aba', 'bab', 'aab', 'bbb']*4
+    for kind,ys in (('many-to-one', [x[0] for x in xs]), ('many-to-many', [x.upper() for x in xs])):
+        learn = rf.rnn_learner(rf.SeqDataLoaders.from_pairs(xs, ys, kind, bs=4, device='cpu'), 'GRU', 5)
+        with TestClient(make_app(learn)) as c:
+            health,path = c.get('/health').json(),'classify' if kind == 'many-to-one' else 'tag'
+            assert (health['tasks'], health['explains']) == ([path, 'states'], False)
+            assert health['labels'] == [str(l) for l in learn.task.y_vocab]
+            a, = c.post(f'/{path}', json=dict(texts=['ab'])).json()['answers']
+            if path == 'tag': assert list(zip(a['words'], a['tags'], strict=True)) == learn.predict('ab')
+            else: assert a['label'] == learn.predict('ab')[0] and c.post('/classify', json=dict(texts=['a'], saliency=True)).json()['field'] == 'saliency'
+            assert c.post('/states', json=dict(texts=['ab'])).json()['answers'][0]['tokens'] == ['a', 'b']
+    learn = rf.rnn_learner(rf.SeqDataLoaders.from_series('abcabcab'*9, device='cpu'), 'GRU', 5)
+    with TestClient(make_app(learn)) as c: got = c.post('/generate', json=dict(prompt='ab', n_words=5, seed=2)).json()
+    assert got['texts'][0]['text'] == learn.generate('ab', 5, seed=2, no_bar=True)[0].text
+    learn = rf.rnn_learner(rf.SeqDataLoaders.from_pairs(xs, xs, 'encoder-decoder', bs=4, device='cpu'), 'GRU', 5)
+    with pytest.raises(TypeError, match='RNNLearner cannot be served'): make_app(learn)
+
 # ---- refusals ----
 def test_only_what_the_model_can_do_is_offered():
     for kind,can in (('lm', ['generate', 'score', 'states']), ('classifier', ['classify', 'states']), ('tagger', ['tag', 'states'])):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_app', 'serve']
 
-# %% ../../nbs/746_ship.serve.ipynb #d888cd98
+# %% ../../nbs/746_ship.serve.ipynb #8967c319
 import asyncio
 import errno
 import json
@@ -27,12 +27,13 @@ from fastai.torch_core import get_model
 from .. import __version__
 from ..data.loaders import label_vocab
 from ..generate.texts import Generated
+from ..learner.rnn import RNNLearner
 from ..learner.text import TextLearner
 from .batching import ModelWorker, Writing, list_layers
 from .bundle import load_bundle
 from .requests import Limits, RequestError, check_request, openapi, read_json, request_fields
 
-# %% ../../nbs/746_ship.serve.ipynb #6732b708
+# %% ../../nbs/746_ship.serve.ipynb #eccbf965
 def _needs_extra():
     "Raise `ImportError` that names the extra, where the server's packages are not installed."
     try:
@@ -42,7 +43,7 @@ def _needs_extra():
         raise ImportError(f'The server needs starlette and uvicorn ({e}). Install them with: pip install '
                           '"rnn_fastai[serve]"') from e
 
-# %% ../../nbs/746_ship.serve.ipynb #29f46feb
+# %% ../../nbs/746_ship.serve.ipynb #5e9fef70
 _POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
            "form-action 'none'; frame-ancestors 'none'")
 _HEADERS = {'Content-Security-Policy': _POLICY, 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer',
@@ -70,7 +71,7 @@ async def _refuse_http(request:Any, error:Any) -> Any:
 async def _fail(request:Any, error:Exception) -> Any:   # Starlette raises it again, so that the server logs it
     return _json(dict(error='The model failed to answer; the log of the server has the reason.'), 500)
 
-# %% ../../nbs/746_ship.serve.ipynb #13d7ed05
+# %% ../../nbs/746_ship.serve.ipynb #eba9b8d9
 async def _body(request:Any, limits:Limits) -> bytes:
     "Read a body. Raises `RequestError` for one that is too large, or of another type than JSON."
     kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
@@ -96,7 +97,7 @@ def _late(limits:Limits) -> RequestError:
     seconds = f'{limits.max_seconds:g} seconds'
     return RequestError(f"The answer took longer than {seconds}. Ask for less, or later.", 408, None, None, seconds)
 
-# %% ../../nbs/746_ship.serve.ipynb #c6eabaf2
+# %% ../../nbs/746_ship.serve.ipynb #89525a19
 class _ClientLeft(Exception): "The client does not wait for the answer any more."
 
 async def _left(request:Any):
@@ -123,7 +124,7 @@ def _refusal(error:Exception, fields:list, asked:dict) -> Exception:
     if field is None: return RequestError(str(error))
     return RequestError(str(error), 422, field.name, asked.get(field.name), field.allowed)
 
-# %% ../../nbs/746_ship.serve.ipynb #4d4762e5
+# %% ../../nbs/746_ship.serve.ipynb #77723df2
 def _written(t:Generated) -> dict:
     return dict(text=t.text, tokens=[str(x) for x in t.tokens], logps=[round(p, 5) for p in t.logps.tolist()],
                 ended=t.ended)
@@ -153,13 +154,16 @@ async def _events(news:list, queue:asyncio.Queue, writing:Writing, end:Callable)
             news = [await queue.get()]
     finally: writing.future.cancel()
 
-# %% ../../nbs/746_ship.serve.ipynb #259bd7a4
+# %% ../../nbs/746_ship.serve.ipynb #2900ad8c
 def _facts(learn:TextLearner, worker:ModelWorker, fields:dict, limits:Limits) -> dict:
     "What a client must know to ask."
     model,can_write = get_model(learn.model),'generate' in fields
-    labels = [] if can_write else list(map(str, getattr(learn.dls.train_ds, 'tags', None) or label_vocab(learn.dls)))
+    if can_write: labels = []
+    elif isinstance(learn, RNNLearner): labels = learn.task.y_vocab
+    else: labels = getattr(learn.dls.train_ds, 'tags', None) or label_vocab(learn.dls)
     backwards = bool(getattr(learn.dls.train_ds, 'backwards', False))
-    return dict(status='ok', version=__version__, learner=type(learn).__name__, tasks=list(fields), labels=labels,
+    return dict(status='ok', version=__version__, learner=type(learn).__name__, tasks=list(fields),
+                labels=list(map(str, labels)), explains=not isinstance(learn, RNNLearner),
                 streams=can_write and not backwards, backwards=backwards, layers=list_layers(learn),
                 parameters=sum(p.numel() for p in model.parameters()), limits=vars(limits))
 
@@ -208,7 +212,7 @@ class _Service:
         events = _events([first], queue, writing, partial(_last_event, writing, fields, asked))
         return StreamingResponse(events, 200, _HEADERS, 'text/event-stream')
 
-# %% ../../nbs/746_ship.serve.ipynb #1b4c3155
+# %% ../../nbs/746_ship.serve.ipynb #1e70b6c6
 class _OwnHost:
     "Refuses requests for other hosts: a page elsewhere may have its own name lead to this machine."
     def __init__(self, app:Any, names:set[str]): self.app,self.names = app,names
@@ -255,7 +259,7 @@ def make_app(
     own_host = [Middleware(_OwnHost, hosts)] if hosts else []
     return Starlette(routes=routes, lifespan=lifespan, middleware=own_host, exception_handlers=handlers)
 
-# %% ../../nbs/746_ship.serve.ipynb #766cb6b7
+# %% ../../nbs/746_ship.serve.ipynb #3a8c5712
 def _bind(host:str, port:int) -> socket.socket:
     "A socket that listens. Raises `ValueError` or `OSError` that names the host or the port."
     if not 0 <= port <= 65535: raise ValueError(f"port={port} must be from 0, which takes any that is free, to 65535.")

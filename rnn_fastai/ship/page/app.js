@@ -199,10 +199,11 @@ function showSaliency(tokens, saliency, els) {
   });
 }
 async function classify(label) {
-  const body = {texts: [$('text').value], saliency: true};
+  const body = {texts: [$('text').value], ...(facts.explains ? {saliency: true} : {})};
   if (label !== undefined) body.label = label;
   const [a] = await answers('classify', body);
   if (label === undefined) showClasses(a);
+  if (!facts.explains) return;
   const names = facts.labels, name = a.values ? 'the value' : names[a.explained];
   $('answer-help').textContent = `Warm words speak for ${name}, cool words against it (gradient times input).`;
   $('tokens').replaceChildren();
@@ -211,7 +212,6 @@ async function classify(label) {
   showSaliency(a.tokens, a.saliency, els);
   els.forEach((el, i) => { el.detail = `${a.tokens[i]} adds ${a.saliency[i].toFixed(4)} to the score of ${name}.`; });
   legend($('legend'), 'against', 'for', true);
-  return a;
 }
 function showClasses(a) {
   const box = $('classes');
@@ -222,9 +222,9 @@ function showClasses(a) {
     row.type = 'button';
     row.dataset.label = i;
     row.setAttribute('role', 'radio');
-    row.setAttribute('aria-checked', i === a.explained);
+    row.setAttribute('aria-checked', facts.explains ? i === a.explained : best.includes(name));
     row.setAttribute('aria-label', `${name}, ${percent(p)}`);
-    row.tabIndex = i === a.explained ? 0 : -1;
+    row.tabIndex = i === (a.explained ?? 0) ? 0 : -1;
     row.classList.toggle('chosen', best.includes(name));
     box.append(row);
   });
@@ -237,6 +237,7 @@ async function tagText() {
     el.dataset.word = i;
     $('tokens').append(el);
   });
+  if (!facts.explains) return;
   $('answer-help').textContent = 'Choose a word to see which words its tag rests on: warm ones speak for it, cool ones against.';
   legend($('legend'), 'against', 'for', true);
 }
@@ -331,9 +332,9 @@ async function start() {
   roving($('tokens'), 'aria-selected', el => {
     if (task === 'generate') showToken(el);
     else if (task === 'classify') $('detail').textContent = el.detail;
-    else explainWord(el).catch(problem);
+    else if (facts.explains) explainWord(el).catch(problem);
   });
-  roving($('classes'), 'aria-checked', el => classify(Number(el.dataset.label)).catch(problem));
+  roving($('classes'), 'aria-checked', el => facts.explains && classify(Number(el.dataset.label)).catch(problem));
   roving($('units'), 'aria-checked', el => showUnit(Number(el.dataset.k)));
 }
 start();
