@@ -15,16 +15,21 @@ print(f'{len(names)} modules of the wheel import')
 """
 
 
+def files(folder: Path) -> set[Path]:
+    "Modules, and the files of the server's page."
+    return {p.relative_to(folder) for p in (*folder.rglob("*.py"), *folder.glob("ship/page/*"))}
+
+
 def main() -> None:
-    "Raises where the wheel cannot be built, installed or imported, or lacks a module that the tree has."
+    "Raises where the wheel cannot be built, installed or imported, or lacks a file that the tree has."
     build, target = ROOT/"build", ROOT/"build"/"wheel"
     shutil.rmtree(build, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", build/"dist", ROOT], check=True)
     wheel = next((build/"dist").glob("*.whl"))
     subprocess.run([*pip, "install", "--no-deps", "--target", target, wheel], check=True)
-    src, got = (sorted(p.relative_to(d) for p in d.rglob("*.py")) for d in (ROOT/"rnn_fastai", target/"rnn_fastai"))
-    if src != got: raise SystemExit(f"the wheel lacks or adds modules: {set(src) ^ set(got)}")
+    src, got = (files(d/"rnn_fastai") for d in (ROOT, target))
+    if src != got: raise SystemExit(f"the wheel lacks or adds files: {src ^ got}")
     subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=target, check=True)
 
 

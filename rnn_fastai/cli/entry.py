@@ -17,6 +17,7 @@ COMMANDS = {
     'generate': "Continue prompts with a language model.",
     'export-onnx': "Write a model as ONNX, which runs without torch.",
     'push': "Upload a model to the Hugging Face hub, with the card of its folder.",
+    'serve': "Answer over HTTP, with a page, until interrupted.",
 }
 
 def main():

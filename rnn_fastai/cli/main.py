@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'demo', 'load_task', 'build_learner', 'task_loaders', 'scores_of', 'train', 'evaluate', 'input_lines',
-           'predict', 'typed_lines', 'generate', 'write_onnx', 'push', 'main']
+           'predict', 'typed_lines', 'generate', 'write_onnx', 'push', 'serve', 'main']
 
 # %% ../../nbs/760_cli.main.ipynb #a089b10c
 import json
@@ -66,6 +66,7 @@ from ..models.origin import origin_of
 from ..progress import can_draw
 from ..ship.bundle import load_bundle
 from ..ship.onnx import export_onnx
+from ..ship.serve import serve as serve_folder
 
 # %% ../../nbs/760_cli.main.ipynb #4f1c0a02
 class EpochLines(Callback):
@@ -439,6 +440,17 @@ def push(
     learn,card = load_bundle(model),_card_text(Path(model)/'README.md')
     url = learn.push_to_hub(repo, private, license=license, message=message, card=card)
     print(f"The model is at {url}.")
+
+# %% ../../nbs/760_cli.main.ipynb #b3fdaf4e
+@commands.register()
+@call_parse
+def serve(
+    model:str, # Folder of a trained model
+    host:str='127.0.0.1', # Address to listen at; by default only programs of this machine are answered
+    port:int=8000, # Port to listen at; 0 takes any that is free
+):
+    "Answer over HTTP, with a page, until interrupted."
+    serve_folder(model, host, port)
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():

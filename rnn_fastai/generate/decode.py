@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
+from ..models.documents import join_states
 from ..models.state import StatefulModel, map_state, put_rows, reset_state, take_rows, takes_lengths
 from ..progress import OnProgress, counter, part_of
 from .adapt import CacheMemory, NeuralCache
@@ -144,6 +145,15 @@ def _remember(model:torch.nn.Module, prompts:list[Tensor], memory:CacheMemory, p
         if on_progress is not None: on_progress(to*len(ids), total)
     return state
 
+# %% ../../nbs/315_generate.decode.ipynb #287b8eeb
+def _join(states:list, sizes:list[int]) -> Any:
+    "One state of all rows; where only some have one, it is zero for the others."
+    known = next((s for s in states if s is not None), None)
+    if known is None: return None
+    def zeros(n): return map_state(lambda s: s.new_zeros(s.size(0), n, *s.shape[2:]), known)
+    return join_states([zeros(n) if s is None else s for s,n in zip(states, sizes, strict=True)])
+
+
 # %% ../../nbs/315_generate.decode.ipynb #11cf380e
 class Continuation:
     "Texts that go on together, a token at a time: `step` makes the next tokens, `keep` drops ended texts."
@@ -202,6 +212,16 @@ class Continuation:
         at = [self.rows.index(r) for r in rows]
         self._take(at)
         self.rows,self.ids = rows,self.ids[at]
+
+    def join(self,
+        other:'Continuation', # Texts of the same model
+        rows:list[int], # The numbers that these texts get here
+    ):
+        "Go on with other texts too: the sampler is asked for them from now on. Raises `ValueError` where it cannot be."
+        if isinstance(self.model, WholePrefix) or self.memory is not None or other.memory is not None:
+            raise ValueError("Texts join others where the model gives a state, and without a cache.")
+        self.state = _join([self.state, other.state], [len(self.rows), len(rows)])
+        self.ids,self.rows = torch.cat([self.ids, other.ids]),self.rows + rows
 
 # %% ../../nbs/315_generate.decode.ipynb #4238f63f
 def generate(

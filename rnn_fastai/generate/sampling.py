@@ -343,9 +343,16 @@ class TokenSampler:
         if sampling.frequency_penalty or sampling.presence_penalty:
             self.counts = torch.zeros(n, vocab_sz, device=device)
 
+    @property
+    def is_plain(self) -> bool:
+        "Whether its rules look at no text: with numbers to draw with, it also picks for texts of other samplers."
+        ends_late = self.rules.stops and self.rules.min_new_tokens
+        return not (self.rules.remembers or ends_late) and self.seen is None and self.counts is None
+
     def pick(self,
         logits:Tensor, # Of the texts that go on: rows,vocab
         rows:list[int], # Their numbers
+        u:Tensor|None=None, # Numbers to draw with, from 0 to below 1; by default its own: rows
     ) -> tuple[Tensor, Tensor]: # Ids, and the logarithm of the probability that the model itself gives them: rows
         "Pick the next token of each text."
         raw = logits.float()
@@ -354,13 +361,14 @@ class TokenSampler:
             raise FloatingPointError("The model's logits hold NaN or inf, so that no token can be picked: look at its "
                                      "weights; a lower learning rate may be needed.")
         logits = self._allowed(raw, norm, rows)
-        ids = logits.argmax(-1) if self.sampling.temperature == 0 else self._draw(logits.softmax(-1), rows)
+        ids = logits.argmax(-1) if self.sampling.temperature == 0 else self._draw(logits.softmax(-1), rows, u)
         if self.seen is not None: self.seen[rows, ids] = True
         if self.counts is not None: self.counts[rows, ids] += 1
         self.rules.note(ids, rows)
         return ids,(raw.gather(-1, ids[:, None]) - norm)[:, 0]
 
-    def _draw(self, probs:Tensor, rows:list[int]) -> Tensor:
+    def _draw(self, probs:Tensor, rows:list[int], u:Tensor|None) -> Tensor:
+        if u is not None: return draw(probs, u.to(probs.device))
         if self.draws is None: return torch.multinomial(probs, 1, generator=self.generator)[:, 0]
         return draw(probs, self.draws.next()[rows].to(probs.device, non_blocking=True))
 

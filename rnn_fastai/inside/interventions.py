@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Edit', 'clamp', 'ablate', 'patch_states', 'edit_states', 'next_token_loss', 'unit_effects', 'memory_length',
-           'saliency']
+           'saliency', 'word_layers', 'word_saliency']
 
 # %% ../../nbs/415_inside.interventions.ipynb #e718729c
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from ..generate.decode import evaluating
 from ..models.cells import Cell
 from ..models.recurrent import Recurrent
 from ..models.seq2seq import OneHot
+from ..models.tagger import CharEncoder
 from .trace import pick_layers
 
 if TYPE_CHECKING:   # loaded when a frame is asked for
@@ -237,3 +238,33 @@ def saliency(
                 one = _answer(model, ids).gather(1, target[:, None]).sum()
                 grad += torch.autograd.grad(one, point)[0]
     return (grad/len(at)*x).sum(-1)
+
+# %% ../../nbs/415_inside.interventions.ipynb #ccbf42d8
+def word_layers(
+    model:nn.Module, # Any module with recurrent layers
+) -> dict[str, nn.Module]: # Their modules by name, in order
+    "Find the recurrent layers that read words; those that read a word's letters are left out."
+    letters = {m for part in model.modules() if isinstance(part, CharEncoder) for m in part.modules()}
+    return {name: m for name,(m,_) in pick_layers(model).items() if m not in letters}
+
+# %% ../../nbs/415_inside.interventions.ipynb #4536e7f5
+def word_saliency(
+    model:nn.Module, # From what it reads of one text to logits
+    inputs:tuple, # What it reads of one text, ids first: 1,sl
+    answer:Callable, # From the model's logits to the number to explain
+) -> Tensor: # What each word adds to it: sl; zero for words of a long document that are read without gradients
+    "Attribute an answer to the words that were read, each with its letters: gradient times input of the first layer."
+    read:list[Tensor] = []
+    def keep(module, args):
+        if not torch.is_grad_enabled(): return None   # the early part of a long document
+        read.append(args[0].detach().requires_grad_())
+        return read[-1],*args[1:]
+    hook = next(iter(word_layers(model).values())).register_forward_pre_hook(keep)
+    try:
+        with evaluating(model), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
+            out = model(*inputs)
+            one = answer(full_precision(out if isinstance(out, Tensor) else out[0]))
+            grads = torch.autograd.grad(one, read)
+    finally: hook.remove()
+    parts = torch.cat([(g*x.detach()).sum(-1)[0] for g,x in zip(grads, read, strict=True)])
+    return torch.cat([parts.new_zeros(inputs[0].size(1) - len(parts)), parts])

@@ -114,7 +114,11 @@ class ScoringLearner(TextLearner):
         ids,rows = torch.zeros(1, dtype=torch.long, device=self._device),getattr(self.dls.train, 'bs', None)
         with evaluating(get_model(self.model)) as model: return with_state(model, ids, rows)
 
-    def _stepper(self, int8:bool, reproducible:bool) -> torch.nn.Module:
+    def stepper(self,
+        int8:bool=False, # Weights in eight bits; see `int8_product`
+        reproducible:bool=False, # No bit of a text depends on those beside it; slower for one text
+    ) -> torch.nn.Module: # Gives its state; made again where the weights changed
+        "The model laid out for generation, as `prepack` does; itself where that is not possible."
         return _prepacked(get_model(self.model), self._with_state(), self.twin, int8, reproducible)
 
     def _on_progress(self, no_bar:bool) -> OnProgress|None:
@@ -145,7 +149,7 @@ class ScoringLearner(TextLearner):
             beam = Beam(forbidden=self._banned(codec, forbidden, no_unk), stops=codec.ids(stop_tokens, 'stop_tokens'),
                         min_new_tokens=min_words, **kwargs)
             beam.check(len(codec.vocab), check_count('n_words', n_words))
-        return search_texts(self._stepper(int8, True), codec, _as_list('prompts', prompts), n_words, beam, bs,
+        return search_texts(self.stepper(int8, True), codec, _as_list('prompts', prompts), n_words, beam, bs,
                             self._on_progress(no_bar))
 
     def score(self,
@@ -194,7 +198,7 @@ class WritingLearner(ScoringLearner):
 
     def _steppers(self, prompts:list, codec:Codec, dynamic:DynamicEvaluation|None, *layout) -> Iterator[tuple]:
         "Models for stepping, each with the prompts that it continues: one for all, or one adapted to each prompt."
-        if dynamic is None: yield self._stepper(*layout),prompts
+        if dynamic is None: yield self.stepper(*layout),prompts
         else: yield from _adapted(self._with_state(), prompts, codec, dynamic, *layout)
 
     @_delegates_fields(Sampling)
