@@ -99,3 +99,5 @@ from rnn_fastai.ship.card import model_card
 from rnn_fastai.ship.hub import from_hub
 from rnn_fastai.ship.onnx import export_onnx
 from rnn_fastai.ship.onnx_model import OnnxModel
+from rnn_fastai.ship.requests import Limits
+from rnn_fastai.ship.serve import make_app, serve

@@ -22,7 +22,7 @@ from fastai.torch_core import set_seed
 from starlette.testclient import TestClient
 
 import rnn_fastai.all as rf
-from rnn_fastai.ship import bundle
+from rnn_fastai.cli.main import build_learner
 from rnn_fastai.ship.requests import Limits
 from rnn_fastai.ship.serve import make_app, serve
 
@@ -38,11 +38,11 @@ def learner(kind, backwards=False):
         sents = pd.DataFrame({'tokens': [['the', 'dog', 'runs'], ['a', 'small', 'cat', 'sleeps']]*10,
                               'tags': [['DET', 'NOUN', 'VERB'], ['DET', 'ADJ', 'NOUN', 'VERB']]*10})
         dls = rf.TagDataLoaders.from_df(sents, chars=True, **ARGS)
-        learn = bundle.build_learner('tagger', dls, 'LSTM', dict(emb_sz=8, n_hid=8, crf=True))
+        learn = build_learner('tagger', dls, 'LSTM', dict(emb_sz=8, n_hid=8, crf=True))
     else:
         how = dict(is_lm=True, seq_len=6) if kind == 'lm' else dict(label_col='label')
         dls = rf.TextDataLoaders.from_df(DF, text_col='text', backwards=backwards, **how, **ARGS)
-        learn = bundle.build_learner(kind, dls, 'AWD_GRU', SMALL)
+        learn = build_learner(kind, dls, 'AWD_GRU', SMALL)
     for p in learn.model.parameters(): p.data += torch.randn_like(p)*0.3   # answers that differ from text to text
     return learn
 
@@ -180,7 +180,7 @@ def test_saliency_of_both_directions():
 def learner_backwards():
     vocab = learner('classifier').dls.vocab[0]
     dls = rf.TextDataLoaders.from_df(DF, text_col='text', label_col='label', backwards=True, text_vocab=vocab, **ARGS)
-    return bundle.build_learner('classifier', dls, 'AWD_GRU', SMALL)
+    return build_learner('classifier', dls, 'AWD_GRU', SMALL)
 
 def test_tags_are_those_of_predict_and_are_explained():
     learn,texts = learner('tagger'),['the small dog runs', 'a cat', 'it sleeps and runs, the dog']
@@ -422,7 +422,7 @@ def test_the_door_names_the_extra():
 
 def test_what_cannot_be_served_is_named(tmp_path):
     with pytest.raises(TypeError, match='str cannot be served'): make_app('a model')
-    with pytest.raises(FileNotFoundError, match='There is no model in'): serve(tmp_path, port=0)
+    with pytest.raises(FileNotFoundError, match='There is no bundle in'): serve(tmp_path, port=0)
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
         taken.listen()
