@@ -92,12 +92,11 @@ from rnn_fastai.learner.tagger import (
     tagger_learner,
 )
 from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fine_tune_classifier, ulmfit
-from rnn_fastai.models.origin import Origin, maker, origin_of
+from rnn_fastai.models.origin import maker
 from rnn_fastai.ship.bundle import load_bundle, load_learner
 from rnn_fastai.ship.storage import BundleError
 from rnn_fastai.ship.card import model_card
 from rnn_fastai.ship.hub import from_hub
 from rnn_fastai.ship.onnx import export_onnx
 from rnn_fastai.ship.onnx_model import OnnxModel
-from rnn_fastai.ship.requests import Limits
-from rnn_fastai.ship.serve import make_app, serve
+from rnn_fastai.ship.serve import serve
