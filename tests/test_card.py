@@ -176,7 +176,7 @@ def test_a_second_save_keeps_what_was_written_by_hand(learners, folder, tmp_path
 def test_a_card_in_another_encoding_stays(learners, tmp_path):
     at = learners['lm'].save_bundle(tmp_path/'m')
     (at/'README.md').write_bytes('Zürich'.encode('latin-1'))
-    with pytest.warns(UserWarning, match='stays as it is, as it is no UTF-8'): learners['lm'].save_bundle(at)
+    with pytest.warns(UserWarning, match='stays as it is, as it is not UTF-8'): learners['lm'].save_bundle(at)
     assert (at/'README.md').read_bytes() == 'Zürich'.encode('latin-1')
 
 def test_figures_of_a_bundle_that_are_no_numbers_are_refused(folder, tmp_path):

@@ -1,18 +1,22 @@
 "Pushing to and loading from a hub, against one that the tests start on this machine."
 import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from rnn_fastai.data.loaders import TextDataLoaders
+from rnn_fastai.data.sequences import SeqDataLoaders
 from rnn_fastai.data.subwords import ByteLevelTokenizer
 from rnn_fastai.learner.classifier import text_classifier_learner
 from rnn_fastai.learner.lm import language_model_learner
+from rnn_fastai.learner.rnn import module_learner
 from rnn_fastai.ship.hub import FILES, HubError, from_hub
 from rnn_fastai.ship.storage import BundleError
 
@@ -70,6 +74,34 @@ def test_subwords_come_along(hub):
     lm.push_to_hub('me/parts', token='secret')
     again = from_hub('me/parts', device='cpu')
     assert lm.predict('a bad', 5, temperature=0, no_bar=True) == again.predict('a bad', 5, temperature=0, no_bar=True)
+
+
+class Net(torch.nn.Module):
+    "A model of one's own."
+    def __init__(self, n, width):
+        super().__init__()
+        self.n,self.width = n,width
+        self.emb,self.out = torch.nn.Embedding(n, width),torch.nn.Linear(width, n)
+    def forward(self, ids): return self.out(self.emb(ids))
+
+def test_a_class_of_ones_own_is_named_in_the_card_and_wants_to_be_allowed(hub):
+    own = module_learner(SeqDataLoaders.from_series('abcabd'), Net(4, 3))
+    own.push_to_hub('me/own', token='secret')
+    path = f'{Net.__module__}.Net'
+    assert f"from_hub('me/own', allow=[{path!r}])" in hub.repos['me/own'].files['README.md'].decode()
+    with pytest.raises(BundleError, match=f'me/own.*{path}.*not part of rnn_fastai'): from_hub('me/own')
+    again = from_hub('me/own', allow=[Net], device='cpu')
+    assert again.predict('ab', 2, temperature=0) == own.predict('ab', 2, temperature=0)
+
+
+def test_a_new_process_finds_the_hub_by_its_environment(hub, learn, tmp_path):
+    learn.push_to_hub('me/reviews', private=True, token='secret')
+    code = ("from rnn_fastai.ship.hub import from_hub\nlearn = from_hub('me/reviews', device='cpu')\n"
+            "with learn.no_bar(): print(learn.predict('a good film')[2].tolist())")
+    env = {**os.environ, 'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path/'home'), 'HF_TOKEN': 'secret',
+           'HF_HUB_DISABLE_XET': '1', 'PYTHONPATH': str(Path(__file__).parents[1])}
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True, env=env).stdout
+    assert json.loads(out) == answers(learn)[0].tolist()
 
 
 def test_files_are_downloaded_once_and_only_those_of_a_bundle(hub, learn):

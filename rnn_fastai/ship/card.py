@@ -308,7 +308,7 @@ def folder_card(
     folder:Path, # Of a bundle, or where one is to be
     new:str, # What `model_card` wrote
 ) -> str|None: # The card to write; None where the one that is there is to stay
-    "Renew the card of a folder; one that is no UTF-8 stays, with a warning."
+    "Renew the card of a folder; one that is not UTF-8 stays, with a warning."
     file = folder/'README.md'
     if not file.exists(): return new
     try: return renew_card(file.read_text(encoding='utf8'), new)
