@@ -96,7 +96,7 @@ from rnn_fastai.models.origin import maker
 from rnn_fastai.ship.bundle import load_bundle, load_learner
 from rnn_fastai.ship.storage import BundleError
 from rnn_fastai.ship.card import model_card
-from rnn_fastai.ship.hub import from_hub
+from rnn_fastai.ship.hub import HubError, from_hub
 from rnn_fastai.ship.onnx import export_onnx
 from rnn_fastai.ship.onnx_model import OnnxModel
 from rnn_fastai.ship.serve import serve
