@@ -212,7 +212,7 @@ def test_one_call(reading, label, tmp_path, capsys):
     learn = rf.ulmfit(reviews(), label_col=label, unlabelled=more, reading=reading, path=tmp_path, smooth=0.1, **QUICK)
     assert learn.predict('good')[2].shape == (2,) and learn.validate()[1] >= 0
     names = {'forward': ['encoder'], 'backward': ['encoder_backwards'], 'both': ['encoder', 'encoder_backwards']}
-    assert sorted(p.stem for p in (tmp_path/'models').glob('*.pth')) == names[reading]
+    assert sorted(p.stem for p in (tmp_path/'models').glob('*.safetensors')) == names[reading]
     assert 'words found' in capsys.readouterr().out
 
 @pytest.mark.parametrize('args,match', [
@@ -221,7 +221,7 @@ def test_one_call(reading, label, tmp_path, capsys):
     (dict(unlabelled=pd.DataFrame(dict(body=['a']))), "text_col='text'")])
 def test_errors_come_before_training(args, match, tmp_path):
     with pytest.raises(ValueError, match=match): rf.ulmfit(reviews(), path=tmp_path, **{**QUICK, **args})
-    assert not list(tmp_path.rglob('*.pth'))
+    assert not [p for p in tmp_path.rglob('*') if p.is_file()]
 
 # ---- Cross-entropy: other shapes, types and options
 
@@ -620,18 +620,18 @@ def test_nothing_is_trained_before_an_error(case, tmp_path, monkeypatch):
     monkeypatch.setattr(rf.TextLearner, 'fit', lambda self, *a, **k: (fits.append(1), fit(self, *a, **k)))
     with pytest.raises((TypeError, ValueError), match=match):
         rf.ulmfit(args.pop('df', reviews(8)), path=tmp_path, **{**QUICK, **args})
-    assert not fits and not list(tmp_path.rglob('*.pth'))
+    assert not fits and not list(tmp_path.rglob('*.safetensors'))
 
 def test_several_labels_a_row(tmp_path):
     "Trained with their own loss and a metric that fits, or refused at once."
     df = reviews(8).assign(label=['x;y', 'y']*8)
     try: learn = rf.ulmfit(df, label_delim=';', path=tmp_path, **QUICK)
     except (TypeError, ValueError):
-        assert not list(tmp_path.rglob('*.pth'))
+        assert not [p for p in tmp_path.rglob('*') if p.is_file()]
         return
     assert all(np.isfinite(v) for v in learn.validate())
 
 def test_smoothed_regression_is_refused_at_once(tmp_path):
     with pytest.raises((TypeError, ValueError), match='smooth'):
         rf.ulmfit(reviews(8), label_col='stars', y_block=ft.RegressionBlock(), smooth=0.1, path=tmp_path, **QUICK)
-    assert not list(tmp_path.rglob('*.pth'))
+    assert not [p for p in tmp_path.rglob('*') if p.is_file()]
