@@ -317,6 +317,15 @@ def test_words_cut_into_parts(exported):
         sents = [["don't", 'one', 'xxpad', ''], ['two']]
         assert exported(learn).tag(sents) == learn.tag(sents, no_bar=True)
 
+@pytest.mark.parametrize('tok', [None, str.lower, rf.WordTokenizer(), rf.CharTokenizer(), rf.TextTokenizer()])
+def test_words_spelt_like_special_tokens(exported, tok):   # a word is the beginning of a text where no tokenizer adds one
+    learn = tagger(chars=False, crf=False, tok=tok)
+    net = exported(learn)
+    words = ['one', 'xxbos', 'xxpad', 'xxunk', 'xxmaj', 'two']
+    assert net.tag([words]) == learn.tag([words], no_bar=True)
+    parts,ds = [i for w in words for i in net._reader.parts(w)],learn.dls.train_ds.new([words])
+    assert parts == ds.batch(np.arange(1), torch.device('cpu'))[0][0].tolist()
+
 def test_a_text_is_cut_by_spacy(exported):
     assert exported(tagger()).tag("It's one,  two\n three.") == [tagger().predict("It's one,  two\n three.")]
 

@@ -166,3 +166,16 @@ def test_the_interface_is_described(open_page):
         expect(page.locator('h2')).to_have_text(['GET /health', 'POST /tag', 'POST /states'])
         expect(page.locator('section').nth(1)).to_contain_text('Sentences to tag')
         assert page.evaluate('document.documentElement.scrollWidth') <= 400
+
+def test_labels_that_are_numbers_keep_their_numbers_and_the_text_that_was_asked_is_explained(open_page):
+    with live('numbers') as s:
+        page = open_page(s)
+        page.get_by_role('textbox', name='Text').fill('a good film')
+        page.get_by_role('button', name='Classify').click()
+        done(page)
+        page.get_by_role('textbox', name='Text').fill('the story is bad')   # not asked yet
+        for label in ('10', '2'):   # in the order of the vocabulary, in which a script's object has them not
+            page.get_by_role('radio', name=re.compile(f'^{label}, ')).click()
+            expect(page.locator('#answer-help')).to_contain_text(f'speak for {label},')
+        expect(page.locator('#classes .name')).to_have_text(['10', '2'])
+        assert page.locator('#tokens').get_by_role('option').all_text_contents() == ['xxbos', 'a', 'good', 'film']

@@ -41,8 +41,9 @@ def learner(kind, backwards=False):
         learn = build_learner('tagger', dls, 'LSTM', dict(emb_sz=8, n_hid=8, crf=True))
     else:
         how = dict(is_lm=True, seq_len=6) if kind == 'lm' else dict(label_col='label')
-        dls = rf.TextDataLoaders.from_df(DF, text_col='text', backwards=backwards, **how, **ARGS)
-        learn = build_learner(kind, dls, 'AWD_GRU', SMALL)
+        df = DF.replace({'label': dict(pos='10', neg='2')}) if kind == 'numbers' else DF   # names that are numbers
+        dls = rf.TextDataLoaders.from_df(df, text_col='text', backwards=backwards, **how, **ARGS)
+        learn = build_learner('lm' if kind == 'lm' else 'classifier', dls, 'AWD_GRU', SMALL)
     for p in learn.model.parameters(): p.data += torch.randn_like(p)*0.3   # answers that differ from text to text
     return learn
 
@@ -442,3 +443,46 @@ def test_the_command_serves_a_bundle_until_it_is_interrupted(tmp_path):
         out,err = p.communicate(timeout=60)
     assert answer.json()['answers'][0]['words'] == ['the', 'dog']
     assert p.returncode == 0 and 'Traceback' not in err, err
+
+@pytest.mark.parametrize('writes', [False, True])
+def test_interrupted_while_it_starts_or_writes(tmp_path, writes):
+    learner('lm').save_bundle(tmp_path/'m')
+    code = "import sys; sys.argv[0] = 'rnn_fastai'; from rnn_fastai.cli.entry import main; main()"
+    lines: list[str] = []
+    with subprocess.Popen([sys.executable, '-c', code, 'serve', tmp_path/'m', '--port', '0'], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        url = p.stdout.readline().split(' is served at ')[1].split()[0]
+        if not writes: p.send_signal(2)
+        else:
+            ask = dict(prompt='a film', n_words=1000, stream=True)
+            with httpx.stream('POST', f'{url}generate', json=ask, timeout=60) as r:
+                for line in r.iter_lines():
+                    if not lines: p.send_signal(2)
+                    lines.append(line)
+        err = p.communicate(timeout=120)[1]
+    assert p.returncode == 0 and 'Traceback' not in err, err
+    assert not writes or any(line in ('event: done', 'event: failed') for line in lines)
+
+def test_answers_that_take_longer_than_a_stopping_server_waits_say_so(monkeypatch):
+    from rnn_fastai.ship import serve as module
+    monkeypatch.setattr(module, '_GRACE', 0.1)
+    app = make_app(learner('lm'), Limits(max_words=10**6))
+    sock = socket.socket()
+    sock.bind(('127.0.0.1', 0))
+    sock.listen()
+    server = module._server(uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=60), app.state.worker)
+    thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
+    thread.start()
+    ask = dict(prompt='a film', n_words=10**6, stream=True)
+    with httpx.stream('POST', f'http://127.0.0.1:{sock.getsockname()[1]}/generate', json=ask, timeout=60) as r:
+        lines = []
+        for line in r.iter_lines():
+            server.should_exit = True
+            lines.append(line)
+    assert lines[-3] == 'event: failed' and 'The server is being closed.' in lines[-2]
+    thread.join(30)
+    assert not thread.is_alive()
+
+def test_names_of_hosts_are_read_in_any_case():
+    with TestClient(make_app(learner('tagger'), hosts={'localhost'})) as c:
+        assert c.get('/health', headers={'Host': 'LocalHost:80'}).status_code == 200
+        assert c.get('/health', headers={'Host': 'elsewhere'}).status_code == 421

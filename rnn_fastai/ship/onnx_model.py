@@ -197,6 +197,7 @@ class _Sentences:
         self.vocab,self.letters = {t: i for i,t in enumerate(facts['vocab']) if t != FAKE},facts['chars']
         self.pad,tok = facts['vocab'].index(PAD),facts['tok']
         self.cut_word = make_cutter(tok).cut
+        self.added = {BOS} if tok is not None and tok['kind'] not in ('words', 'function') else set()   # to each text
         self.split = make_cutter(dict(kind='words', lang='en', special_toks=SPECIAL_TOKENS)).cut
         self.known:dict[str, list[int]] = {}   # ids of the parts of each word
 
@@ -210,7 +211,7 @@ class _Sentences:
     def parts(self, word:str) -> list[int]:
         "Ids of what the net reads of a word."
         if word not in self.known:
-            toks = [t for t in self.cut_word(word) if t != BOS] or [UNK]
+            toks = [t for t in self.cut_word(word) if t not in self.added] or [UNK]
             self.known[word] = [self.vocab.get(UNK if t == PAD else t, 0) for t in toks]
         return self.known[word]
 

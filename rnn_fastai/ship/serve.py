@@ -15,7 +15,7 @@ import socket
 import warnings
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from importlib.resources import files
 from ipaddress import ip_address
@@ -220,7 +220,7 @@ class _OwnHost:
     async def __call__(self, scope:dict, receive:Callable, send:Callable):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         given = dict(scope['headers']).get(b'host', b'').decode('latin-1')
-        name = re.sub(r':\d*$', '', given)
+        name = re.sub(r':\d*$', '', given).lower()
         if name in self.names: return await self.app(scope, receive, send)
         error = RequestError(f"This server is not {name[:100]!r}.", 421, 'Host', given, sorted(self.names))
         await _json(error.as_json(), error.status)(scope, receive, send)
@@ -257,7 +257,9 @@ def make_app(
     handlers = {RequestError: _refuse, HTTPException: _refuse_http, _ClientLeft: _gone, ClientDisconnect: _gone,
                 Exception: _fail}
     own_host = [Middleware(_OwnHost, hosts)] if hosts else []
-    return Starlette(routes=routes, lifespan=lifespan, middleware=own_host, exception_handlers=handlers)
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=own_host, exception_handlers=handlers)
+    app.state.worker = service.worker
+    return app
 
 # %% ../../nbs/746_ship.serve.ipynb #3a8c5712
 def _bind(host:str, port:int) -> socket.socket:
@@ -278,10 +280,26 @@ def _bind(host:str, port:int) -> socket.socket:
 
 def _hosts(sock:socket.socket, host:str) -> set[str]|None:
     "Names for a server that answers this machine alone; for others none, with a warning."
-    if ip_address(sock.getsockname()[0].partition('%')[0]).is_loopback: return {'127.0.0.1', 'localhost', '[::1]', host}
+    loopback = ip_address(sock.getsockname()[0].partition('%')[0]).is_loopback
+    if loopback: return {'127.0.0.1', 'localhost', '[::1]', host.lower()}
     warnings.warn(f"host={host!r} lets other machines ask the model, without a password and without encryption. Leave "
                   "host out to answer this machine alone.", stacklevel=3)
     return None
+
+_GRACE = 2   # seconds that answers still have when the server is stopped
+
+def _server(config:Any, worker:ModelWorker) -> Any:
+    "uvicorn's server; what is still open when it stops ends with an answer that says so."
+    from uvicorn import Server
+    async def close():
+        await asyncio.sleep(_GRACE)
+        await asyncio.to_thread(worker.close)
+    class ClosingServer(Server):
+        async def shutdown(self, sockets=None):
+            task = asyncio.create_task(close())
+            await super().shutdown(sockets)
+            task.cancel()
+    return ClosingServer(config)
 
 def serve(
     folder:str|Path, # A bundle
@@ -293,11 +311,12 @@ def serve(
     a port in use; and what `load_bundle` raises."""
     _needs_extra()
     import uvicorn
-    with _bind(host, port) as sock:
+    with suppress(KeyboardInterrupt), _bind(host, port) as sock:
         hosts = _hosts(sock, host)
         app = make_app(load_bundle(folder), limits, hosts)
-        at = f"[{host}]" if ':' in host else host
-        print(f"{folder} is served at http://{at}:{sock.getsockname()[1]}/ (stop with Ctrl+C)", flush=True)
-        config = uvicorn.Config(app, log_level='warning', access_log=False, server_header=False,
-                                timeout_graceful_shutdown=3)
-        with suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[sock])
+        with closing(app.state.worker) as worker:
+            at = f"[{host}]" if ':' in host else host
+            print(f"{folder} is served at http://{at}:{sock.getsockname()[1]}/ (stop with Ctrl+C)", flush=True)
+            config = uvicorn.Config(app, log_level='warning', access_log=False, server_header=False,
+                                    timeout_graceful_shutdown=_GRACE + 2)
+            _server(config, worker).run(sockets=[sock])

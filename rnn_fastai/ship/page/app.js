@@ -198,8 +198,8 @@ function showSaliency(tokens, saliency, els) {
     el.title = label;
   });
 }
-async function classify(label) {
-  const body = {texts: [$('text').value], ...(facts.explains ? {saliency: true} : {})};
+async function classify(text, label) {
+  const body = {texts: [text], ...(facts.explains ? {saliency: true} : {})};
   if (label !== undefined) body.label = label;
   const [a] = await answers('classify', body);
   if (label === undefined) showClasses(a);
@@ -217,8 +217,8 @@ function showClasses(a) {
   const box = $('classes');
   if (a.values) { box.append(make('p', '', a.values.map(v => v.toFixed(3)).join(', '))); return; }
   const best = [].concat(a.label);
-  Object.entries(a.probabilities).forEach(([name, p], i) => {
-    const row = bar(name, p, 'button');
+  facts.labels.forEach((name, i) => {   // in the order of their numbers; an object's names that are numbers come sorted
+    const p = a.probabilities[name], row = bar(name, p, 'button');
     row.type = 'button';
     row.dataset.label = i;
     row.setAttribute('role', 'radio');
@@ -229,8 +229,8 @@ function showClasses(a) {
     box.append(row);
   });
 }
-async function tagText() {
-  const [a] = await answers('tag', {texts: [$('text').value]});
+async function tagText(text) {
+  const [a] = await answers('tag', {texts: [text]});
   a.words.forEach((word, i) => {
     const el = option(make('span', 'token tagged', word), `${word}, ${a.tags[i]}`);
     el.append(make('small', '', a.tags[i]));
@@ -261,9 +261,10 @@ async function read() {
   $('legend').hidden = true;
   say('Reading…');
   try {
-    if (classes) await classify(); else await tagText();
+    const text = $('text').value;   // may be edited meanwhile
+    await (classes ? classify : tagText)(text);
     say('Done.');
-    openInside($('text').value);
+    openInside(text);
   } catch (e) { problem(e); $('answer').hidden = true; }
 }
 
@@ -334,7 +335,7 @@ async function start() {
     else if (task === 'classify') $('detail').textContent = el.detail;
     else if (facts.explains) explainWord(el).catch(problem);
   });
-  roving($('classes'), 'aria-checked', el => facts.explains && classify(Number(el.dataset.label)).catch(problem));
+  roving($('classes'), 'aria-checked', el => facts.explains && classify(shown, Number(el.dataset.label)).catch(problem));
   roving($('units'), 'aria-checked', el => showUnit(Number(el.dataset.k)));
 }
 start();
