@@ -192,7 +192,7 @@ def test_an_encoder_of_a_loaded_language_model(tmp_path):
     learn = lm()
     again = load_bundle(learn.save_bundle(tmp_path/'m'))
     file = again.save_encoder('encoder')
-    assert file.parent == tmp_path/'m'
+    assert file.parent == tmp_path/'m'/'models'
     loaded = quiet(clas(dls=clas_dls(text_vocab=again.dls.vocab))).load_encoder(file)
     assert_close(loaded.model[0].module.encoder.weight, learn.model[0].encoder.weight)
     learn.save_bundle(tmp_path/'m')
@@ -311,7 +311,7 @@ REFUSED = {
     'own loss without a name': (lambda: changed(lambda l: setattr(l, 'loss_func', lambda out, y: out.mean())), 'loss_func=.*lambda'),
     'nan': (lambda: changed(bias(torch.nan)), 'bias holds 1 of 24 numbers that are not finite'),
     'infinity': (lambda: changed(bias(-torch.inf)), 'bias holds 1 of 24 numbers that are not finite'),
-    'half precision': (lambda: changed(lambda l: l.model.half()), 'torch.float16.*torch.float32'),
+    'half precision in one part': (lambda: changed(lambda l: l.model[1].decoder.__setattr__('bias', nn.Parameter(l.model[1].decoder.bias.half()))), 'torch.float16.*torch.float32'),
     'no weights': (lambda: rf.module_learner(series(), nn.Identity(), one_hot=True), 'no weights'),
     'halves of a pair': (halves, 'vocabulary')}
 
@@ -370,6 +370,8 @@ HOSTILE = {
     'an odd name': (lambda c: c['model'].update({'$part': ['torch']}), 'cannot be opened'),
     'an odd learner': (learner(kind='Learner'), "'Learner' is unknown"), 'an odd rate': (learner(lr='fast'), "lr='fast' is not what was written"),
     'odd momenta': (learner(moms=[1]), r'moms=\[1\]'), 'odd metrics': (learner(metrics=[3]), r'metrics=\[3\]'), 'odd groups': (learner(splitter=3), 'splitter=3'),
+    'a loss that is none': (learner(loss_func=1), 'loss_func=1 is no loss'), 'fixed parameters that are none': (learner(fixed=['x']), "fixed='x' is no parameter"),
+    'odd rates': (learner(lr={'$slice': ['a', 1, None]}), "lr=slice.*is not what was written"),
     'more of a learner': (learner(cbs=[]), r'cbs=\[\] is not what was written'), 'less of a learner': (lambda c: c['learner'].pop('wd'), 'wd=None'),
     'a crf': (learner(loss_func='crf'), 'crf'), 'odd loaders': (data(kind='own'), "'own' is unknown.*'texts'"),
     'other loaders': (data(kind='tags'), 'chars|cols'), 'an odd batch': (data(bs=0), 'bs=0'), 'a huge batch': (data(bs=10**9), 'too large'),
@@ -413,6 +415,11 @@ def test_hostile_vocabularies(case, copied):
     text,words = VOCABS[case]
     rewrite(copied, texts=lambda t: {**t, 'vocab.json': text})
     with pytest.raises(BundleError, match=words): load_bundle(copied)
+
+def test_tokens_of_sequences_that_are_none(tmp_path):
+    rnn(series()).save_bundle(tmp_path/'a')
+    rewrite(tmp_path/'a', texts=lambda t: {'vocab.json': t['vocab.json'].replace('"b"', '{"b": 1}', 1)})
+    with pytest.raises(BundleError, match="The token {'b': 1} is a dict"): load_bundle(tmp_path/'a')
 
 def test_a_shorter_vocabulary_of_labels_or_tags(tmp_path):
     tagger().save_bundle(tmp_path/'t')
@@ -502,3 +509,60 @@ def test_fastais_functions_keep_their_names():
     from fastai import learner
     assert rf.save_model is learner.save_model and rf.load_model is learner.load_model
     assert rf.SentenceEncoder is ft.SentenceEncoder
+
+# ---- What a loaded learner writes, and trains on
+
+@pytest.mark.parametrize('case', ['lm AWD_LSTM', 'clas words', 'rnn many-to-one'])
+def test_a_loaded_learner_saves_beside_its_bundle_not_over_it(case, tmp_path):
+    learn = b.build(case)
+    learn.save_bundle(tmp_path)
+    before = (tmp_path/'model.safetensors').read_bytes()
+    again = quiet(load_bundle(tmp_path))
+    again.dls = learn.dls
+    again.fit(1, 1e-2, cbs=ft.SaveModelCallback(monitor='train_loss'))   # it saves as 'model'
+    assert (tmp_path/'model.safetensors').read_bytes() == before
+    assert b.same_bits(b.answers(load_bundle(tmp_path)), b.answers(learn))
+
+@pytest.mark.parametrize('case', ['lm AWD_LSTM', 'clas words', 'tagger lower', 'next', 'rnn many-to-one', 'rnn encoder-decoder'])
+def test_a_loaded_learner_has_no_data(case, tmp_path):
+    learn = b.build(case)
+    learn.fit(1, 1e-2)
+    learn.save_bundle(tmp_path/'a')
+    again = quiet(load_bundle(tmp_path/'a'))
+    assert len(again.dls.train) == len(again.dls.valid) == len(list(again.dls.train)) == 0
+    with pytest.raises(ValueError, match='no batch to train on.*Set learn.dls'): again.fit_one_cycle(1)
+    again.save_bundle(tmp_path/'b')
+    config,twice = (read_files(tmp_path/n).config for n in 'ab')
+    assert config == twice and config['scores'] and config['trained_on']['train']
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('case', ['lm AWD_LSTM', 'clas words', 'tagger chars', 'next own net'])
+def test_models_of_other_float_types(case, dtype, tmp_path):
+    learn = b.build(case)
+    learn.model.to(dtype)
+    learn.save_bundle(tmp_path)
+    again = quiet(load_bundle(tmp_path, b.OWN))
+    assert {t.dtype for t in again.model.state_dict().values() if t.is_floating_point()} == {dtype}
+    assert all(map(torch.equal, learn.model.state_dict().values(), again.model.state_dict().values()))
+    if dtype is torch.float64: assert b.same_bits(b.answers(learn), b.answers(again))
+
+def test_parameters_that_were_fixed_by_hand_stay_fixed(tmp_path):
+    learn = b.build('clas words')
+    def trained(l): return [n for n,p in l.model.named_parameters() if p.requires_grad]
+    learn.freeze_to(-2)
+    next(p for p in reversed(list(learn.model.parameters())) if p.requires_grad).requires_grad_(False)
+    learn.save_bundle(tmp_path)
+    again = load_bundle(tmp_path)
+    assert trained(again) == trained(learn)
+    again.unfreeze()
+    assert len(trained(again)) == len(list(learn.model.parameters()))
+
+@pytest.mark.parametrize('lr', [slice(1e-4, 1e-2), slice(0.02)])
+def test_rates_by_layer_come_back(lr, tmp_path):
+    learn = clas(lr=lr)
+    learn.save_bundle(tmp_path)
+    assert load_bundle(tmp_path).lr == lr
+
+@pytest.mark.parametrize('path', ['..', '.x', '...a.b'])
+def test_a_relative_path_cannot_be_allowed(path):
+    with pytest.raises(ValueError, match='cannot be imported.*import path of a class'): load_bundle('nothing', allow=[path])

@@ -42,6 +42,7 @@ class SeqDataLoader(DataLoader):
         self.n_inp = task.n_inp
 
     def _windows(self) -> list[slice]:
+        if not self.n: return []   # of a learner that was loaded
         sl = self.tensors[0].size(1)
         step = ifnone(self.seq_len, sl)
         return [slice(i, i+step) for i in range(0, sl, step)]
@@ -63,7 +64,7 @@ class SeqDataLoader(DataLoader):
         else:
             # Drawn as the epoch starts, from torch's stream, which `set_seed` sets.
             order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
-            batches = (self._rows(idx) for idx in order.split(self.bs))
+            batches = (self._rows(idx) for idx in order.split(self.bs) if len(idx))
         for b in batches: yield tuple(t.to(self.device) for t in b)
 
     def _rows(self, idx:Tensor) -> tuple[Tensor, ...]:

@@ -155,7 +155,11 @@ class SafeLearner(SavedLearner):
         self._loss_func = with_answers(func, own)
 
     def fit(self, n_epoch:int, lr:Any=None, wd:float|None=None, cbs:Any=None, reset_opt:bool=False, start_epoch:int=0):
-        "Train as fastai's `Learner.fit` does; denormal numbers count as zero in the training."
+        """Train as fastai's `Learner.fit` does; denormal numbers count as zero in the training. Raises `ValueError`
+        where there is no batch to train on."""
+        if not len(self.dls.train):
+            raise ValueError("learn.dls has no batch to train on; a learner that was loaded has no data. Set "
+                             "learn.dls to loaders with its vocabulary; those of texts take it as text_vocab.")
         with flush_denormals(), self.added_cbs(cbs):
             try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
             finally:   # fastai runs no event of its callbacks after an interrupt or error

@@ -105,16 +105,30 @@ def learner_facts(
                 opt_func=_named_or('opt_func', learn.opt_func, as_plain(Adam, seen), seen),
                 splitter=_named_or('splitter', learn.splitter, as_plain(trainable_params, seen), seen),
                 alpha=getattr(penalty, 'alpha', 0.), beta=getattr(penalty, 'beta', 0.),
-                frozen=0 if learn.opt is None else getattr(learn.opt, 'frozen_idx', 0), transfer=transfer, **plain)
+                frozen=0 if learn.opt is None else getattr(learn.opt, 'frozen_idx', 0),
+                fixed=[n for n,p in get_model(learn.model).named_parameters() if not p.requires_grad],
+                transfer=transfer, **plain)
 
 # %% ../../nbs/720_ship.bundle.ipynb #c479e7f0
 def _is_number(v:Any) -> bool: return isinstance(v, Real) and not isinstance(v, bool)
 
-_SETTINGS = {'lr': _is_number, 'wd': lambda v: v is None or _is_number(v), 'alpha': _is_number, 'beta': _is_number,
+def _is_rate(v:Any) -> bool:
+    "Whether it is a rate, or a slice of rates: the first layers' and the last ones'."
+    if not isinstance(v, slice): return _is_number(v)
+    return _is_number(v.stop) and v.step is None and (v.start is None or _is_number(v.start))
+
+_SETTINGS = {'lr': _is_rate, 'wd': lambda v: v is None or _is_number(v), 'alpha': _is_number, 'beta': _is_number,
              'wd_bn_bias': lambda v: isinstance(v, bool), 'train_bn': lambda v: isinstance(v, bool),
              'moms': lambda v: isinstance(v, list) and len(v) == 3 and all(map(_is_number, v)),
              'metrics': lambda v: isinstance(v, list) and all(isinstance(m, Metric) for m in v),
              'opt_func': callable, 'splitter': callable}
+
+def _fix(model:nn.Module, fixed:list[str]):
+    "Train all parameters of a model but some. Raises `ValueError` for a name that is none of them."
+    params = dict(model.named_parameters())
+    odd = [n for n in fixed if n not in params]
+    if odd: raise ValueError(f"The learner's fixed={odd[0]!r} is no parameter of the model.")
+    for n,p in params.items(): p.requires_grad_(n not in fixed)
 
 def make_learner(
     facts:dict, # What `learner_facts` gave
@@ -125,15 +139,17 @@ def make_learner(
 ) -> SafeLearner:
     "Rebuild a learner around a model. Raises `ValueError` for settings that are none."
     args = dict(facts)
-    kind,loss,frozen,transfer = (args.pop(k) for k in ('kind', 'loss_func', 'frozen', 'transfer'))
+    kind,loss,frozen,fixed,transfer = (args.pop(k) for k in ('kind', 'loss_func', 'frozen', 'fixed', 'transfer'))
     if kind not in _LEARNERS:
         raise ValueError(f"The kind of learner {kind!r} is unknown. {suggest(str(kind), _LEARNERS)}")
     with torch.device('meta'), bounded_build({}): loss,args = make_parts([loss, args], known)
+    if loss != 'crf' and not callable(loss): raise ValueError(f"The learner's loss_func={loss!r} is no loss.")
     odd = [k for k in {*args, *_SETTINGS} if k not in args or not _SETTINGS.get(k, lambda v: False)(args[k])]
     if odd: raise ValueError(f"The learner's {odd[0]}={args.get(odd[0])!r} is not what was written.")
     learn = _LEARNERS[kind](dls, model, loss_func=CRFLoss(model.crf) if loss == 'crf' else loss, path=path,
-                            model_dir='.', **{**args, 'moms': tuple(args['moms'])})
+                            **{**args, 'moms': tuple(args['moms'])})
     if frozen: learn.freeze_to(frozen)
+    _fix(model, fixed)
     if transfer is not None: learn.transfer = TransferReport(**transfer)
     return learn
 
@@ -192,6 +208,13 @@ def check_header(
     if wrong: raise ValueError(f"The weights do not fit the model in {len(wrong)} tensors: {some}.")
 
 # %% ../../nbs/720_ship.bundle.ipynb #07e9232b
+def _make_model(facts:Any, header:dict, known:Known, dls:Any) -> nn.Module:
+    "A model of random numbers, in the floating type of some weights where they have one."
+    model = make_parts(facts, known, dls)
+    if not isinstance(model, nn.Module): raise ValueError(f"What should be the model is a {type(model).__name__}.")
+    types = {t for t,_ in header.values() if t.is_floating_point}
+    return model.to(types.pop()) if len(types) == 1 else model
+
 def build_model(
     facts:Any, # A model as plain JSON
     header:dict[str, tuple], # Type and shape of each tensor of the weights
@@ -199,10 +222,9 @@ def build_model(
     dls:Any, # Loaders
 ) -> nn.Module:
     "Build the model of some weights, of random numbers. Raises `ValueError` for another one, before it takes memory."
-    with torch.device('meta'), bounded_build(header): model = make_parts(facts, known, dls)
-    if not isinstance(model, nn.Module): raise ValueError(f"What should be the model is a {type(model).__name__}.")
+    with torch.device('meta'), bounded_build(header): model = _make_model(facts, header, known, dls)
     check_header(model, header)
-    with seeded(0): return make_parts(facts, known, dls)
+    with seeded(0): return _make_model(facts, header, known, dls)
 
 def load_tensors(
     model:nn.Module, # Takes the weights

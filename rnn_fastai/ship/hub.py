@@ -185,5 +185,4 @@ def from_hub(
         try: learn = load_bundle(folder, allow, device)
         except BundleError as e: raise BundleError(str(e).replace(str(folder), repo)) from e
     learn.path = learn.dls.path = Path()   # what it saves goes to where the user is
-    learn.model_dir = 'models'
     return learn

@@ -99,7 +99,7 @@ def _imported(path:str) -> Any:
     "The class or function of an import path. Raises `ValueError` where it cannot be imported."
     module,_,name = path.rpartition('.')
     try: return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
+    except (ImportError, AttributeError, TypeError, ValueError) as e:   # TypeError for a relative path
         raise ValueError(f"allow={path!r} cannot be imported: {e}. Give the import path of a class, such as "
                          "'package.module.Class', or the class itself.") from e
 
@@ -144,7 +144,7 @@ def _path(o:Any, seen:dict) -> str:
     return path_of(o)
 
 def as_plain(
-    v:Any, # Numbers, texts, lists, dicts, classes, functions and origins
+    v:Any, # Numbers, texts, lists, dicts, slices, classes, functions and origins
     seen:dict[str, Any], # Classes and functions by import path, to which those are added that not every process has
 ) -> Any: # What `json.dumps` takes and `make_parts` reads
     "Arguments as plain JSON. Raises `ValueError` for what cannot be written."
@@ -154,6 +154,7 @@ def as_plain(
     if isinstance(v, np.generic): v = v.item()
     if v is None or isinstance(v, (bool, int, str)) or isinstance(v, float) and math.isfinite(v): return v
     if isinstance(v, SeqTask): return {'$loaders': 'task'}
+    if isinstance(v, slice): return {'$slice': [as_plain(o, seen) for o in (v.start, v.stop, v.step)]}
     if isinstance(v, Origin): return {'$part': _path(v.make, seen), 'args': _plain_args(v.args, seen)}
     if isinstance(v, partial) and not v.args:
         return {'$part': _path(v.func, seen), 'partial': _plain_args(v.keywords, seen)}
@@ -184,6 +185,7 @@ def make_parts(
     if isinstance(v, list): return [make_parts(o, known, loaders) for o in v]
     if not isinstance(v, dict): return v
     if '$loaders' in v: return loaders_task(loaders)
+    if '$slice' in v: return slice(*v['$slice'])
     if '$tensor' in v: return torch.tensor(v['$tensor'], dtype=_DTYPES[v['dtype']], device='cpu')
     if '$part' not in v: return {k: make_parts(o, known, loaders) for k,o in v.items()}
     make = known.find(v['$part'])
@@ -357,7 +359,8 @@ def _check_vocab(facts:dict):
 
 def _sequence_loader(facts:dict, device:Any) -> SeqDataLoader:
     "A loader of sequences, without rows."
-    task = SeqTask(facts['task'], facts['vocab'], facts['y_vocab'], facts['pad'])
+    vocab,y_vocab = (check_names(facts[k], 'token') for k in ('vocab', 'y_vocab'))
+    task = SeqTask(facts['task'], vocab, y_vocab, facts['pad'])
     one,many = torch.zeros(0, dtype=torch.long),torch.zeros(0, 1, dtype=torch.long)
     x,y = one if task.kind == 'one-to-many' else many,one if task.kind == 'many-to-one' else many
     tensors = (x, y, y) if task.n_inp == 2 else (x, y)
