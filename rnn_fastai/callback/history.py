@@ -52,7 +52,7 @@ class LastScores(Callback):
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')   # a search for a rate is no training
 
     def after_epoch(self):
-        row = _epoch_values(self.recorder)
+        row = _epoch_values(self.recorder) if hasattr(self.learn, 'recorder') else None
         if row is not None: self.learn.last_scores = {k: float(v) for k,v in row.items() if _is_figure(v)}
 
 # %% ../../nbs/520_callback.history.ipynb #a0076c3f
