@@ -77,7 +77,7 @@ def lm() -> tuple:
     "The same of a language model, which writes 50 words; its net alone takes one step."
     dls = TextDataLoaders.from_df(texts(), is_lm=True, text_col="text", text_vocab=VOCAB, seed=0)
     learn, prompt = without_bar(language_model_learner(dls, "AWD_LSTM", pretrained=False)), words(1)[0]
-    step, ids = learn._stepper(False, False), torch.tensor([[20]])
+    step, ids = learn.stepper(False, False), torch.tensor([[20]])
     state, one = learn.model.eval()(ids).state, np.array([1])
     kwargs = dict(n_words=LENGTH, temperature=0)
     return (learn, lambda: learn.generate(prompt, **kwargs), lambda m: m.generate(prompt, **kwargs), lambda: step(ids, state),
