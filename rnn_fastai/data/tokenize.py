@@ -325,8 +325,7 @@ class TextTokenizer(CorpusTokenizer):
             ids.extend(self._numbers.ids(toks))
             ends.append(len(ids))
         if len(ends) != len(texts):
-            raise ValueError(f"{self.tok!r} gave tokens of {len(ends)} texts for {len(texts)}; it must give a list for "
-                             "each.")
+            raise ValueError(f"{self.tok!r} gave tokens of {len(ends)} texts for {len(texts)}; give a list for each.")
         return np.array(ids, dtype=np.int32),np.array(ends, dtype=np.int64)
 
     def number_all(self,
