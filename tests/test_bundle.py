@@ -442,6 +442,7 @@ def test_hostile_subwords(tmp_path):
 # ---- Memory
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/clear_refs'), reason='Linux tells the peak')
+@pytest.mark.slow
 def test_a_refusal_takes_little_memory(copied):
     "Of a model that would need 4 TB, and of one whose layers would; measured in a process of its own."
     code = ("import sys; from rnn_fastai.ship.bundle import load_bundle; load_bundle(sys.argv[1])\n"

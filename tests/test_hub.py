@@ -94,6 +94,7 @@ def test_a_class_of_ones_own_is_named_in_the_card_and_wants_to_be_allowed(hub):
     assert again.predict('ab', 2, temperature=0) == own.predict('ab', 2, temperature=0)
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_the_hub_by_its_environment(hub, learn, tmp_path):
     learn.push_to_hub('me/reviews', private=True, token='secret')
     code = ("from rnn_fastai.ship.hub import from_hub\nlearn = from_hub('me/reviews', device='cpu')\n"

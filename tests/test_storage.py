@@ -454,6 +454,7 @@ def test_stopped_at_every_step(tmp_path):
     server.communicate()
     assert rc == '0' and found == sorted(found) and found[0] == 0 and found[-1] == 1 and n > 20
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader_at_once(tmp_path):
     folder = write_files(tmp_path/'a', {'i': 0}, {'w': torch.zeros(200, 200)}, {'vocab.json': '0', 'even.json': '0'})
     pair = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(WRITER), str(folder), str(i)], stdout=subprocess.PIPE)
@@ -494,6 +495,7 @@ MEMORY = """
     for path in sys.argv[2:]: attempt(path); print(path, peak() - start, flush=True)
 """
 
+@pytest.mark.slow
 def test_refusals_take_little_memory(tmp_path):
     "At most 50 MB more than before, whatever the size of what is refused."
     def bundle(name, **kwargs): return hostile(write_files(tmp_path/name, CONFIG, weights(), TEXTS), **kwargs)
