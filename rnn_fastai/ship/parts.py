@@ -124,7 +124,8 @@ class Known:
             if path.endswith(f'.{o.__qualname__}'): return o
         name = path.rpartition('.')[2]
         raise ValueError(f"It was made with {path}, which is not part of rnn_fastai. To open it, that code must run. "
-                         f"If you trust it, import {name} and pass allow=[{name}], or pass allow=[{path!r}].")
+                         f"If you trust it, import {name} and pass allow=[{name}], or pass allow=[{path!r}]; a command "
+                         f"takes --allow {path}.")
 
 # %% ../../nbs/710_ship.parts.ipynb #21ded755
 def _loss_origin(loss:BaseLoss) -> Origin:
