@@ -190,7 +190,8 @@ def scores_of(
 
 def _on_encoder_of(lm:LMLearner, dls:DataLoaders, *args, **kwargs) -> TextLearner:
     "A classifier, trained on the encoder of a language model."
-    with TemporaryDirectory() as tmp: return fine_tune_classifier(dls, lm.save_encoder(Path(tmp)/'encoder'), *args, **kwargs)
+    with TemporaryDirectory() as tmp:
+        return fine_tune_classifier(dls, lm.save_encoder(Path(tmp)/'encoder'), *args, **kwargs)
 
 def _figures(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores.items())
 
