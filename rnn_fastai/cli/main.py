@@ -30,7 +30,6 @@ from fastai.torch_core import set_seed
 from fastcore.basics import defaults
 from fastcore.script import call_parse, parse_cli, store_true
 
-import rnn_fastai.ship.hub  # noqa: F401 # gives learners `push_to_hub`
 from rnn_fastai.recipes import (
     DEMO,
     DEMO_CONFIG,
@@ -66,6 +65,7 @@ from ..models.losses import answer_kind
 from ..models.origin import origin_of
 from ..progress import can_draw
 from ..ship.bundle import load_bundle
+from ..ship.hub import read_card
 from ..ship.onnx import export_onnx
 from ..ship.serve import serve as serve_folder
 from ..ship.storage import make_folder
@@ -443,11 +443,6 @@ def write_onnx(
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"The model is in {folder}, {size/1e6:,.1f} MB. Read it with rnn_fastai.ship.onnx_model.OnnxModel.")
 
-def _card_text(file:Path) -> str|None:
-    "A card that may have been edited. Raises `ValueError` where it is no UTF-8."
-    try: return file.read_text(encoding='utf8') if file.exists() else None
-    except UnicodeDecodeError as e: raise ValueError(f"{file} is not UTF-8: {e}. Convert it.") from e
-
 @commands.register()
 @call_parse
 def push(
@@ -459,7 +454,8 @@ def push(
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Upload a model to the Hugging Face hub, with the card of its folder."
-    learn,card = load_allowed(model, allow),_card_text(Path(model)/'README.md')
+    learn,file = load_allowed(model, allow),Path(model)/'README.md'
+    card = read_card(file) if file.exists() else None
     url = learn.push_to_hub(repo, private, license=license, message=message, card=card)
     print(f"The model is at {url}.")
 
