@@ -611,3 +611,13 @@ def test_parts_of_a_model():
     assert parts.bidirectional and not parts.in_parts and parts.chars is not None
     assert net_parts(lm().model).in_parts and net_parts(classifier().model).in_parts
     assert not net_parts(classifier(bidir=True).model).in_parts
+
+def own_rule(t): return t.replace('a', 'b')
+
+def test_rules_of_ones_own_are_for_bundles(tmp_path):
+    dls = rf.TextDataLoaders.from_df(pd.DataFrame(dict(text=texts(20))), is_lm=True, text_col='text', seq_len=8, bs=4,
+                                     tok_tfm=rf.TextTokenizer(rules=[own_rule]))
+    learn = rf.language_model_learner(dls, 'AWD_LSTM', config=CONFIG, pretrained=False)
+    with pytest.raises(ValueError, match='tokenizer cannot be exported, as a reader without torch lacks its code: .*own_rule.* Keep the learner as a bundle'):
+        export_onnx(learn, tmp_path/'m')
+    assert not (tmp_path/'m').exists()
