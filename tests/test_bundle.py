@@ -426,7 +426,7 @@ HOSTILE = {
     'a billion layers': (config(n_layers=10**9), 'The number 1000000000 is too large'),
     'a million layers': (config(n_layers=10**6), 'many more tensors than the weights'),
     'one layer more': (config(n_layers=3), 'do not fit .*0.rnns.2'), 'wide': (config(emb_sz=10**6), 'many more numbers|do not fit'),
-    'another vocabulary': (model(vocab_sz=25), 'do not fit'), 'negative': (model(vocab_sz=-1), 'vocab_sz=-1'),
+    'another vocabulary': (model(vocab_sz=25), 'do not fit'), 'negative': (model(vocab_sz=-1), 'vocab_sz=-1'), 'a factor that is none': (model(drop_mult='x'), "get_language_model cannot be made with .*'drop_mult': 'x'"),
     'another cell': (model(arch='AWD_LSTM'), 'do not fit'), 'no architecture': (model(arch='AWD_NONE'), "'AWD_NONE'.*'AWD_GRU'"),
     'no argument': (lambda c: c['model']['args'].pop('arch'), 'arch'), 'odd argument': (model(hidden=3), 'hidden'),
     'a class of others': (model(arch={'$part': 'os.system'}), r'made with os.system.*allow=\[system\]'),

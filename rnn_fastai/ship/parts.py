@@ -219,7 +219,11 @@ def make_parts(
     if 'partial' in v: return partial(make, **make_parts(v['partial'], known, loaders))
     if 'args' not in v: return make
     args = make_parts(v['args'], known, loaders)
-    return make(*args.pop('*', ()), **args)
+    rest = args.pop('*', ())
+    try: return make(*rest, **args)
+    except ValueError: raise   # which names the argument
+    except Exception as e:
+        raise ValueError(f"{v['$part']} cannot be made with {args!r:.300}: {type(e).__name__}: {e}") from e
 
 # %% ../../nbs/710_ship.parts.ipynb #691e3b0c
 _RULES = ('fix_html', 'replace_rep', 'replace_wrep', 'spec_add_spaces', 'rm_useless_spaces', 'replace_all_caps',
