@@ -204,6 +204,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.EpochLines.before_fit': ( 'cli.main.html#epochlines.before_fit',
                                                                                     'rnn_fastai/cli/main.py'),
+                                     'rnn_fastai.cli.main._allowed': ('cli.main.html#_allowed', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._answer': ('cli.main.html#_answer', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._as_json': ('cli.main.html#_as_json', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._check_beam': ('cli.main.html#_check_beam', 'rnn_fastai/cli/main.py'),

@@ -7,6 +7,7 @@ import threading
 import warnings
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -354,7 +355,8 @@ def test_models_of_classes_of_ones_own(run, tmp_path, monkeypatch):
     del sys.modules['own_cell']
     monkeypatch.setattr(sys, 'path', [p for p in sys.path if p != str(tmp_path)])
     (tmp_path/'t.tsv').write_text(TAGS)
-    for args in (('predict', 'm', 'the dog'), ('eval', 'm', 't.tsv'), ('export-onnx', 'm', 'x')):
+    monkeypatch.setattr('rnn_fastai.ship.serve._server', lambda *args: SimpleNamespace(run=lambda **kwargs: None))   # ends at once
+    for args in (('predict', 'm', 'the dog'), ('eval', 'm', 't.tsv'), ('export-onnx', 'm', 'x'), ('serve', 'm', '--port', '0')):
         assert 'a command takes --allow own_cell.Slow' in run(*args)[0] and 'own_cell' not in sys.modules
         code,out,err = run(*args, '--allow', 'own_cell.Slow')
         assert code is None and out, code

@@ -6,6 +6,7 @@
 __all__ = ['COMMANDS', 'main']
 
 # %% ../../nbs/770_cli.entry.ipynb #a601e0e1
+import atexit
 import gc
 import sys
 import warnings
@@ -25,12 +26,11 @@ COMMANDS = {
 # %% ../../nbs/770_cli.entry.ipynb #c5d1e7a2
 def _run():
     "Load the commands, and run the one that was named."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)   # fastai's import uses a deprecated part of torch
-            from rnn_fastai.cli.main import main as run
-        run()
-    finally: gc.freeze()   # else Python searches all that fastai has loaded for garbage when it ends, for seconds
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)   # fastai's import uses a deprecated part of torch
+        from rnn_fastai.cli.main import main as run
+    atexit.register(gc.freeze)   # else Python searches all that fastai has loaded for garbage as it ends, for seconds
+    run()
 
 def main():
     "Print the help, or hand over to the commands."

@@ -128,13 +128,17 @@ def _honest(seed:int, out:Path):
     print(f"Losses drawn in {save_picture(learn, out/'honest_losses.png')}")
 
 # %% ../../nbs/760_cli.main.ipynb #c12f2425
+def _allowed(allow:str) -> list[str]:
+    "Import paths that a user allows; modules of the working folder may be among them."
+    if allow and os.getcwd() not in sys.path: sys.path.append(os.getcwd())   # last, so that it hides nothing
+    return allow.split()
+
 def load_allowed(
     model:str, # Folder of a trained model
     allow:str='', # Import paths of classes and functions of others that it may use, separated by blanks
 ) -> SafeLearner:
     "Load a model; modules of the working folder may be among those that `allow` names."
-    if allow and os.getcwd() not in sys.path: sys.path.append(os.getcwd())   # last, so that it hides nothing
-    return load_bundle(model, allow.split())
+    return load_bundle(model, _allowed(allow))
 
 def load_task(
     model:str, # Folder of a trained model
@@ -466,9 +470,10 @@ def serve(
     model:str, # Folder of a trained model
     host:str='127.0.0.1', # Address to listen at; by default only programs of this machine are answered
     port:int=8000, # Port to listen at; 0 takes any that is free
+    allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Answer over HTTP, with a page, until interrupted."
-    serve_folder(model, host, port)
+    serve_folder(model, host, port, allow=_allowed(allow))
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():

@@ -14,7 +14,7 @@ import re
 import socket
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
@@ -331,6 +331,7 @@ def serve(
     host:str='127.0.0.1', # Address to listen at; by default only programs of this machine are answered
     port:int=8000, # Port to listen at; 0 takes any that is free
     limits:Limits|None=None, # What is taken from a request; see `Limits` for what is taken by default
+    allow:Iterable=(), # Classes and functions of others that the bundle may use, or their import paths
 ):
     """Answer over HTTP until interrupted. Raises `ImportError` where the extra `serve` is not installed, `OSError` for
     a port in use; and what `load_bundle` raises."""
@@ -338,7 +339,7 @@ def serve(
     import uvicorn
     with suppress(KeyboardInterrupt), _bind(host, port) as sock:
         hosts = _hosts(sock, host)
-        app = make_app(load_bundle(folder), limits, hosts)
+        app = make_app(load_bundle(folder, allow), limits, hosts)
         with closing(app.state.worker) as worker:
             at = f"[{host}]" if ':' in host else host
             print(f"{folder} is served at http://{at}:{sock.getsockname()[1]}/ (stop with Ctrl+C)", flush=True)
