@@ -332,10 +332,10 @@ def test_an_encoder_from_a_folder_that_is_named_from_here(models, run, monkeypat
 def test_a_place_that_takes_no_model_is_refused_before_the_training(models, run, monkeypatch):
     for name in ('read_data', 'set_seed'): monkeypatch.setattr(f'rnn_fastai.cli.main.{name}', lambda *a: pytest.fail('too late'))
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'a.csv', *SMALL)
-    assert 'a.csv cannot be made a folder (File exists); name another' in code
+    assert 'a.csv is a file. Name another' in code
     monkeypatch.setattr(os, 'access', lambda *a: False)
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'new', *SMALL)
-    assert 'new may not be written to; name another' in code
+    assert 'new may not be written to. Name another' in code and not (models/'new').exists()
 
 OWN_CELL = '''
 import torch

@@ -448,9 +448,9 @@ def test_stopped_at_every_step(tmp_path):
         server.stdin.flush()
         rc = server.stdout.readline().strip()
         found.append(whole(folder))
-        write_files(folder, {'i': 2}, {'w': torch.full((200, 200), 2.)}, {'vocab.json': '2', 'even.json': '2'})
-        assert whole(folder) == 2
-        assert set(os.listdir(folder)) - {'README.md'} == {'config.json', 'model.safetensors', 'even.json', 'vocab.json'}
+        write_files(folder, {'i': 3}, {'w': torch.full((200, 200), 3.)}, {'vocab.json': '3', 'odd.json': '3'})
+        assert whole(folder) == 3
+        assert set(os.listdir(folder)) - {'README.md'} == {'config.json', 'model.safetensors', 'odd.json', 'vocab.json'}
     server.communicate()
     assert rc == '0' and found == sorted(found) and found[0] == 0 and found[-1] == 1 and n > 20
 

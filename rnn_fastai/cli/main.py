@@ -68,7 +68,7 @@ from ..ship.bundle import load_bundle
 from ..ship.hub import read_card
 from ..ship.onnx import export_onnx
 from ..ship.serve import serve as serve_folder
-from ..ship.storage import make_folder
+from ..ship.storage import check_place
 
 # %% ../../nbs/760_cli.main.ipynb #4f1c0a02
 class EpochLines(Callback):
@@ -226,7 +226,7 @@ def train(
     arch = arch or ('LSTM' if check_task(task) == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
-    make_folder(out)   # before anything is trained for it
+    check_place(out)   # before anything is read or trained for it
     vocab = None
     if encoder is not None:
         if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")

@@ -266,6 +266,12 @@ class _Row:
         "Texts of one group are picked for at once."
         return self.sampling if self.sampler.is_plain else id(self)
 
+    def start(self) -> dict:
+        "The event of its beginning."
+        ids = self.text.start.tolist()
+        return dict(event='start', text=self.codec.decode(ids), tokens=[str(self.codec.vocab[i]) for i in ids],
+                    seed=self.writing.seed)
+
     def add(self, i:int, logp:float):
         "Add a token, and tell of it."
         self.text.add(i, logp, self.end, self.codec)
@@ -360,9 +366,7 @@ class TextWriter:
         writing.texts = [None]*writing.n
         self.waiting.extend(rows)
         if writing.tell is None: return
-        codec,ids = rows[0].codec,rows[0].text.start.tolist()
-        writing.tell(dict(event='start', text=codec.decode(ids), tokens=[str(codec.vocab[i]) for i in ids],
-                          seed=writing.seed))
+        writing.tell(rows[0].start())
 
     def step(self):
         "Let waiting texts start, and make the next token of each."
