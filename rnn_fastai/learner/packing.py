@@ -79,8 +79,8 @@ def pack(
     if isinstance(o, slice): return {_MARK: 'slice', 'is': pack([o.start, o.stop, o.step], tensors, name)}
     if isinstance(o, dict): return _pack_dict(o, name, tensors)
     if isinstance(o, (*_LISTS.values(),)): return _pack_list(o, name, tensors)
-    raise TypeError(f"{name} is of type {type(o).__name__}, which a checkpoint cannot hold; use numbers, texts, tensors, "
-                    "arrays, and lists, tuples or dicts of these.")
+    raise TypeError(f"{name} is of type {type(o).__name__}, which a checkpoint cannot hold; use numbers, texts, "
+                    "tensors, arrays, and lists, tuples or dicts of these.")
 
 # %% ../../nbs/602_learner.packing.ipynb #a5
 def _unpack_list(said:dict, tensors:dict, device:Any) -> Iterable:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision, NonNativeMixedPrecision
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.schedule import Learner, ParamScheduler
 from fastai.callback.tracker import TrackerCallback
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from ..data.lm import ArrayDataLoader, CorpusDataset
 from ..data.sequences import SeqDataLoader
-from .packing import pack, unpack
 
 # %% ../../nbs/638_learner.snapshot.ipynb #b2
 def random_streams(
