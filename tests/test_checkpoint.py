@@ -24,7 +24,13 @@ from torch.amp import GradScaler, autocast
 
 from rnn_fastai import all as rf
 from rnn_fastai.learner import checkpoint, snapshot
-from rnn_fastai.learner.checkpoint import Checkpoint, CheckpointError, NewerFormatError, list_checkpoints, read_checkpoint
+from rnn_fastai.learner.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    NewerFormatError,
+    list_checkpoints,
+    read_checkpoint,
+)
 from rnn_fastai.learner.packing import pack
 
 pytestmark = pytest.mark.usefixtures('one_thread')

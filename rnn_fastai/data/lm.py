@@ -248,7 +248,7 @@ class ArrayDataLoader(TfmdDL):
     def iter_from(self,
         start:int=0, # Number of the first batch that is wanted
     ) -> Iterator[tuple]: # The batches of an epoch from that one on
-        "Begin an epoch within it: its order is drawn as ever, and batches before `start` are not built where that can be."
+        "Begin an epoch within it: its order is drawn as ever; batches before `start` are not built, where that can be."
         if self.changed_steps():
             yield from islice(super().__iter__(), start, None)
             return
@@ -385,7 +385,10 @@ class LMDataLoader(_StreamDataLoader):
         if self.shuffle: self.shuffle_fn([])
         yield from super()._batches(start)
 
-    def iter_from(self, start:int=0) -> Iterator[tuple]:
+    def iter_from(self,
+        start:int=0, # Number of the first batch that is wanted
+    ) -> Iterator[tuple]: # The batches of an epoch from that one on
+        "Begin an epoch within it. Raises `ValueError` where the texts are too short."
         if len(self.dataset): self.check()   # a validation set may be empty
         yield from super().iter_from(start)
 
