@@ -6,7 +6,7 @@
 __all__ = ['CheckpointError', 'NewerFormatError', 'Saved', 'write_checkpoint', 'read_checkpoint', 'list_checkpoints',
            'last_checkpoint', 'Checkpoint']
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #97ac45a9
+# %% ../../nbs/640_learner.checkpoint.ipynb #3f651532
 import hashlib
 import inspect
 import json
@@ -54,7 +54,7 @@ from ..files import FilePart, parse_json, sweep, write_folder
 from .packing import pack, unpack
 from .tensors import TensorFile
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #f9a83268
+# %% ../../nbs/640_learner.checkpoint.ipynb #a98c797c
 _FORMAT = 1   # of a checkpoint
 _STATE,_TENSORS = 'state.json','state.safetensors'
 _ZEROS = '0'*64
@@ -81,7 +81,7 @@ class Saved:
     start:dict|None   # random streams before the first batch of the epoch
     state:dict        # see `take_snapshot`
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #b657c5c5
+# %% ../../nbs/640_learner.checkpoint.ipynb #7e8fb716
 def _copied(tensors:dict[str, Tensor]) -> dict[str, Tensor]:
     "Tensors on memory of their own, on the CPU."
     return {k: t.to('cpu', copy=True).contiguous() for k,t in tensors.items()}
@@ -108,7 +108,7 @@ def write_checkpoint(
     "Write a checkpoint whole or not at all. Raises `OSError`, and then leaves the one that was there."
     write_folder(folder, lambda new: _write_files(said, tensors, new), {_STATE, _TENSORS})
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #6cebb05f
+# %% ../../nbs/640_learner.checkpoint.ipynb #c4308d1c
 def _read_state(folder:Path) -> dict:
     "What `state.json` says. Raises `ValueError` unless it is what was written, `NewerFormatError` for a newer format."
     text = (folder/_STATE).read_text(encoding='utf8')
@@ -136,7 +136,7 @@ def read_checkpoint(
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:   # the file may hold anything
         raise CheckpointError(f"{folder} is damaged: {e}") from e
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #d0537817
+# %% ../../nbs/640_learner.checkpoint.ipynb #1344da8e
 def _step_of(path:Path) -> int: return int(path.name.split('-')[1])
 
 def list_checkpoints(
@@ -163,7 +163,7 @@ def last_checkpoint(
             if not left: raise CheckpointError(f"{e}. No checkpoint before it is whole; train again.") from e
             warnings.warn(f"{e}. The one before it, {left[-1].name}, is taken.", stacklevel=3)
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #5d24aa43
+# %% ../../nbs/640_learner.checkpoint.ipynb #e3392352
 @dataclass
 class _Call:
     "A call that trains, while it runs."
@@ -194,7 +194,7 @@ def _new_call(learn:Learner, method:Callable, args:tuple, kwargs:dict) -> _Call:
     return _Call(method.__name__, given, _callback_names(learn, given.pop('cbs', None)),
                  saved=vars(learn).pop('_resumed', None))
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #72874f13
+# %% ../../nbs/640_learner.checkpoint.ipynb #1e52bccf
 def _run(learn:Learner, method:Callable, args:tuple, kwargs:dict):
     "Run a method that trains within the call that is noted. A fit that was done before the cut is left out."
     if method.__name__ == 'fit':
@@ -230,7 +230,7 @@ for _name in _METHODS:
     _method = getattr(_method, 'unnoted', _method)   # where this module is loaded again
     setattr(Learner, _name, _noted(_method))
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #2fc7a1d7
+# %% ../../nbs/640_learner.checkpoint.ipynb #ef124763
 def _versions() -> dict[str, Any]:
     "What can change the last bits of a result."
     mods = rnn_fastai,fastai,torch,np
@@ -246,6 +246,11 @@ def _free_step(folder:Path) -> int:
     raise ValueError(f"{folder} holds a training that was cut at step {saved.step}: go on with "
                      f"learn.resume({str(folder)!r}), or delete the folder, or name another one.")
 
+def _make_folder(folder:Path):
+    "Make a folder now, not when there is something to lose."
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise OSError(f"{folder} cannot be made a folder ({e.strerror}); name another one.") from e
+
 def _write_and_prune(folder:Path, step:int, keep:int, said:Any, tensors:dict[str, Tensor]):
     "Write a checkpoint, then remove those before it but for the last ones."
     write_checkpoint(folder/f'checkpoint-{step:06}', said, tensors)
@@ -256,7 +261,7 @@ def _has_workers(learn:Learner) -> bool:
     "Whether a loader has processes of its own."
     return any(getattr(getattr(dl, 'fake_l', dl), 'num_workers', 0) for dl in learn.dls.loaders)
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #a862051f
+# %% ../../nbs/640_learner.checkpoint.ipynb #10cb357d
 class Checkpoint(Callback):
     """Writes all that a training depends on into `folder`, every so many steps and at the end of each epoch, so that
     `learn.resume(folder)` goes on after an interruption."""
@@ -285,6 +290,7 @@ class Checkpoint(Callback):
         if any(isinstance(cb, NonNativeMixedPrecision) for cb in self.learn.cbs):
             raise TypeError("A checkpoint does not hold the weights of NonNativeMixedPrecision; use learn.to_fp16().")
         pack(call.args, {}, call.name)
+        if not rank_distrib(): _make_folder(self.folder)
         self._n_done = _free_step(self.folder) if call.saved is None else call.saved.step
         self._facts,self._versions,self._since = training_facts(self.learn),_versions(),time.monotonic()
         self._pool,call.checkpoint = ThreadPoolExecutor(1),self
@@ -332,7 +338,7 @@ class Checkpoint(Callback):
             self._pool.shutdown()
             self._pool = None
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #7ffe2836
+# %% ../../nbs/640_learner.checkpoint.ipynb #07e4e294
 def _check_callbacks(learn:Learner, saved:Saved, cbs:Any):
     "Raise `ValueError` where callbacks are missing or too many."
     then,now = Counter(saved.call['cbs']),Counter(_callback_names(learn, cbs))
@@ -350,7 +356,7 @@ def _check_same(learn:Learner, saved:Saved, folder:Any):
     if other := differences(saved.versions, _versions()):
         warnings.warn(f"{folder} was written elsewhere, so the last bits of results may differ: {other}.", stacklevel=3)
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #876c1aba
+# %% ../../nbs/640_learner.checkpoint.ipynb #95d022a1
 def _show_before(learn:Learner, rows:list):
     "Let bars, tables and files show the epochs that were done before the cut."
     bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
@@ -381,7 +387,7 @@ def _enter(learn:Learner, saved:Saved):
     learn.n_iter = len(learn.dl)
     for i,b in enumerate(batches, saved.batch): learn.one_batch(i, b)
 
-# %% ../../nbs/640_learner.checkpoint.ipynb #eb3d71a0
+# %% ../../nbs/640_learner.checkpoint.ipynb #45855221
 @patch
 def resume(self:Learner,
     folder:str|Path, # Where a `Checkpoint` wrote

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pack', 'unpack']
 
-# %% ../../nbs/602_learner.packing.ipynb #914a9949
+# %% ../../nbs/602_learner.packing.ipynb #40f03ec4
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor
 
-# %% ../../nbs/602_learner.packing.ipynb #2ecabe22
+# %% ../../nbs/602_learner.packing.ipynb #4b6d1719
 _MARK = '$'   # an object of JSON with this key stands for what JSON does not have
 _LISTS = {'list': list, 'tuple': tuple, 'L': L}
 
@@ -34,7 +34,7 @@ def _pack_array(a:np.ndarray, name:str, tensors:dict) -> dict:
     wide = a.view(np.int64) if a.dtype == np.uint64 else a.astype(np.int64) if a.dtype.kind == 'u' else a
     return {_MARK: 'array', 'of': a.dtype.name, 'is': _keep(torch.from_numpy(np.array(wide)), name, tensors)}
 
-# %% ../../nbs/602_learner.packing.ipynb #db8049eb
+# %% ../../nbs/602_learner.packing.ipynb #18653ad0
 _MANY = 16   # from so many on, numbers of one kind are kept as one tensor
 
 def _number_kind(o:Any) -> str|None:
@@ -63,7 +63,7 @@ def _pack_dict(o:dict, name:str, tensors:dict) -> dict:
         return {k: pack(v, tensors, f'{name}.{k}') for k,v in o.items()}
     return {_MARK: 'dict', 'is': [[pack(k, tensors, name), pack(v, tensors, f'{name}.{k}')] for k,v in o.items()]}
 
-# %% ../../nbs/602_learner.packing.ipynb #cc59f334
+# %% ../../nbs/602_learner.packing.ipynb #b3f229cb
 def pack(
     o:Any, # Numbers, texts, tensors, arrays, slices, None, and lists, tuples and dicts of these
     tensors:dict[str, Tensor], # Where its tensors are put, by name; they are not copied
@@ -82,7 +82,7 @@ def pack(
     raise TypeError(f"{name} is of type {type(o).__name__}, which a checkpoint cannot hold; use numbers, texts, "
                     "tensors, arrays, and lists, tuples or dicts of these.")
 
-# %% ../../nbs/602_learner.packing.ipynb #1062d214
+# %% ../../nbs/602_learner.packing.ipynb #e1dba3e4
 def _unpack_list(said:dict, tensors:dict, device:Any) -> Iterable:
     make,t = _LISTS[said[_MARK]],said['is']
     if 'of' not in said: return make(unpack(v, tensors, device) for v in t)

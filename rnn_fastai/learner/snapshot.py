@@ -6,7 +6,7 @@
 __all__ = ['random_streams', 'set_random_streams', 'batches_after', 'callback_state', 'load_callback_state', 'take_snapshot',
            'put_snapshot', 'training_facts', 'differences']
 
-# %% ../../nbs/638_learner.snapshot.ipynb #8003658f
+# %% ../../nbs/638_learner.snapshot.ipynb #4442a2ec
 import hashlib
 import json
 import random
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ..data.lm import ArrayDataLoader, CorpusDataset
 from ..data.sequences import SeqDataLoader
 
-# %% ../../nbs/638_learner.snapshot.ipynb #e5504ba1
+# %% ../../nbs/638_learner.snapshot.ipynb #b5af636c
 def random_streams(
     learn:Learner, # Whose loaders have streams of their own
 ) -> dict[str, Any]: # Plain things
@@ -53,7 +53,7 @@ def set_random_streams(
     for dl,state in zip(learn.dls.loaders, saved['loaders'], strict=True):
         if state is not None: dl.rng.setstate(state)
 
-# %% ../../nbs/638_learner.snapshot.ipynb #7880f3bb
+# %% ../../nbs/638_learner.snapshot.ipynb #690b4f04
 def batches_after(
     dl:Any, # A loader
     n_done:int, # How many batches of its next epoch to leave out, one at least
@@ -64,7 +64,7 @@ def batches_after(
     next(it)   # draws what the epoch draws, and leaves the loader as it was after this batch
     return it
 
-# %% ../../nbs/638_learner.snapshot.ipynb #fd740ce5
+# %% ../../nbs/638_learner.snapshot.ipynb #07b6fd8e
 # Attributes of fastai's callbacks that change while they train. Ours name theirs in `checkpointed`.
 _KEPT = {
     Recorder: ('metric_names', 'lrs', 'iters', 'losses', 'values', 'log', 'cancel_train', 'cancel_valid', 'hps'),
@@ -102,7 +102,7 @@ def load_callback_state(
     if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(state)
     else: vars(cb).update(state)   # without fastai's warning for names that the learner has too
 
-# %% ../../nbs/638_learner.snapshot.ipynb #6db83a51
+# %% ../../nbs/638_learner.snapshot.ipynb #e5c2d8e3
 def _numbers(m:Metric) -> dict[str, Any]:
     "What a metric adds up: numbers, tensors, and lists of them."
     return {k: v for k,v in vars(m).items() if isinstance(v, (int, float, Tensor, list))}
@@ -121,7 +121,7 @@ def _load_recorder_state(learn:Learner, state:dict|None):
     for m,s in zip(_meters(learn.recorder), state['meters'], strict=True): vars(m).update(s)
     learn.recorder.start_epoch = time.time() - state['seconds']
 
-# %% ../../nbs/638_learner.snapshot.ipynb #94dae47c
+# %% ../../nbs/638_learner.snapshot.ipynb #fa8a2ffe
 def _is_nest(o:Any) -> bool:
     "Whether this is a tensor that is no weight, or a list of such."
     if isinstance(o, (list, tuple)): return len(o) > 0 and all(map(_is_nest, o))
@@ -143,7 +143,7 @@ def _tensors(model:nn.Module) -> dict[str, Tensor]:
         if isinstance(t, Tensor): seen.setdefault(id(t), (k, t))
     return dict(seen.values())
 
-# %% ../../nbs/638_learner.snapshot.ipynb #5afbe5d7
+# %% ../../nbs/638_learner.snapshot.ipynb #2773c54b
 def _grads(model:nn.Module) -> dict[str, Any]:
     "Gradients that wait for a step; `True` for one that is zero."
     return {k: p.grad if p.grad.any() else True for k,p in model.named_parameters() if p.grad is not None}
@@ -161,7 +161,7 @@ def _load_model_state(model:nn.Module, state:dict[str, Any]):
         g = state['grads'].get(k)
         p.grad = None if g is None else torch.zeros_like(p) if g is True else g.to(p.device)
 
-# %% ../../nbs/638_learner.snapshot.ipynb #c3f905ce
+# %% ../../nbs/638_learner.snapshot.ipynb #94d7e4d4
 # Attributes of a learner that change while it trains.
 _OF_LEARNER = 'epoch','iter','train_iter','pct_train','loss','smooth_loss','final_record','last_scores'
 
@@ -189,7 +189,7 @@ def put_snapshot(
     for name,cb in _named(learn.cbs).items(): load_callback_state(cb, state['callbacks'].get(name, {}))
     vars(learn).update(state['learner'])
 
-# %% ../../nbs/638_learner.snapshot.ipynb #7fdcbc95
+# %% ../../nbs/638_learner.snapshot.ipynb #6987e2a2
 _STRETCHES,_LEN = 64,1024   # what is read of an array, however long it is
 
 def _digest(*arrays:Any) -> str:
@@ -222,7 +222,7 @@ def _data_facts(dl:Any) -> dict[str, Any]:
     if isinstance(getattr(dl, 'dataset', None), CorpusDataset): return {**res, **_corpus_facts(dl.dataset)}
     return {**res, 'rows': len(dl.dataset) if hasattr(dl.dataset, '__len__') else None}
 
-# %% ../../nbs/638_learner.snapshot.ipynb #814e6502
+# %% ../../nbs/638_learner.snapshot.ipynb #0e53964b
 def _name(f:Any) -> str:
     "The name of a function, or of the class of an object; of what is inside, where something is around it."
     while hasattr(f, 'func'): f = f.func
