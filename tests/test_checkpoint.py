@@ -1,12 +1,17 @@
 "Trainings that are cut and go on: the same weights, optimizer, table, callbacks and next random numbers, to the bit."
 import hashlib
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +39,7 @@ from rnn_fastai.learner.checkpoint import (
 from rnn_fastai.learner.packing import pack
 
 pytestmark = pytest.mark.usefixtures('one_thread')
+HERE = Path(__file__).parent
 TINY = dict(emb_sz=6, n_hid=6, n_layers=2)
 
 # ---- A cut
@@ -232,6 +238,47 @@ def test_a_checkpoint_changes_no_result(tmp_path, folder):
     train(learn, 'lm', [*cbs, Checkpoint(tmp_path/'c', every=2)])
     assert_same(result(learn, cbs), want)
 
+CHILD = """
+import os, signal, sys
+import torch
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+import test_checkpoint as t
+from pathlib import Path
+name,folder,event,n = sys.argv[1],Path(sys.argv[2]),sys.argv[3],int(sys.argv[4])
+call,left = t.ft.Learner.__call__,[n]
+def killing(self, what):
+    call(self, what)
+    left[0] -= what == event
+    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+t.ft.Learner.__call__ = killing
+learn,cbs = t.made(name, folder),t.RECIPES[name][2]()
+if t.list_checkpoints(folder/'c'): learn.resume(folder/'c', cbs=cbs)
+else: t.train(learn, name, [*cbs, t.Checkpoint(folder/'c', every=2)])
+said,tensors = t.result(learn, cbs)
+save_file({k: v.clone(memory_format=torch.contiguous_format) for k,v in tensors.items()}, folder/'result.safetensors')
+(folder/'result.json').write_text(t.json.dumps(said))
+"""
+
+@pytest.mark.slow
+def test_killed_processes(tmp_path, folder):
+    "Processes that end by SIGKILL at random steps and boundaries, 20 or more, whatever their writers are doing."
+    rng,kills = random.Random(0),0
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, (HERE, HERE.parent))), 'OMP_NUM_THREADS': '1'}
+    for name in ('variable length', 'nt-asgd', 'fine_tune', 'classifier', 'tagger', 'encoder-decoder', 'accumulation', 'scaler'):
+        where = tmp_path/name
+        where.mkdir()
+        while not (where/'result.json').exists():
+            event = rng.choice(['after_step']*4 + ['before_validate', 'after_epoch', 'after_fit'])
+            n = rng.randint(3, 12) if event == 'after_step' else 1
+            done = subprocess.run([sys.executable, '-c', CHILD, name, where, event, str(n)], env=env, timeout=300)
+            assert done.returncode in (0, -signal.SIGKILL)
+            kills += done.returncode != 0
+        said,tensors = json.loads((where/'result.json').read_text()),load_file(where/'result.safetensors')
+        (want,before),_ = whole(name, folder)
+        assert_same((said, tensors), (json.loads(json.dumps(want)), before))
+    assert kills >= 20
+
 # ---- Files
 
 def cut_lm(folder, monkeypatch, n=10, **options):
@@ -415,7 +462,8 @@ def test_neither_searches_nor_validations_are_kept(tmp_path, folder):
     learn.validate()
     assert len(list_checkpoints(tmp_path/'c')) == 3
 
-def test_an_interrupt_leaves_whole_checkpoints_and_no_thread(tmp_path, folder, monkeypatch):
+def test_an_interrupt_leaves_whole_checkpoints_and_no_thread(tmp_path, folder):
+    "The same learner may go on, as in a notebook, or another one."
     learn,n = made('fine_tune', tmp_path),threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         def one_batch(i, b):
@@ -425,7 +473,10 @@ def test_an_interrupt_leaves_whole_checkpoints_and_no_thread(tmp_path, folder, m
         train(learn, 'fine_tune', Checkpoint(tmp_path/'c', every=1))
     assert threading.active_count() == n and '_call' not in vars(learn)
     assert [read_checkpoint(p).step for p in list_checkpoints(tmp_path/'c')] == [3, 4, 5]
-    assert_same(go_on('fine_tune', tmp_path), whole('fine_tune', folder)[0])
+    shutil.copytree(tmp_path/'c', tmp_path/'again'/'c')
+    assert_same(go_on('fine_tune', tmp_path/'again'), whole('fine_tune', folder)[0])
+    del learn.one_batch
+    assert_same(result(learn.resume(tmp_path/'c'), []), whole('fine_tune', folder)[0])
 
 def test_the_table_shows_the_epochs_before(tmp_path, folder, monkeypatch):
     want,n = whole('lm', folder)

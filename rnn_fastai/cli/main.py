@@ -202,6 +202,14 @@ def fit_or_resume(
                  "--resume." if kept else "rnn_fastai train: interrupted, before there was a checkpoint.")
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc1
+def _of_encoder(encoder:str, task:str, sizes:dict) -> tuple[str, dict, list, Path]:
+    "Architecture, sizes, vocabulary and file of the encoder of a trained language model."
+    if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
+    lm,kind = load_task(encoder)
+    if kind != 'lm': raise ValueError(f"--encoder: {encoder} is a {kind}, not a language model.")
+    made = origin_of(lm.model).args
+    return made['arch'],{**made['config'], **sizes},text_vocab(lm.dls),lm.save_encoder('encoder')
+
 @commands.register()
 @call_parse
 def train(
@@ -229,13 +237,7 @@ def train(
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
     vocab = None
-    if encoder is not None:
-        if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
-        lm,kind = load_task(encoder)
-        if kind != 'lm': raise ValueError(f"--encoder: {encoder} is a {kind}, not a language model.")
-        made = origin_of(lm.model).args
-        arch,sizes,vocab = made['arch'],{**made['config'], **sizes},text_vocab(lm.dls)
-        encoder = lm.save_encoder('encoder')
+    if encoder is not None: arch,sizes,vocab,encoder = _of_encoder(encoder, task, sizes)
     dls = task_loaders(task, read_data(task, data, text, label, valid), bs, seed, vocab, out)
     set_seed(seed)
     if task == 'tagger': args = {{'n_layers': 'num_layers'}.get(k, k): v for k,v in sizes.items()} | dict(drop=drop)

@@ -238,18 +238,20 @@ def _versions() -> dict[str, Any]:
             'threads': torch.get_num_threads(),
             'processor': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
 
-def _free_step(folder:Path) -> int:
+def _make_folder(folder:Path):
+    "Make a folder now, not when there is something to lose."
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise OSError(f"{folder} cannot be made a folder ({e.strerror}); name another one.") from e
+
+def _first_step(folder:Path) -> int:
     "The step that a new training counts on from. Raises `ValueError` where a training that was cut would be lost."
+    if rank_distrib(): return 0   # the first process has looked, and writes
+    _make_folder(folder)
     if not list_checkpoints(folder): return 0
     saved = last_checkpoint(folder)
     if saved.ended: return saved.step
     raise ValueError(f"{folder} holds a training that was cut at step {saved.step}: go on with "
                      f"learn.resume({str(folder)!r}), or delete the folder, or name another one.")
-
-def _make_folder(folder:Path):
-    "Make a folder now, not when there is something to lose."
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OSError(f"{folder} cannot be made a folder ({e.strerror}); name another one.") from e
 
 def _write_and_prune(folder:Path, step:int, keep:int, said:Any, tensors:dict[str, Tensor]):
     "Write a checkpoint, then remove those before it but for the last ones."
@@ -290,8 +292,7 @@ class Checkpoint(Callback):
         if any(isinstance(cb, NonNativeMixedPrecision) for cb in self.learn.cbs):
             raise TypeError("A checkpoint does not hold the weights of NonNativeMixedPrecision; use learn.to_fp16().")
         pack(call.args, {}, call.name)
-        if not rank_distrib(): _make_folder(self.folder)
-        self._n_done = _free_step(self.folder) if call.saved is None else call.saved.step
+        self._n_done = _first_step(self.folder) if call.saved is None else call.saved.step
         self._facts,self._versions,self._since = training_facts(self.learn),_versions(),time.monotonic()
         self._pool,call.checkpoint = ThreadPoolExecutor(1),self
 
@@ -377,7 +378,8 @@ def _go_on(learn:Learner, saved:Saved):
         learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
 
 def _enter(learn:Learner, saved:Saved):
-    "In place of a learner's loop over batches, once: from the first batch that was not done."
+    "In place of a learner's loop over batches, once in training: from the first batch that was not done."
+    if not learn.training: return type(learn).all_batches(learn)   # a callback predicts before the epoch
     del learn.all_batches
     put_snapshot(learn, saved.state)   # also how a stream is cut into batches
     learn._call.checkpoint._streams = saved.start
@@ -396,7 +398,9 @@ def resume(self:Learner,
     """Go on with a training that was cut, from its last whole checkpoint, as if nothing had happened: the results are
     those of a training in one piece, to the bit. Raises `FileNotFoundError` where there is no checkpoint,
     `CheckpointError` where none is whole, `ValueError` for another model, optimizer, data or callbacks."""
-    if num_distrib() > 1: raise ValueError("resume is for one process: a checkpoint holds the state of the first only.")
+    if num_distrib() > 1:
+        raise ValueError("resume is for one process, as a checkpoint holds the streams of the first only. Start it "
+                         "without torchrun or accelerate.")
     saved = last_checkpoint(folder, getattr(self.dls, 'device', None) or default_device())
     if self.opt is None: self.create_opt()
     _check_same(self, saved, folder)

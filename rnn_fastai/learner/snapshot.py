@@ -49,7 +49,7 @@ def set_random_streams(
     random.setstate(saved['python'])
     np.random.set_state(saved['numpy'])
     torch.set_rng_state(saved['torch'])
-    if saved['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(saved['cuda'])
+    for i,state in enumerate(saved['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(state, i)
     for dl,state in zip(learn.dls.loaders, saved['loaders'], strict=True):
         if state is not None: dl.rng.setstate(state)
 
@@ -169,9 +169,9 @@ def take_snapshot(
     learn:Learner, # Between two steps
 ) -> dict[str, Any]: # Plain things; tensors are those of the learner, not copies
     "Take all that the rest of a training depends on, but for its data and settings."
-    opt,scaler = learn.opt,vars(learn).get('scaler')
+    scaler = vars(learn).get('scaler')
     return dict(
-        model=_model_state(get_model(learn.model)), opt=opt.state_dict(), frozen_to=getattr(opt, 'frozen_idx', 0),
+        model=_model_state(get_model(learn.model)), opt=learn.opt.state_dict(),
         scaler=scaler.state_dict() if scaler else None, recorder=_recorder_state(learn),
         callbacks={name: callback_state(cb) for name,cb in _named(learn.cbs).items()},
         learner={k: vars(learn)[k] for k in _OF_LEARNER if k in vars(learn)}, streams=random_streams(learn))
@@ -183,7 +183,6 @@ def put_snapshot(
     "Put everything back but the random streams."
     _load_model_state(get_model(learn.model), state['model'])
     learn.opt.load_state_dict(state['opt'])
-    learn.opt.frozen_idx = state['frozen_to']
     if state['scaler'] and vars(learn).get('scaler'): learn.scaler.load_state_dict(state['scaler'])
     _load_recorder_state(learn, state['recorder'])
     for name,cb in _named(learn.cbs).items(): load_callback_state(cb, state['callbacks'].get(name, {}))
