@@ -108,7 +108,7 @@ RECIPES = {   # what makes a learner; how it is trained; callbacks of the call
     'flat_cos': (partial(lm, opt_func=ft.ranger), ('fit_flat_cos', dict(n_epoch=2, lr=1e-2)), list),
     'chunked': (partial(lm, cbs=rf.ChunkedCrossEntropy), one_cycle, list),
     'state inside': (fastai_lm, one_cycle, list),
-    'accumulation': (partial(lm, opt_func=ft.Adam), one_cycle, lambda: [GradientAccumulation(7)]),
+    'accumulation': (partial(lm, opt_func=ft.Adam), one_cycle, lambda: [GradientAccumulation(5)]),
     'scaler': (lm, one_cycle, lambda: [CpuScaler()]),
     "torch's optimizer": (partial(lm, opt_func=SGD), one_cycle, list),
     'classifier': (clas, ('fit_gradually', dict(epochs=2)), list),
@@ -450,6 +450,16 @@ def test_two_checkpoints(tmp_path):
     learn = made('lm', tmp_path)
     with pytest.raises(ValueError, match='two Checkpoints'): learn.fit(1, cbs=[Checkpoint(tmp_path/'a'), Checkpoint(tmp_path/'b')])
 
+def test_a_checkpoint_of_another_folder(tmp_path, monkeypatch):
+    cut_lm(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="Checkpoint writes to .*other, and the training is in .*c: name one folder"):
+        made('fine_tune', tmp_path).resume(tmp_path/'c', cbs=Checkpoint(tmp_path/'other'))
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(OSError, match='file/c cannot be made a folder .*name another one'):
+        made('lm', tmp_path).fit(1, cbs=Checkpoint(tmp_path/'file'/'c'))
+
 def test_neither_searches_nor_validations_are_kept(tmp_path, folder):
     learn = made('fine_tune', tmp_path)
     learn.add_cb(Checkpoint(tmp_path/'c', every=2))
@@ -512,6 +522,7 @@ def test_a_loader_goes_on_after_some_batches(make):
         assert len(rest) == n - k
         for b,want in zip(rest, whole[k:], strict=True):
             for t,w in zip(b, want, strict=True): assert torch.equal(torch.Tensor(t), w)
+    with pytest.raises(ValueError, match='The loader has less than 99 batches'): snapshot.batches_after(dl, 99)
 
 def test_batches_before_are_not_built(monkeypatch):
     built = []

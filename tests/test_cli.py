@@ -346,6 +346,7 @@ def test_a_training_that_is_interrupted_goes_on(models, run, tmp_path, monkeypat
         assert code == (f'rnn_fastai train: interrupted. {kept[-1]} is kept in {folder}; go on with the same command '
                         'and --resume.')
         assert 'go on with --resume, or delete the folder' in train('cut')[0]
+        assert ' was 4 and is 5' in train('cut', '--resume', '--epochs', '5')[0]
     code,out,err = train('cut', '--resume')
     def figures(o): return [re.sub(r'(time|Trained in) .*', '', l) for l in o.splitlines() if 'no checkpoint' not in l]
     assert code is None and figures(out) == figures(whole) and ('no checkpoint' in out) != bool(kept)

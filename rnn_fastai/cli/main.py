@@ -7,6 +7,7 @@ __all__ = ['commands', 'demo', 'load_task', 'build_learner', 'task_loaders', 'sc
            'input_lines', 'predict', 'typed_lines', 'generate', 'write_onnx', 'push', 'serve', 'main']
 
 # %% ../../nbs/760_cli.main.ipynb #a089b10c
+import inspect
 import json
 import math
 import os
@@ -57,9 +58,10 @@ from ..data.tags import TagDataLoaders
 from ..generate.beam import Beam
 from ..generate.sampling import Sampling, check_seed
 from ..generate.texts import Generated
-from ..learner.checkpoint import Checkpoint, list_checkpoints
+from ..learner.checkpoint import Checkpoint, last_checkpoint, list_checkpoints
 from ..learner.classifier import text_classifier_learner
 from ..learner.lm import LMLearner, language_model_learner
+from ..learner.snapshot import differences
 from ..learner.tagger import tagger_learner
 from ..learner.text import TextLearner
 from ..learner.ulmfit import ANSWER_METRICS, new_classifier
@@ -182,17 +184,22 @@ def scores_of(
 def _figures(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores.items())
 
 # %% ../../nbs/760_cli.main.ipynb #939e8442
+def _check_resume(fit:partial, folder:Path, resume:bool):
+    "Raise `ValueError` where a training that was cut would be lost, or would not become what is asked for."
+    if not resume: raise ValueError(f"{folder} holds a training that was cut: go on with --resume, or delete the folder.")
+    asked,had = inspect.signature(fit.func).bind(*fit.args).arguments,last_checkpoint(folder).call['args']
+    if other := differences({k: had.get(k) for k in asked}, asked):
+        raise ValueError(f"--resume goes on with the arguments that the training had: {other}.")
+
 def fit_or_resume(
     learn:TextLearner, # A learner as it was made
-    fit:Callable, # Its method that trains, with all arguments but callbacks
+    fit:partial, # Its method that trains, with all arguments but callbacks
     folder:Path, # Of the checkpoints
     resume:bool, # Go on with a training that was cut, where there is one
 ):
     "Train with checkpoints. Exits after an interrupt with one line that says how to go on."
-    cut = list_checkpoints(folder)
-    if cut and not resume:
-        raise ValueError(f"{folder} holds a training that was cut: go on with --resume, or delete the folder.")
-    if resume and not cut: print(f"There is no checkpoint in {folder}, so the training begins.")
+    if cut := list_checkpoints(folder): _check_resume(fit, folder, resume)
+    elif resume: print(f"There is no checkpoint in {folder}, so the training begins.")
     try:
         if cut: learn.resume(folder)
         else: fit(cbs=Checkpoint(folder))

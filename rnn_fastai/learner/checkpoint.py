@@ -236,7 +236,8 @@ def _versions() -> dict[str, Any]:
     mods = rnn_fastai,fastai,torch,np
     return {'python': platform.python_version(), **{m.__name__: str(m.__version__) for m in mods},
             'threads': torch.get_num_threads(),
-            'processor': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
+            'processor': f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}',
+            'accelerator': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 def _make_folder(folder:Path):
     "Make a folder now, not when there is something to lose."
@@ -347,6 +348,15 @@ def _check_callbacks(learn:Learner, saved:Saved, cbs:Any):
     if missing: raise ValueError(f"The training was cut with {missing}, which the learner lacks; pass it as cbs=.")
     if extra: raise ValueError(f"The training was cut without {extra}, which the learner has; leave it out.")
 
+def _with_checkpoint(learn:Learner, saved:Saved, folder:Any, cbs:Any) -> list:
+    "Callbacks, with a `Checkpoint` unless there is one. Raises `ValueError` where that writes to another folder."
+    there = [cb for cb in (*learn.cbs, *L(cbs)) if isinstance(cb, Checkpoint)]
+    for cb in there:
+        if cb.folder.resolve() != Path(folder).resolve():
+            raise ValueError(f"The learner's Checkpoint writes to {cb.folder}, and the training is in {folder}: name one "
+                             "folder for both.")
+    return [*L(cbs), *([] if there else [Checkpoint(folder, **saved.options)])]
+
 def _check_same(learn:Learner, saved:Saved, folder:Any):
     "Raise `ValueError` for another model, optimizer or data; warn of other versions."
     if saved.call['name'] not in _METHODS:
@@ -409,8 +419,7 @@ def resume(self:Learner,
         set_random_streams(self, saved.state['streams'])
         return self
     _check_callbacks(self, saved, cbs)
-    there = any(isinstance(cb, Checkpoint) for cb in (*self.cbs, *L(cbs)))
-    cbs = [*L(cbs), *([] if there else [Checkpoint(folder, **saved.options)])]
+    cbs = _with_checkpoint(self, saved, folder, cbs)
     self._resumed,self._do_fit = saved,partial(_go_on, self, saved)
     try: getattr(self, saved.call['name'])(**saved.call['args'], cbs=cbs)
     finally:

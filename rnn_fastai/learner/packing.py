@@ -42,7 +42,7 @@ def _number_kind(o:Any) -> str|None:
     if type(o) is int: return 'int' if -2**63 <= o < 2**63 else None
     if type(o) is float: return 'float'
     if isinstance(o, np.floating) and o.dtype.itemsize <= 8: return o.dtype.name
-    return f'tensor {o.dtype} {o.device.type}' if isinstance(o, Tensor) and o.dim() == 0 else None
+    return f'tensor {o.device.type} {o.dtype}' if isinstance(o, Tensor) and o.dim() == 0 else None
 
 def _joined(items:list, kind:str) -> Tensor:
     "Numbers of one kind as one tensor."
@@ -53,8 +53,8 @@ def _pack_list(o:list|tuple|L, name:str, tensors:dict) -> Any:
     kind = next(k for k,t in _LISTS.items() if isinstance(o, t))
     items,numbers = list(o),_number_kind(o[0]) if len(o) >= _MANY else None
     if numbers and all(_number_kind(i) == numbers for i in items):
-        return {_MARK: kind, 'of': numbers.split()[0], 'on': numbers.split()[-1],
-                'is': _keep(_joined(items, numbers), name, tensors)}
+        of,on,*_ = *numbers.split(),'cpu'   # other numbers than tensors have no device
+        return {_MARK: kind, 'of': of, 'on': on, 'is': _keep(_joined(items, numbers), name, tensors)}
     packed = [pack(v, tensors, f'{name}.{i}') for i,v in enumerate(items)]
     return packed if kind == 'list' else {_MARK: kind, 'is': packed}
 
@@ -87,10 +87,12 @@ def _unpack_list(said:dict, tensors:dict, device:Any) -> Iterable:
     make,t = _LISTS[said[_MARK]],said['is']
     if 'of' not in said: return make(unpack(v, tensors, device) for v in t)
     t = _placed(tensors[t], said['on'], device)
-    if said['of'] == 'tensor': return make(t.unbind())
+    if said['of'] == 'tensor': return make(i.clone() for i in t.unbind())
     return make(t.tolist() if said['of'] in ('int', 'float') else list(t.numpy()))
 
-def _placed(t:Tensor, on:str, device:Any) -> Tensor: return t.to(device) if on in ('cuda', 'mps', 'xpu') else t
+def _placed(t:Tensor, on:str, device:Any) -> Tensor:
+    "A tensor on memory of its own, where it was: those of a file are views, which some methods refuse."
+    return t.to('cpu' if on == 'cpu' else device, copy=True)
 
 def unpack(
     said:Any, # What `pack` gave

@@ -58,10 +58,12 @@ def batches_after(
     dl:Any, # A loader
     n_done:int, # How many batches of its next epoch to leave out, one at least
 ) -> Iterator: # The others
-    "Bring a loader to where it stands after some batches. Those before the last of them are not built, where it can."
+    """Bring a loader to where it stands after some batches. Those before the last of them are not built, where that can
+    be. Raises `ValueError` where there are not so many."""
     ours = getattr(type(dl), '__iter__', None) in (ArrayDataLoader.__iter__, SeqDataLoader.__iter__)
     it = dl.iter_from(n_done-1) if ours else islice(iter(dl), n_done-1, None)
-    next(it)   # draws what the epoch draws, and leaves the loader as it was after this batch
+    if next(it, None) is None:   # draws what the epoch draws, and leaves the loader as it was after this batch
+        raise ValueError(f"The loader has less than {n_done} batches; make it as it was.")
     return it
 
 # %% ../../nbs/638_learner.snapshot.ipynb #07b6fd8e
