@@ -186,7 +186,8 @@ def _figures(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in sco
 # %% ../../nbs/760_cli.main.ipynb #939e8442
 def _check_resume(fit:partial, folder:Path, resume:bool):
     "Raise `ValueError` where a training that was cut would be lost, or would not become what is asked for."
-    if not resume: raise ValueError(f"{folder} holds a training that was cut: go on with --resume, or delete the folder.")
+    if not resume:
+        raise ValueError(f"{folder} holds a training that was cut: go on with --resume, or delete the folder.")
     asked,had = inspect.signature(fit.func).bind(*fit.args).arguments,last_checkpoint(folder).call['args']
     if other := differences({k: had.get(k) for k in asked}, asked):
         raise ValueError(f"--resume goes on with the arguments that the training had: {other}.")

@@ -353,8 +353,8 @@ def _with_checkpoint(learn:Learner, saved:Saved, folder:Any, cbs:Any) -> list:
     there = [cb for cb in (*learn.cbs, *L(cbs)) if isinstance(cb, Checkpoint)]
     for cb in there:
         if cb.folder.resolve() != Path(folder).resolve():
-            raise ValueError(f"The learner's Checkpoint writes to {cb.folder}, and the training is in {folder}: name one "
-                             "folder for both.")
+            raise ValueError(f"The learner's Checkpoint writes to {cb.folder}, and the training is in {folder}: name "
+                             "one folder for both.")
     return [*L(cbs), *([] if there else [Checkpoint(folder, **saved.options)])]
 
 def _check_same(learn:Learner, saved:Saved, folder:Any):
