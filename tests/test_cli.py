@@ -1,6 +1,7 @@
 "The command `rnn_fastai`, run as a user runs it, and its front door in this process (a call mostly imports fastai)."
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -363,3 +364,35 @@ def test_models_of_classes_of_ones_own(run, tmp_path, monkeypatch):
         del sys.modules['own_cell']
         sys.path.remove(str(tmp_path))
     assert "allow='own_cell.Fast' cannot be imported" in run('predict', 'm', 'a', '--allow', 'own_cell.Fast')[0]
+
+# ---- A training that is cut
+
+@pytest.mark.parametrize('task,file,sizes', [('lm', 'a.csv', SMALL), ('classifier', 'a.csv', SMALL), ('tagger', 't.tsv', SMALL),
+                                             ('classifier', 'a.csv', ('--encoder', 'LM', '--bs', '4'))])
+def test_a_training_that_is_interrupted_goes_on(models, run, tmp_path, monkeypatch, task, file, sizes):
+    "The same model and figures as in one piece; the command says what is kept, and keeps nothing when it is done."
+    from fastai.learner import Learner
+    sizes = [models/'lm' if s == 'LM' else s for s in sizes]
+    def train(out, *more): return run('train', task, models/file, '--out', tmp_path/out, *sizes, '--epochs', '4', *more)
+    before,steps = Learner.one_batch,[]
+    def interrupted(self, i, b):
+        if len(steps) == 4: raise KeyboardInterrupt
+        steps.append(i)
+        before(self, i, b)
+    whole = train('whole')[1]
+    with monkeypatch.context() as m:
+        m.setattr(Learner, 'one_batch', interrupted)
+        code,out,err = train('cut')
+    folder = tmp_path/'cut'/'checkpoints'
+    kept = [p.name for p in sorted(folder.glob('checkpoint-*'))]
+    if not kept: assert code == 'rnn_fastai train: interrupted, before there was a checkpoint.'
+    else:
+        assert code == (f'rnn_fastai train: interrupted. {kept[-1]} is kept in {folder}; go on with the same command '
+                        'and --resume.')
+        assert 'go on with --resume, or delete the folder' in train('cut')[0]
+        assert ' was 4 and is 5' in train('cut', '--resume', '--epochs', '5')[0]
+    code,out,err = train('cut', '--resume')
+    def figures(o): return [re.sub(r'(time|Trained in) .*', '', l) for l in o.splitlines() if 'no checkpoint' not in l]
+    assert code is None and figures(out) == figures(whole) and ('no checkpoint' in out) != bool(kept)
+    a,b = ((tmp_path/d/'model.safetensors').read_bytes() for d in ('whole', 'cut'))
+    assert a == b and not folder.exists()

@@ -25,6 +25,7 @@ def _epoch_values(recorder:Recorder) -> dict|None:
 class LossHistory(Callback):
     "Keeps the smoothed training loss of each batch and the recorder's values of each epoch, over all fits."
     order,run_valid = Recorder.order+1,False
+    checkpointed = 'losses','rows','ends'
     def __init__(self): self.losses,self.rows,self.ends = [],[],[]
 
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')   # a search for a rate is no training
@@ -59,6 +60,7 @@ class LastScores(Callback):
 class ShowDecoded(Callback):
     "Prints the loss of the epoch's last batch and the first row of its predictions, as tokens; keeps them in `lines`."
     order,run_valid = Recorder.order+1,False
+    checkpointed = 'row','lines'
     def __init__(self,
         every:int=20, # Epochs from one line to the next; the last epoch has one too
     ):

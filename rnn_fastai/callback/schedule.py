@@ -70,6 +70,7 @@ def fit_slanted(self:Learner,
 class AveragedSGD(Callback):
     "NT-ASGD: weights are averaged over all steps from the epoch on in which the validation loss stopped falling."
     order,run_valid = Recorder.order+1,True
+    checkpointed = 'losses','mean','n','swapped','since'
     def __init__(self,
         patience:int=5, # Epochs in which the loss may be no better
     ):
@@ -151,6 +152,16 @@ class VariableLength(Callback):
         dl = self.dls.train
         rng = np.random.default_rng(dl.draw_seed())
         dl.cut(stream_widths(dl.bl, dl.seq_len, rng, self.p_half, self.std))
+
+    def state_dict(self) -> dict:
+        "How the stream is cut in this epoch."
+        return dict(widths=np.diff(self.dls.train.ends, prepend=0))
+
+    def load_state_dict(self,
+        state:dict, # What `state_dict` gave
+    ):
+        "Cut the stream as it was."
+        self.dls.train.cut(state['widths'])
 
     def before_step(self):
         "Scale the rates for this step alone."

@@ -26,6 +26,7 @@ class ModelResetter(fastai_rnn.ModelResetter):
 class RNNCallback(fastai_rnn.RNNCallback):
     "Takes a model's output apart (logits are the prediction) and keeps its state, detached, while a stream goes on."
     order = -100
+    checkpointed = 'state','_bs'
     def _start(self): self.state,self.raw_out,self.out,self.real,self._xb = None,None,None,None,None
     def before_fit(self): self._start()
     def before_train(self): self._start()

@@ -8,6 +8,7 @@ __all__ = ['pad_rows', 'PaddedText', 'pad_text', 'stack_text', 'label_keys', 'La
 
 # %% ../../nbs/155_data.documents.ipynb #be36d97d
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -358,8 +359,8 @@ class DocDataLoader(ArrayDataLoader):
         if self.drop_last and len(order) > self.bs: order = order[:len(order)//self.bs*self.bs]
         return shuffle_by_length(order, self.dataset.lens, self.bs, self._spread, rng).tolist()
 
-    def _batches(self):
-        for at in chunked(self.get_idxs(), self.bs, self.drop_last):
+    def _batches(self, start:int=0):
+        for at in islice(chunked(self.get_idxs(), self.bs, self.drop_last), start, None):
             yield self.dataset.batch(np.array(at, dtype=np.int64), self.device)
 
     def create_batch(self,

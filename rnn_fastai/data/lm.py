@@ -8,8 +8,8 @@ __all__ = ['TokenStream', 'CorpusDataset', 'new_corpus', 'show_ids', 'LMDataset'
 # %% ../../nbs/150_data.lm.ipynb #1301b453
 import inspect
 import random
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +245,19 @@ class ArrayDataLoader(TfmdDL):
         tfms = {n: getattr(getattr(self, n), 'fs', [getattr(self, n)]) for n in ('after_item', 'before_batch')}
         return names + [n for n,fs in tfms.items() if not all(map(_does_nothing, fs))]
 
-    def __iter__(self):
+    def iter_from(self,
+        start:int=0, # Number of the first batch that is wanted
+    ) -> Iterator[tuple]: # The batches of an epoch from that one on
+        "Begin an epoch within it: its order is drawn as ever; batches before `start` are not built, where that can be."
         if self.changed_steps():
-            yield from super().__iter__()
+            yield from islice(super().__iter__(), start, None)
             return
         self.randomize()
         self.before_iter()
-        for b in self._batches(): yield self.after_batch(b)
+        for b in self._batches(start): yield self.after_batch(b)
         self.after_iter()
+
+    def __iter__(self): return self.iter_from()
 
     def _one_pass(self):
         if self.changed_steps(): return super()._one_pass()
@@ -299,11 +304,11 @@ class _StreamDataLoader(ArrayDataLoader):
         txt = self.chunks[start:stop+1]
         return LMTensorText(txt[:-1]),txt[1:]
 
-    def _batches(self):
-        "Input and target of each batch, in order."
+    def _batches(self, start:int=0):
+        "Input and target of each batch from `start` on, in order."
         rows = np.arange(self.bs)*self.bl
         some,edges = max(self._block//(self.bs*self.seq_len), 1),np.append(0, self.ends)
-        for k in range(0, self.n_batches, some):
+        for k in range(start, self.n_batches, some):
             part = edges[k:k+some+1] - edges[k]
             block = torch.from_numpy(self.chunks.read(rows+edges[k], part[-1]+1))   # bs,columns+1
             for i,j in pairwise(part.tolist()):
@@ -376,13 +381,16 @@ class LMDataLoader(_StreamDataLoader):
         self.make_chunks()
         return idxs
 
-    def _batches(self):
+    def _batches(self, start:int=0):
         if self.shuffle: self.shuffle_fn([])
-        yield from super()._batches()
+        yield from super()._batches(start)
 
-    def __iter__(self):
+    def iter_from(self,
+        start:int=0, # Number of the first batch that is wanted
+    ) -> Iterator[tuple]: # The batches of an epoch from that one on
+        "Begin an epoch within it. Raises `ValueError` where the texts are too short."
         if len(self.dataset): self.check()   # a validation set may be empty
-        yield from super().__iter__()
+        yield from super().iter_from(start)
 
     @delegates(TfmdDL.new)
     def new(self, dataset=None, seq_len=None, **kwargs):

@@ -7,7 +7,7 @@ __all__ = ['SeqDataLoader', 'SeqDataLoaders']
 
 # %% ../../nbs/165_data.sequences.ipynb #606e9f7d
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,17 +54,22 @@ class SeqDataLoader(DataLoader):
         if t.dim() == 1 or empty is None or not self.trim: return t
         return t[:, :int((t != empty).any(0).nonzero().max()) + 1]
 
-    def __iter__(self):
+    def iter_from(self,
+        start:int=0, # Number of the first batch that is wanted
+    ) -> Iterator[tuple]: # The batches of an epoch from that one on
+        "Begin an epoch within it: its order is drawn as ever, and batches before `start` are not built."
         self.before_iter()
-        yield from map(self.after_batch, self._batches())
+        yield from map(self.after_batch, self._batches(start))
         self.after_iter()
 
-    def _batches(self):
-        if self.task.kind == 'next': batches = [tuple(t[:, w] for t in self.tensors) for w in self._windows()]
+    def __iter__(self): return self.iter_from()
+
+    def _batches(self, start:int=0):
+        if self.task.kind == 'next': batches = [tuple(t[:, w] for t in self.tensors) for w in self._windows()[start:]]
         else:
             # Drawn as the epoch starts, from torch's stream, which `set_seed` sets.
             order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
-            batches = (self._rows(idx) for idx in order.split(self.bs) if len(idx))
+            batches = (self._rows(idx) for idx in order.split(self.bs)[start:] if len(idx))
         for b in batches: yield tuple(t.to(self.device) for t in b)
 
     def _rows(self, idx:Tensor) -> tuple[Tensor, ...]:
