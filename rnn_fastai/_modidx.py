@@ -221,6 +221,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rnn_fastai.cli.main._load_writer': ('cli.main.html#_load_writer', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._one_line': ('cli.main.html#_one_line', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._read_encoder': ('cli.main.html#_read_encoder', 'rnn_fastai/cli/main.py'),
+                                     'rnn_fastai.cli.main._sizes_of': ('cli.main.html#_sizes_of', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._stream_typed': ('cli.main.html#_stream_typed', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._try_each': ('cli.main.html#_try_each', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._write_lines': ('cli.main.html#_write_lines', 'rnn_fastai/cli/main.py'),

@@ -235,11 +235,16 @@ def fit_or_resume(
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc1
 def _read_encoder(encoder:str, task:str, allow:str) -> LMLearner:
-    "The language model of `--encoder`."
+    "Load the language model of `--encoder`."
     if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
     lm,kind = load_task(encoder, allow)
     if kind != 'lm': raise ValueError(f"--encoder: {encoder} is a {kind}, not a language model.")
     return lm
+
+def _sizes_of(lm:LMLearner, sizes:dict) -> tuple[str, dict]:
+    "Architecture and sizes of a classifier on the encoder of a language model."
+    made = origin_of(lm.model).args
+    return made['arch'],{**made['config'], **sizes}
 
 def _fit_of(learn:TextLearner, task:str, epochs:int, lr:float|None, lm:LMLearner|None, folder:Path) -> partial:
     "How a learner trains: on the encoder of a language model, where there is one, which is handed on by a file."
@@ -276,11 +281,9 @@ def train(
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
     check_place(out)   # before anything is read or trained for it
-    lm = vocab = None
-    if encoder is not None:
-        lm = _read_encoder(encoder, task, allow)
-        made,vocab = origin_of(lm.model).args,text_vocab(lm.dls)
-        arch,sizes = made['arch'],{**made['config'], **sizes}
+    lm = None if encoder is None else _read_encoder(encoder, task, allow)
+    if lm is not None: arch,sizes = _sizes_of(lm, sizes)
+    vocab = None if lm is None else text_vocab(lm.dls)
     dls = task_loaders(task, read_data(task, data, text, label, valid), bs, seed, vocab, out)
     set_seed(seed)
     if task == 'tagger': args = {{'n_layers': 'num_layers'}.get(k, k): v for k,v in sizes.items()} | dict(drop=drop)

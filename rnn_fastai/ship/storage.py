@@ -263,7 +263,7 @@ def _settle(folder:Path):
         if f.name.endswith(FilePart.whole(f).sha256()[:12]): f.unlink()   # so it is a file of ours
 
 def _set_aside(folder:Path, files:dict):
-    "Give files that the next bundle lacks the names of unsettled ones: they still belong to this one until it is there."
+    "Give files that the next bundle lacks the names of unsettled ones: until it is there, they belong to this one."
     for name,f in files.items():
         there = folder/name
         if there.is_file() and FilePart.whole(there).sha256() == f['sha256']:   # else a user's by now
