@@ -272,6 +272,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rnn_fastai.cli.main.demo': ('cli.main.html#demo', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.evaluate': ('cli.main.html#evaluate', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.generate': ('cli.main.html#generate', 'rnn_fastai/cli/main.py'),
+                                     'rnn_fastai.cli.main.in_ranks': ('cli.main.html#in_ranks', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.input_lines': ('cli.main.html#input_lines', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.load_task': ('cli.main.html#load_task', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.main': ('cli.main.html#main', 'rnn_fastai/cli/main.py'),

@@ -1,4 +1,6 @@
 "What `test_ranks` runs in one process and in two: small trainings whose losses, weights and predictions are compared."
+import os
+import signal
 import sys
 import warnings
 from contextlib import nullcontext
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.schedule import minimum
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.block import RegressionBlock
@@ -17,7 +20,11 @@ from fastai.metrics import F1Score, Perplexity, accuracy, accuracy_multi, mse
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from torch import nn
 
+from rnn_fastai.callback import ranks  # noqa: F401 # gives fastai's own learners `distrib_ctx` too
+from rnn_fastai.callback.capture import HiddenStateCapture
 from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy
+from rnn_fastai.callback.history import LossHistory
+from rnn_fastai.callback.regularize import rnn_cbs
 from rnn_fastai.callback.schedule import AveragedSGD, VariableLength
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sequences import SeqDataLoaders
@@ -166,10 +173,48 @@ def files(path):
     with in_ranks(learn): learn.load('kept')
     return str(file),str(learn.save_bundle(Path(path)/'bundle'))
 
+def looks(path):
+    "What else learners do: found rates, histories, predictions, new texts, recordings, frozen models."
+    set_seed(3)
+    learn,res = classifier(path, cbs=[LossHistory()]),{}
+    captured = HiddenStateCapture(when='valid')
+    with in_ranks(learn), learn.no_bar(), learn.no_logging():
+        res['rates'] = learn.lr_find(num_it=10, suggest_funcs=minimum, show_plot=False)[0]
+        res['found'] = weights(learn)   # as before the search
+        learn.fit(2, 1e-2)
+        res['history'] = torch.tensor(learn.loss_history.losses)
+        res['label'] = learn.predict('w1 w2 w3')[2]
+        res['new'] = learn.get_preds(dl=learn.dls.test_dl(frame(7).text.tolist()))[0]
+        learn.validate(cbs=captured)
+        learn.freeze_to(len(learn.opt.param_lists))
+        for p in learn.model.parameters(): p.requires_grad_(False)
+        res['frozen'] = torch.tensor(list(learn.validate()))
+    res['texts'] = len(captured.recording.docs)
+    return res
+
+class Dies(Callback):
+    "Kills the last process in the third batch."
+    def before_step(self):
+        if self.iter == 2 and rank_distrib() == num_distrib() - 1: os.kill(os.getpid(), signal.SIGKILL)
+
+def die(path):
+    "Train until one of the processes dies."
+    learn = lm(path)
+    with in_ranks(learn): learn.fit(1, cbs=Dies())
+
+def plain(path):
+    "fastai's own learner over our loaders, which knows several processes once `callback.ranks` is imported."
+    set_seed(3)
+    made = lm(path)
+    learn = Learner(made.dls, made.model, made.loss_func, cbs=rnn_cbs(1., 1.), metrics=accuracy, path=path)
+    with (learn.distrib_ctx(cpu=True) if num_distrib() else nullcontext()), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    return torch.tensor([list(r) for r in learn.recorder.values]),weights(learn)
+
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
+    if sys.argv[2:] == ['dies']: die(out/'models')
     found = {name: train(name, out/'models') for name in CASES}
-    found.update({f.__name__: f(out/'models') for f in (restored, refused, files)})
+    found.update({f.__name__: f(out/'models') for f in (restored, refused, files, looks, plain)})
     torch.save(found, out/f'rank{rank_distrib()}.pt')

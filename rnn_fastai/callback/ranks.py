@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['count_items', 'RankLoss', 'ranks_norm', 'RankTrainer']
 
-# %% ../../nbs/535_callback.ranks.ipynb #de393d1f
+# %% ../../nbs/535_callback.ranks.ipynb #a2f8b2bc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -30,7 +30,7 @@ try: from fastai.distributed import DistributedTrainer  # isort: skip
 except (ImportError, NameError) as e:   # fastai's module stumbles over the name
     raise ImportError(f"Training in several processes needs accelerate ({e}): pip install accelerate") from e
 
-# %% ../../nbs/535_callback.ranks.ipynb #56f04377
+# %% ../../nbs/535_callback.ranks.ipynb #a4548021
 def _parts(loss_func:Any) -> Iterator[Any]:
     "A loss, what it is made around, and what that is made around."
     while loss_func is not None:
@@ -57,7 +57,7 @@ def count_items(
     if weight is None or y.is_floating_point(): return n,n
     return n,(weight.to(y.device)[y.long().masked_fill(~real, 0)]*real).sum().double()
 
-# %% ../../nbs/535_callback.ranks.ipynb #cc37a1c5
+# %% ../../nbs/535_callback.ranks.ipynb #28955e72
 class RankLoss(Callback):
     "Weighs the loss of one of several processes by its items; `learn.loss` is the loss of the whole batch."
     order = RNNCallback.order+0.5   # before penalties, which have other items, are added
@@ -90,7 +90,7 @@ class RankLoss(Callback):
         self.learn.loss = (total/all_w).to(self.learn.loss.dtype)
         self.learn.loss_grad = self.learn.loss_grad.masked_fill(w == 0, 0.)*weight
 
-# %% ../../nbs/535_callback.ranks.ipynb #03106577
+# %% ../../nbs/535_callback.ranks.ipynb #f7328168
 class _AllSum(torch.autograd.Function):
     "A sum over ranks whose gradient is the sum of all ranks' gradients."
     @staticmethod
@@ -126,7 +126,7 @@ def ranks_norm(
     if norm.affine: h = h*norm.weight.view(shape) + norm.bias.view(shape)
     return h.to(x.dtype)
 
-# %% ../../nbs/535_callback.ranks.ipynb #5cc2e5c8
+# %% ../../nbs/535_callback.ranks.ipynb #61955439
 class _WholeBatch:
     "Stands for the targets of all ranks, where only their number is asked for."
     def __init__(self, bs:int): self.shape = (bs,)
@@ -146,7 +146,7 @@ def _average(metric:AvgMetric|AvgLoss, learn:Learner):
     metric.total += learn.to_detach(value, gather=own or learn.loss.ndim > 0)*share.bs   # or it is that of all ranks
     metric.count += share.bs
 
-# %% ../../nbs/535_callback.ranks.ipynb #03afd147
+# %% ../../nbs/535_callback.ranks.ipynb #fe9b630a
 class RankTrainer(DistributedTrainer):
     "fastai's trainer of several processes, which divides batches by rows and leaves the learner as it was."
     def __init__(self,
@@ -165,7 +165,8 @@ class RankTrainer(DistributedTrainer):
         stack.enter_context(replaced(self.dls, 'loaders', self.dls.loaders))
         for o,name,f in self._counting(): stack.enter_context(replaced(o, name, f))
         stack.callback(self.accelerator._models.clear)   # it would keep each model that it wraps, and its gradients
-        self.learn.model = self.accelerator.prepare_model(self.learn.model)
+        if any(p.requires_grad for p in self.learn.model.parameters()):   # a frozen model has nothing to average
+            self.learn.model = self.accelerator.prepare_model(self.learn.model)
         self.dls.loaders = [self._wrap_dl(dl) for dl in self.dls]
 
     def _facts(self) -> dict:
@@ -209,7 +210,7 @@ class RankTrainer(DistributedTrainer):
         "Put everything back where an error ended the fit."
         while self.undo: self.after_fit()
 
-# %% ../../nbs/535_callback.ranks.ipynb #3b5d954c
+# %% ../../nbs/535_callback.ranks.ipynb #f515106d
 @patch
 def to_distributed(self:Learner,
     sync_bn:bool=True, # Normalise by the batches of all ranks

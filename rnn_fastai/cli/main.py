@@ -7,13 +7,14 @@ __all__ = ['commands', 'demo', 'load_task', 'build_learner', 'task_loaders', 'sc
            'predict', 'typed_lines', 'generate', 'write_onnx', 'push', 'serve', 'main']
 
 # %% ../../nbs/760_cli.main.ipynb #a089b10c
+import io
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback, noop
 from fastai.data.core import DataLoaders
 from fastai.metrics import accuracy
-from fastai.torch_core import set_seed
+from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from fastcore.basics import defaults
 from fastcore.script import call_parse, parse_cli, store_true
 
@@ -60,7 +61,7 @@ from ..learner.classifier import text_classifier_learner
 from ..learner.lm import LMLearner, language_model_learner
 from ..learner.tagger import tagger_learner
 from ..learner.text import TextLearner
-from ..learner.ulmfit import ANSWER_METRICS, fine_tune_classifier
+from ..learner.ulmfit import ANSWER_METRICS, new_classifier
 from ..models.losses import answer_kind
 from ..models.origin import origin_of
 from ..progress import can_draw
@@ -88,11 +89,19 @@ class EpochLines(Callback):
 
 @contextmanager
 def plain_output():
-    "Let learners that are made in this block print lines instead of bars, where output is not a terminal."
+    """Let learners that are made in this block print lines instead of bars, where output is not a terminal. Of several
+    processes, rank 0 alone prints."""
     was = defaults.callbacks
     if not can_draw(): defaults.callbacks = [EpochLines if c is ProgressCallback else c for c in was]
-    try: yield
+    try:
+        with redirect_stdout(io.StringIO() if rank_distrib() else sys.stdout): yield
     finally: defaults.callbacks = was
+
+def in_ranks(
+    learn:TextLearner, # A learner
+) -> Any: # A context
+    "Train and validate in all processes that `torchrun` or `accelerate launch` has started, where there are several."
+    return learn.distrib_ctx(cpu=learn.dls.device.type == 'cpu') if num_distrib() > 1 else nullcontext()
 
 # %% ../../nbs/760_cli.main.ipynb #d8df9382
 commands = Registry('command')
@@ -200,7 +209,8 @@ def train(
     valid:str=None, # Column that is true for rows held out; a tenth at random by default
     seed:int=42, # Seed of the split, the weights and the batches
 ):
-    "Train a language model, a classifier or a tagger, and keep it in a folder."
+    """Train a language model, a classifier or a tagger, and keep it in a folder. Started by `torchrun --no-python` or
+    `accelerate launch --no_python`, in several processes."""
     check_count('epochs', epochs)
     arch = arch or ('LSTM' if check_task(task) == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
@@ -218,11 +228,12 @@ def train(
     if task == 'tagger': args = {{'n_layers': 'num_layers'}.get(k, k): v for k,v in sizes.items()} | dict(drop=drop)
     else: args = dict(config=sizes, drop_mult=drop)
     start = time.perf_counter()
-    if encoder is None:
-        learn = build_learner(task, dls, arch, args, out)
-        learn.fit_one_cycle(epochs, lr or (5e-3 if task == 'lm' else 3e-3))
-    else: learn = fine_tune_classifier(dls, encoder, arch, epochs, lr or 2e-2, **args)
-    took,scores = time.perf_counter() - start,scores_of(learn)
+    if encoder is None: learn = build_learner(task, dls, arch, args, out)
+    else: learn = new_classifier(dls, arch, **args)
+    with in_ranks(learn):
+        if encoder is None: learn.fit_one_cycle(epochs, lr or (5e-3 if task == 'lm' else 3e-3))
+        else: learn.load_encoder(encoder).fit_gradually(epochs, lr or 2e-2)
+        took,scores = time.perf_counter() - start,scores_of(learn)
     folder = learn.save_bundle(out, **scores)
     print(f"\nOn held-out rows: {_figures(scores)}. Trained in {took:.0f} s. The model is in {folder}.")
 

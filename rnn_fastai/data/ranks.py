@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Share', 'from_rank0', 'sum_ranks', 'join_rows', 'checksum', 'check_same', 'replaced', 'rows_of', 'SharedLoader']
 
-# %% ../../nbs/148_data.ranks.ipynb #5215d300
+# %% ../../nbs/148_data.ranks.ipynb #5374ed17
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fastai.torch_core import apply, find_bs, to_detach
+from fastcore.basics import noop
 from torch import Tensor
 
 from ..core import check_count
 
-# %% ../../nbs/148_data.ranks.ipynb #3a98e2ee
+# %% ../../nbs/148_data.ranks.ipynb #387809f5
 class Share:
     "The rows that one of several processes takes of each batch."
     bs = 0         # rows of the whole batch that was cut last
@@ -44,7 +45,7 @@ class Share:
 
     def __repr__(self): return f"Share({self.rank}, {self.n})"
 
-# %% ../../nbs/148_data.ranks.ipynb #4e0dd08f
+# %% ../../nbs/148_data.ranks.ipynb #c24950de
 def _alone() -> bool: return not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
 
 def from_rank0(
@@ -69,7 +70,7 @@ def sum_ranks(
     "Add up numbers of all ranks. All ranks must call it; a single process keeps its own."
     return x if _alone() else torch.stack(_all_ranks(x)).sum(0)
 
-# %% ../../nbs/148_data.ranks.ipynb #e825dca1
+# %% ../../nbs/148_data.ranks.ipynb #c8ba2e41
 def join_rows(
     x:Tensor, # Rows of this process; the other axes are the same on all ranks
     empty:bool=False, # These rows do not count
@@ -81,7 +82,7 @@ def join_rows(
     rows = torch.cat([own, own.new_zeros(max(n) - len(own), *own.shape[1:])])   # as many on all ranks
     return torch.cat([r[:k] for r,k in zip(_all_ranks(rows), n, strict=True)]).as_subclass(type(x))
 
-# %% ../../nbs/148_data.ranks.ipynb #140a8cec
+# %% ../../nbs/148_data.ranks.ipynb #80e60e6e
 _SAMPLE = 2**14   # entries of a large array that are looked at
 
 def checksum(
@@ -113,7 +114,7 @@ def check_same(
     odd = [f"{k} is {_on_ranks([s.get(k) for s in said])}" for k in names if len({s.get(k) for s in said}) > 1]
     if odd: raise ValueError(f"The ranks were given different data: {'; '.join(odd)}. {remedy}".strip())
 
-# %% ../../nbs/148_data.ranks.ipynb #505b9985
+# %% ../../nbs/148_data.ranks.ipynb #af79e364
 @contextmanager
 def replaced(
     o:Any, # An object
@@ -139,7 +140,7 @@ def rows_of(
         return new
     return apply(some, b)
 
-# %% ../../nbs/148_data.ranks.ipynb #2fbf0810
+# %% ../../nbs/148_data.ranks.ipynb #572ee4b2
 class SharedLoader:
     "A loader that gives one of several processes its rows of each batch, while it has a `share`."
     share:Share|None = None   # none where it gives whole batches
@@ -171,8 +172,9 @@ class SharedLoader:
         if self.share is None:
             yield from loop()
             return
-        order = self.get_idxs   # type: ignore
-        with replaced(self, 'get_idxs', lambda: self.agreed(list(order()))):
+        self.randomize()   # type: ignore
+        order = partial(list, self.agreed(list(self.get_idxs())))   # type: ignore
+        with replaced(self, 'get_idxs', order), replaced(self, 'randomize', noop):
             for b in loop(): yield rows_of(b, self.own_rows(find_bs(b)))
 
     def to_detach(self,

@@ -83,7 +83,7 @@ class SavedLearner(fastai_learner.TextLearner):
     ) -> Path: # The file
         "Write weights (safetensors), and beside them the optimizer's state where there is one; a `.pth` holds both."
         file,model,opt = self._file(file),get_model(self.model),self.opt if with_opt else None
-        if rank_distrib(): return file   # rank 0 writes for all
+        if rank_distrib() and not hasattr(self, 'lr_finder'): return file   # `lr_find` has its own files
         if file.suffix == '.pth':
             state = shared_weights(model)
             if opt is not None: state = {'model': state, 'opt': shared_opt_state(model, opt, state)}
