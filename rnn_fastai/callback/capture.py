@@ -135,7 +135,8 @@ class HiddenStateCapture(Callback):
         return self.capturing.rec
 
     def before_batch(self):
-        if hasattr(self.learn, 'lr_finder') or ('train' if self.training else 'valid') not in self.when: return
+        again = getattr(getattr(self.dl, 'share', None), 'empty', False)   # rows that another process has already
+        if again or hasattr(self.learn, 'lr_finder') or ('train' if self.training else 'valid') not in self.when: return
         model = get_model(self.learn.model)
         if self.capturing is None or self.capturing.model is not model:
             self.capturing = Capture(model, **{**loaders_vocab(self.dls), **self.options})

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
+from fastai.torch_core import rank_distrib
 
 from ..core import check_count
 from ..data.sequences import SeqDataLoader
@@ -80,4 +81,4 @@ class ShowDecoded(Callback):
         toks = list(map(str, toks if isinstance(toks, list) else [toks]))
         text = (''.join if all(len(t) == 1 for t in toks) else ' '.join)(toks)
         self.lines.append((self.epoch, loss, text))
-        print(f"epoch {self.epoch:4}  loss {loss:.4f}  {text}")
+        if not rank_distrib(): print(f"epoch {self.epoch:4}  loss {loss:.4f}  {text}")

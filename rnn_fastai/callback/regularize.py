@@ -48,8 +48,15 @@ class RNNRegularizer(fastai_rnn.RNNRegularizer):
 
     def after_loss(self):
         if not self.training or self.rnn.out is None: return   # a model may give its logits alone
-        if self.alpha: self.learn.loss_grad += self.alpha * ar_penalty(self.rnn.out, self.rnn.real)
-        if self.beta: self.learn.loss_grad += self.beta * tar_penalty(self.rnn.raw_out, self.rnn.real)
+        out,raw,real = self.rnn.out,self.rnn.raw_out,self.rnn.real
+        if self.alpha: self._add(self.alpha*ar_penalty(out, real), out, real)
+        if self.beta: self._add(self.beta*tar_penalty(raw, real), raw, None if real is None else real[:, 1:])
+
+    def _add(self, penalty:Tensor, h:Tensor, real:Tensor|None):
+        "Add a mean over steps to the loss; of several processes, each adds its part of the mean over all steps."
+        ranks = getattr(self.learn, 'rank_loss', None)
+        n = h.size(0)*h.size(1) if real is None else real.sum()
+        self.learn.loss_grad += penalty if ranks is None else penalty*ranks.weight(n)
 
 # %% ../../nbs/510_callback.regularize.ipynb #93e527c9
 def rnn_cbs(

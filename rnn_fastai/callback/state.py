@@ -10,6 +10,7 @@ import math
 
 from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback
+from fastai.torch_core import get_model
 from fastcore.xtras import is_listy
 from torch import Tensor
 
@@ -18,9 +19,9 @@ from ..models.state import detach_state, fit_state, reset_state
 # %% ../../nbs/505_callback.state.ipynb #e53044bb
 class ModelResetter(fastai_rnn.ModelResetter):
     "Resets a model that keeps its state inside, before training and validation and after fitting; see `reset_state`."
-    def before_train(self): reset_state(self.model)
-    def before_validate(self): reset_state(self.model)
-    def after_fit(self): reset_state(self.model)
+    def before_train(self): reset_state(get_model(self.model))
+    def before_validate(self): reset_state(get_model(self.model))
+    def after_fit(self): reset_state(get_model(self.model))
 
 # %% ../../nbs/505_callback.state.ipynb #9793690c
 class RNNCallback(fastai_rnn.RNNCallback):

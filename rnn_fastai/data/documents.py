@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..core import check_count
 from .corpus import Corpus, Vocab
 from .lm import ArrayDataLoader, CorpusDataset, new_corpus, show_ids
+from .ranks import checksum
 from .splits import check_training
 from .task import SeqTask
 from .texts import check_column
@@ -41,10 +42,11 @@ def pad_rows(
     docs:np.ndarray, # Which documents
     pad:int, # What fills up
     backwards:bool=False, # Each document from its last id to its first
-) -> Tensor: # Documents x the longest of them, int64
+    width:int|None=None, # Columns; as many as the longest has by default
+) -> Tensor: # Documents x `width`, int64
     "Documents as rows of one tensor, filled up on the right."
     starts,lens = corpus.offsets[docs],corpus.lens[docs]
-    out = np.full((len(docs), lens.max(initial=0)), pad, dtype=np.int64)
+    out = np.full((len(docs), ifnone(width, lens.max(initial=0))), pad, dtype=np.int64)
     for row,start,n in zip(out, starts.tolist(), lens.tolist(), strict=True):
         part = values[start:start+n]
         row[:n] = part[::-1] if backwards else part
@@ -59,9 +61,10 @@ def pad_text(
     docs:np.ndarray, # Which documents
     pad:int, # Id of padding
     backwards:bool=False, # Each document from its last id to its first
-) -> PaddedText: # Documents x the longest of them, int64, with `lens`
+    width:int|None=None, # Columns; as many as the longest has by default
+) -> PaddedText: # Documents x `width`, int64, with `lens`
     "Ids of documents as rows, with their lengths."
-    x = PaddedText(pad_rows(corpus.ids, corpus, docs, pad, backwards))
+    x = PaddedText(pad_rows(corpus.ids, corpus, docs, pad, backwards, width))
     x.lens = torch.from_numpy(corpus.lens[docs])
     return x
 
@@ -221,6 +224,10 @@ class PaddedDataset(CorpusDataset):
         "Type of a target, by which fastai knows how to show it."
         return self.labels.kind
 
+    def facts(self) -> dict[str, Any]:
+        "What tells this data set from others, by name: sizes and checksums."
+        return {**super().facts(), 'targets': None if self.y is None else checksum(self.y)}
+
     def _item(self, i:int) -> tuple:
         x = super()._item(i)
         return x if self.y is None else (*x, self._target(i))
@@ -228,10 +235,11 @@ class PaddedDataset(CorpusDataset):
     def batch(self,
         at:np.ndarray, # Which items
         device:Any=None, # Where tensors go
+        width:int|None=None, # Columns; as many as the longest has by default
     ) -> tuple: # Texts; targets, where there are labels
         "Items as one batch."
-        x = pad_text(self.corpus, self.docs[at], self.pad, self.backwards)
-        b = (x,) if self.y is None else (x, self.targets(at))
+        x = pad_text(self.corpus, self.docs[at], self.pad, self.backwards, width)
+        b = (x,) if self.y is None else (x, self.targets(at, width))
         if device is None: return b
         b = to_device(b, device)
         b[0].lens = x.lens
@@ -269,6 +277,7 @@ class DocDataset(PaddedDataset):
     def _target(self, i:int) -> Tensor: return self.y[i].as_subclass(self.kind)
     def targets(self,
         at:np.ndarray, # Which items
+        width:int|None=None, # Ignored: each has one target
     ) -> Tensor: # Their targets
         "Targets of items, as fastai shows them."
         return self.y[at].as_subclass(self.kind)
@@ -361,7 +370,8 @@ class DocDataLoader(ArrayDataLoader):
 
     def _batches(self, start:int=0):
         for at in islice(chunked(self.get_idxs(), self.bs, self.drop_last), start, None):
-            yield self.dataset.batch(np.array(at, dtype=np.int64), self.device)
+            at = np.array(at, dtype=np.int64)
+            yield self.dataset.batch(at[self.own_rows(len(at))], self.device, int(self.dataset.lens[at].max()))
 
     def create_batch(self,
         b:list[tuple], # Items

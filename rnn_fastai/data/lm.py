@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..core import check_count, suggest
 from .corpus import Corpus, Vocab
+from .ranks import SharedLoader, checksum
 from .splits import check_training
 from .task import SeqTask
 from .tokenize import CorpusTokenizer, as_tokenizer
@@ -112,6 +113,11 @@ class CorpusDataset:
         "Note which part of a split this is; fastai runs some transforms in training only."
         self.split_idx,self.splits = i,splits
         return self
+
+    def facts(self) -> dict[str, Any]:
+        "What tells this data set from others, by name: sizes and checksums."
+        return {'documents': len(self.docs), 'tokens': int(self.lens.sum()), 'vocabulary': checksum(self.corpus.vocab),
+                'lengths': checksum(self.lens), 'ids': checksum(self.corpus.ids), 'choice': checksum(self.docs)}
 
     def new_empty(self) -> 'CorpusDataset':
         "The same without documents."
@@ -205,8 +211,9 @@ def _does_nothing(f:Any) -> bool:
     "Whether a transform leaves texts as they are: `ToTensor`, which each `DataBlock` adds, is for pictures."
     return type(f) is ToTensor or getattr(f, 'name', None) == 'noop'
 
-class ArrayDataLoader(TfmdDL):
-    "A fastai loader that cuts whole batches from arrays; where a step of fastai's loop is changed, that loop runs."
+class ArrayDataLoader(SharedLoader, TfmdDL):
+    """A fastai loader that cuts whole batches from arrays; where a step of fastai's loop is changed, that loop runs.
+    `num_workers` is for that loop: whole batches are cut in this process, faster than others could hand them over."""
     # Steps that only fastai's loop takes. A class that cuts batches itself names them, so that a change is noticed.
     _steps = ('wif', 'sample', 'create_batches', 'do_item', 'create_item', 'chunkify', 'do_batch', 'create_batch',
               'retain')
@@ -229,13 +236,14 @@ class ArrayDataLoader(TfmdDL):
 
     def draw_seed(self) -> int:
         "A seed for the order of one epoch: from the global stream, or from `rng` where the user has set it."
-        return self._draw() if self.rng is self._own else self.rng.getrandbits(64)
+        return self.agreed(self._draw() if self.rng is self._own else self.rng.getrandbits(64))
 
     def randomize(self):
         "Set `rng` for an epoch. A shuffled loader draws from the global stream, so that `set_seed` repeats training."
         own = self.rng is self._own
         if own and self.shuffle: self.rng = random.Random(self._draw())
         else: super().randomize()
+        if self.shuffle: self.rng = self.agreed(self.rng)
         if own: self._own = self.rng
 
     def changed_steps(self) -> list[str]:
@@ -250,7 +258,7 @@ class ArrayDataLoader(TfmdDL):
     ) -> Iterator[tuple]: # The batches of an epoch from that one on
         "Begin an epoch within it: its order is drawn as ever; batches before `start` are not built, where that can be."
         if self.changed_steps():
-            yield from islice(super().__iter__(), start, None)
+            yield from islice(self.shared_loop(super().__iter__), start, None)
             return
         self.randomize()
         self.before_iter()
@@ -258,6 +266,10 @@ class ArrayDataLoader(TfmdDL):
         self.after_iter()
 
     def __iter__(self): return self.iter_from()
+
+    def facts(self) -> dict[str, Any]:
+        "What must be the same on all ranks, by name."
+        return {**super().facts(), **self.dataset.facts()}
 
     def _one_pass(self):
         if self.changed_steps(): return super()._one_pass()
@@ -306,7 +318,7 @@ class _StreamDataLoader(ArrayDataLoader):
 
     def _batches(self, start:int=0):
         "Input and target of each batch from `start` on, in order."
-        rows = np.arange(self.bs)*self.bl
+        rows = np.arange(self.bs)[self.own_rows(self.bs)]*self.bl
         some,edges = max(self._block//(self.bs*self.seq_len), 1),np.append(0, self.ends)
         for k in range(start, self.n_batches, some):
             part = edges[k:k+some+1] - edges[k]

@@ -20,11 +20,12 @@ from fastcore.basics import ifnone
 from torch import Tensor
 
 from ..core import check_count, suggest
+from .ranks import SharedLoader, checksum
 from .splits import check_valid_pct
 from .task import IGNORE, SeqTask, ids_of, pad_ids, seq_kinds, seq_tokens
 
 # %% ../../nbs/165_data.sequences.ipynb #aaa32560
-class SeqDataLoader(DataLoader):
+class SeqDataLoader(SharedLoader, DataLoader):
     "Batches of rows (or, for the next token, windows of all rows) from tensors of ids."
     def __init__(self,
         tensors:tuple[Tensor, ...], # Inputs and targets, a row each
@@ -68,9 +69,14 @@ class SeqDataLoader(DataLoader):
         if self.task.kind == 'next': batches = [tuple(t[:, w] for t in self.tensors) for w in self._windows()[start:]]
         else:
             # Drawn as the epoch starts, from torch's stream, which `set_seed` sets.
-            order = torch.randperm(self.n) if self.shuffle else torch.arange(self.n)
+            order = self.agreed(torch.randperm(self.n)) if self.shuffle else torch.arange(self.n)
             batches = (self._rows(idx) for idx in order.split(self.bs)[start:] if len(idx))
-        for b in batches: yield tuple(t.to(self.device) for t in b)
+        for b in batches: yield tuple(t[self.own_rows(len(t))].to(self.device) for t in b)
+
+    def facts(self) -> dict[str, Any]:
+        "What must be the same on all ranks, by name."
+        return {**super().facts(), 'vocabulary': checksum(self.task.vocab),
+                **{f'tensor {i}': checksum(t) for i,t in enumerate(self.tensors)}}
 
     def _rows(self, idx:Tensor) -> tuple[Tensor, ...]:
         x,*mid,y = (t[idx] for t in self.tensors)

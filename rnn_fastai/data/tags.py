@@ -93,10 +93,11 @@ class WordChars:
     def batch(self,
         corpus:Corpus, # Where sentences start and end
         docs:np.ndarray, # Which sentences
+        width:int|None=None, # Columns; as many as the longest has by default
     ) -> tuple[Tensor, Tensor]: # Each different word of these as letters: words,letters; which each token is: bs,sl
         "What a net reads of the words of a batch."
         filler = self.which[corpus.offsets[docs[0]]]   # a word of the batch stands where there is no token
-        words,which = np.unique(pad_rows(self.which, corpus, docs, filler), return_inverse=True)
+        words,which = np.unique(pad_rows(self.which, corpus, docs, filler, width=width), return_inverse=True)
         rows = self.rows[words]
         longest = max(int((rows > 0).sum(1).max()), 1)
         return torch.from_numpy(rows[:, :longest]),torch.from_numpy(which).view(len(docs), -1)
@@ -157,11 +158,12 @@ class Tags:
         "Targets as names."
         return TitledStr(' '.join('·' if i == IGNORE else self.vocab[i] for i in y.tolist()))
 
-# %% ../../nbs/160_data.tags.ipynb #101c30a3
+# %% ../../nbs/160_data.tags.ipynb #ab79a575
 def _split(text:Any) -> Any:
     "Words of a text; white space, which spaCy keeps as tokens, is no word."
     return [w for w in WordTokenizer().tokenize(text) if not w.isspace()] if isinstance(text, str) else text
 
+# %% ../../nbs/160_data.tags.ipynb #101c30a3
 class TagDataset(PaddedDataset):
     "Sentences with a target for each token; an item is a `TensorText` and, where there are tags, targets."
     what = 'Sentence'
@@ -195,18 +197,20 @@ class TagDataset(PaddedDataset):
 
     def targets(self,
         at:np.ndarray, # Which items
+        width:int|None=None, # Columns; as many as the longest has by default
     ) -> TensorCategory: # Their targets
-        "Targets of items: sentences x the longest of them, `IGNORE` where there is no token."
-        return TensorCategory(pad_rows(self.y, self.corpus, self.docs[at], IGNORE))
+        "Targets of items: sentences x `width`, `IGNORE` where there is no token."
+        return TensorCategory(pad_rows(self.y, self.corpus, self.docs[at], IGNORE, width=width))
 
     def batch(self,
         at:np.ndarray, # Which items
         device:Any=None, # Where tensors go
+        width:int|None=None, # Columns; as many as the longest has by default
     ) -> tuple: # Ids; words as letters and which of them each token is, where letters are read; targets
         "Items as one batch."
-        x,*y = super().batch(at, device)
+        x,*y = super().batch(at, device, width)
         if self.chars is None: return x,*y
-        return x,*to_device(self.chars.batch(self.corpus, self.docs[at]), ifnone(device, 'cpu')),*y
+        return x,*to_device(self.chars.batch(self.corpus, self.docs[at], width), ifnone(device, 'cpu')),*y
 
     def collate(self,
         items:list[tuple], # Sentences; targets, where there are tags

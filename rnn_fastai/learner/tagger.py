@@ -143,12 +143,12 @@ class TagMetric(Metric):
     ):
         "Keep the tags of a batch."
         y = learn.y.as_subclass(Tensor)
-        real = y != IGNORE
-        best = best_tags(learn.loss_func, learn.pred, real)
+        best = best_tags(learn.loss_func, learn.pred, y != IGNORE)
         names = learn.dls.train_ds.tags
-        for guess,right,r in zip(best.cpu(), y.cpu(), real.cpu(), strict=True):
-            self.guessed.append([names[i] for i in guess[r].tolist()])
-            self.right.append([names[i] for i in right[r].tolist()])
+        for guess,right in zip(learn.to_detach(best), learn.to_detach(y), strict=True):   # of all processes
+            real = right != IGNORE
+            self.guessed.append([names[i] for i in guess[real].tolist()])
+            self.right.append([names[i] for i in right[real].tolist()])
 
 class TagAccuracy(TagMetric):
     "Share of the tags that are right."

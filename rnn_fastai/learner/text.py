@@ -20,7 +20,7 @@ from fastai.learner import AvgSmoothLoss
 from fastai.text import learner as fastai_learner
 from fastai.text.models import awdlstm as fastai_awd
 from fastai.text.models import core as fastai_core
-from fastai.torch_core import get_model, rank_distrib, to_detach
+from fastai.torch_core import distrib_barrier, get_model, rank_distrib, to_detach
 from fastcore.basics import ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
@@ -59,7 +59,8 @@ class _SmoothLoss(AvgSmoothLoss):
     "fastai's running mean of the training loss, for losses of every floating type."
     def accumulate(self, learn):
         self.count += 1
-        self.val = torch.lerp(to_detach(learn.loss.mean()).float(), self.val, self.beta)
+        shared = getattr(getattr(learn, 'dl', None), 'share', None)   # then it is the loss of all processes already
+        self.val = torch.lerp(to_detach(learn.loss.mean(), gather=shared is None).float(), self.val, self.beta)
 
 # %% ../../nbs/605_learner.text.ipynb #b7c1d2e3
 def need_batches(
@@ -108,8 +109,8 @@ class SavedLearner(fastai_learner.TextLearner):
         **kwargs # Ignored; kept for compatibility with fastai
     ) -> Path: # The file
         "Write weights (safetensors), and beside them the optimizer's state where there is one; a `.pth` holds both."
-        if rank_distrib(): return
         file,model,opt = self._file(file),get_model(self.model),self.opt if with_opt else None
+        if rank_distrib() and not hasattr(self, 'lr_finder'): return file   # `lr_find` has its own files
         if file.suffix == '.pth':
             state = shared_weights(model)
             if opt is not None: state = {'model': state, 'opt': shared_opt_state(model, opt, state)}
@@ -128,7 +129,9 @@ class SavedLearner(fastai_learner.TextLearner):
         **kwargs # Ignored; kept for compatibility with fastai
     ) -> 'SafeLearner': # `self`
         """Read weights by name: `name.safetensors`, or else `name.pth`, ours or fastai's. Raises `ValueError` for a
-        damaged file or weights that do not fit; the model then stays."""
+        damaged file or weights that do not fit; the model then stays. Of several processes, all must call it: they
+        wait until rank 0 has written what it is about to write."""
+        distrib_barrier()
         file,model = self._saved(file),get_model(self.model)
         wgts,read = read_model(file, ifnone(device, self.dls.device))
         if with_opt and read is None: raise ValueError(f"{file} holds no optimizer state; pass with_opt=False.")
@@ -190,6 +193,16 @@ class SafeLearner(SavedLearner):
             finally:   # fastai runs no event of its callbacks after an interrupt or error
                 for cb in self.cbs: getattr(cb, 'end_fit', noop)()
 
+    def distrib_ctx(self,
+        sync_bn:bool=True, # Normalise by the batches of all ranks
+        in_notebook:bool=False, # Started by accelerate's `notebook_launcher`
+        **kwargs # Of `Accelerator`, such as `cpu=True`
+    ) -> Any: # The learner, in a context
+        """Train, validate and predict in several processes, started with `torchrun` or `accelerate launch`, as one
+        process would: see `callback.ranks`. Raises `ImportError` where accelerate is missing."""
+        from rnn_fastai.callback import ranks  # noqa: F401 # needs accelerate, and gives learners what fastai calls
+        return super().distrib_ctx(sync_bn, in_notebook, **kwargs)
+
 # %% ../../nbs/605_learner.text.ipynb #4be0e515
 class TextLearner(SafeLearner):
     "A `Learner` of texts: its encoder's weights, or a whole language model's, come from other learners by vocabulary."
@@ -199,8 +212,8 @@ class TextLearner(SafeLearner):
         file:str|Path, # Name of the file, in the learner's folder of models; `name.pth` for one that fastai reads too
     ) -> Path: # The file
         "Write the encoder's weights, and the vocabulary beside them."
-        if rank_distrib(): return
-        write_encoder(file := self._file(file), self._encoder(), text_vocab(self.dls), self._rows())
+        file = self._file(file)
+        if not rank_distrib(): write_encoder(file, self._encoder(), text_vocab(self.dls), self._rows())
         return file
 
     def load_encoder(self,
@@ -208,7 +221,9 @@ class TextLearner(SafeLearner):
         device:Any=None, # Where tensors go; the loaders' device by default
     ) -> 'TextLearner': # `self`, frozen up to the last group
         """Read the encoder's weights by name, for the loaders' vocabulary, and freeze all but the head.
-        Raises `ValueError` for weights that do not fit, or a vocabulary that shares no word with the loaders'."""
+        Raises `ValueError` for weights that do not fit, or a vocabulary that shares no word with the loaders'. Of
+        several processes, all must call it, as `load`."""
+        distrib_barrier()
         file = self._saved(file)
         wgts = read_weights(file, ifnone(device, self.dls.device))
         both = isinstance(wgts, dict) and set(wgts) == {'model', 'opt'}

@@ -468,7 +468,9 @@ def save_bundle(self:SafeLearner,
     **scores # Figures to keep with it, besides those of the last validation
 ) -> Path: # The folder
     "Write a folder that `load_bundle` reads. Raises `ValueError` for what cannot be kept, and then writes nothing."
-    folder,(config,wgts,texts) = Path(folder),bundle_parts(self, **scores)
+    folder = Path(folder)
+    if rank_distrib(): return folder   # rank 0 writes for all
+    config,wgts,texts = bundle_parts(self, **scores)
     card = model_card(self, folder.resolve().name, allow=config['allow'], **config['scores'])
     return write_files(folder, config, wgts, texts, folder_card(folder, card))
 
