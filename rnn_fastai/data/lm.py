@@ -116,8 +116,9 @@ class CorpusDataset:
 
     def facts(self) -> dict[str, Any]:
         "What tells this data set from others, by name: sizes and checksums."
-        return {'documents': len(self.docs), 'tokens': int(self.lens.sum()), 'vocabulary': checksum(self.corpus.vocab),
-                'lengths': checksum(self.lens), 'ids': checksum(self.corpus.ids), 'choice': checksum(self.docs)}
+        return {'documents': len(self.docs), 'tokens': int(self.lens.sum()), 'backwards': self.backwards,
+                'vocabulary': checksum(self.corpus.vocab), 'lengths': checksum(self.lens),
+                'ids': checksum(self.corpus.ids), 'choice': checksum(self.docs)}
 
     def new_empty(self) -> 'CorpusDataset':
         "The same without documents."

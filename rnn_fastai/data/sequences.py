@@ -25,6 +25,11 @@ from .splits import check_valid_pct
 from .task import IGNORE, SeqTask, ids_of, pad_ids, seq_kinds, seq_tokens
 
 # %% ../../nbs/165_data.sequences.ipynb #aaa32560
+def _trimmed(t:Tensor, empty:int|None) -> Tensor:
+    "A tensor without the columns in which no row has anything."
+    if t.dim() == 1 or empty is None: return t
+    return t[:, :int((t != empty).any(0).nonzero().max()) + 1]
+
 class SeqDataLoader(SharedLoader, DataLoader):
     "Batches of rows (or, for the next token, windows of all rows) from tensors of ids."
     def __init__(self,
@@ -49,11 +54,6 @@ class SeqDataLoader(SharedLoader, DataLoader):
         return [slice(i, i+step) for i in range(0, sl, step)]
 
     def __len__(self): return len(self._windows()) if self.task.kind == 'next' else -(-self.n//self.bs)
-
-    def _trim(self, t:Tensor, empty:int|None) -> Tensor:
-        "Without the columns in which no row has anything."
-        if t.dim() == 1 or empty is None or not self.trim: return t
-        return t[:, :int((t != empty).any(0).nonzero().max()) + 1]
 
     def iter_from(self,
         start:int=0, # Number of the first batch that is wanted
@@ -80,8 +80,9 @@ class SeqDataLoader(SharedLoader, DataLoader):
 
     def _rows(self, idx:Tensor) -> tuple[Tensor, ...]:
         x,*mid,y = (t[idx] for t in self.tensors)
-        y = self._trim(y, IGNORE)
-        return self._trim(x, self.task.pad),*(m[:, :y.size(1)] for m in mid),y
+        if not self.trim: return x,*mid,y
+        y = _trimmed(y, IGNORE)
+        return _trimmed(x, self.task.pad),*(m[:, :y.size(1)] for m in mid),y
 
     @property
     def vocab(self) -> list:

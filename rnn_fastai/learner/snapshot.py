@@ -7,8 +7,6 @@ __all__ = ['random_streams', 'set_random_streams', 'batches_after', 'callback_st
            'put_snapshot', 'training_facts', 'differences']
 
 # %% ../../nbs/638_learner.snapshot.ipynb #4442a2ec
-import hashlib
-import json
 import random
 import time
 from collections import Counter
@@ -28,7 +26,8 @@ from fastai.learner import Metric, Recorder
 from fastai.torch_core import get_model
 from torch import Tensor, nn
 
-from ..data.lm import ArrayDataLoader, CorpusDataset
+from ..data.lm import ArrayDataLoader
+from ..data.ranks import SharedLoader
 from ..data.sequences import SeqDataLoader
 
 # %% ../../nbs/638_learner.snapshot.ipynb #b5af636c
@@ -191,37 +190,12 @@ def put_snapshot(
     vars(learn).update(state['learner'])
 
 # %% ../../nbs/638_learner.snapshot.ipynb #6987e2a2
-_STRETCHES,_LEN = 64,1024   # what is read of an array, however long it is
-
-def _digest(*arrays:Any) -> str:
-    "A checksum of the lengths of arrays, and of stretches spread over each."
-    h = hashlib.blake2b(digest_size=8)
-    for a in arrays:
-        n = len(a)
-        starts = np.linspace(0, max(n - _LEN, 0), _STRETCHES, dtype=np.int64)
-        at = np.unique((starts[:, None] + np.arange(_LEN)).ravel())
-        at = at[at < n]
-        h.update(f'{n} '.encode())
-        part = np.asarray(a[at]) if n else np.zeros(0)
-        h.update(part.astype(np.float64 if part.dtype.kind == 'f' else np.int64).tobytes())
-    return h.hexdigest()
-
-def _vocab_digest(vocab:Any) -> str:
-    return hashlib.blake2b(json.dumps(list(map(str, vocab))).encode(), digest_size=8).hexdigest()
-
-def _corpus_facts(ds:CorpusDataset) -> dict[str, Any]:
-    y,corpus = getattr(ds, 'y', None),ds.corpus
-    return dict(documents=len(ds), tokens=int(ds.lens.sum()), backwards=ds.backwards, ids=_digest(corpus.ids, ds.docs),
-                vocabulary=_vocab_digest(corpus.vocab), **({} if y is None else {'targets': _digest(np.asarray(y))}))
-
 def _data_facts(dl:Any) -> dict[str, Any]:
-    "What is known of a loader and its data."
-    res = {k: getattr(dl, k, None) for k in ('bs', 'seq_len', 'shuffle', 'drop_last')}
-    if isinstance(dl, SeqDataLoader):
-        return {**res, 'rows': dl.n, 'ids': _digest(*(t.reshape(-1).numpy() for t in dl.tensors)),
-                'vocabulary': _vocab_digest(dl.task.vocab)}
-    if isinstance(getattr(dl, 'dataset', None), CorpusDataset): return {**res, **_corpus_facts(dl.dataset)}
-    return {**res, 'rows': len(dl.dataset) if hasattr(dl.dataset, '__len__') else None}
+    "What is known of a loader and its data, but for the number of batches, which an epoch may choose."
+    if isinstance(dl, SharedLoader): return {k: v for k,v in dl.facts().items() if k != 'batches'}
+    known = {k: getattr(dl, k, None) for k in ('bs', 'shuffle', 'drop_last')}
+    return {**known, 'rows': len(dl.dataset) if hasattr(dl.dataset, '__len__') else None}
+
 
 # %% ../../nbs/638_learner.snapshot.ipynb #0e53964b
 def _name(f:Any) -> str:

@@ -70,7 +70,7 @@ def need_batches(
 ):
     "Raise `ValueError` where a loader has no batch, as in a learner that was loaded."
     if not len(learn.dls[ds_idx]):
-        raise ValueError(f"learn.dls has no batch to {to}; a learner that was loaded has no data. Set learn.dls to "
+        raise ValueError(f"learn.dls has no batch to {to}. A learner that was loaded has no data: set learn.dls to "
                          "loaders with its vocabulary; those of texts take it as text_vocab.")
 
 def _after_a_look(method:Callable, to:str, ds_idx:int=1) -> Callable:
