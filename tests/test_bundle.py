@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import bundles as b
@@ -255,11 +256,21 @@ def own_loss(out, y): return nn.functional.cross_entropy(out.flatten(0, -2), y.f
 
 class OwnWords(rf.WordTokenizer): pass
 class OwnChars(rf.CharTokenizer): pass
-class OwnLearner(rf.LMLearner): pass
+class OwnLearner(rf.LMLearner):
+    def predict(self, *args, **kwargs): return super().predict(*args, **kwargs).upper()
+class OwnCut:
+    "A tokenizer of one's own, which cuts at a character."
+    def __init__(self, at=' '): self.at = at
+    def cut(self, text): return text.split(self.at)
+    def __call__(self, texts): return map(self.cut, texts)
+class Forgetful(OwnCut):
+    def __init__(self, width): super().__init__(' '*width)
 class OwnLoader(rf.LMDataLoader): pass
 class OwnCategorize(ft.Categorize): pass
 
 def own_rule(t): return t.replace('a', 'b')
+def own_stem(w): return w[:2]
+def own_labels(df): return df.label.tolist()
 def changed(change, learn=lm):
     learn = learn()
     change(learn)
@@ -288,14 +299,16 @@ def labels_of(values): return clas(dls=rf.TextDataLoaders.from_df(
 def bias(value): return lambda learn: learn.model[1].decoder.bias.data.__setitem__(3, value)
 
 REFUSED = {
-    'own rule': (lambda: lm(dls=lm_dls(rf.TextTokenizer(rules=[own_rule]))), 'function own_rule'),
     'lambda': (lambda: lm(dls=lm_dls(rf.TextTokenizer(post_rules=[lambda t: t]))), '<lambda>'),
-    'own words': (lambda: lm(dls=lm_dls(OwnWords())), 'WordTokenizer'),
-    'own characters': (lambda: clas(dls=clas_dls(OwnChars())), 'CharTokenizer'),
+    'a method': (lambda: lm(dls=lm_dls(rf.TextTokenizer(rules=[OwnCut('a').cut]))), 'OwnCut.cut'), 'a bound builtin': (lambda: lm(dls=lm_dls(rf.TextTokenizer(rules=['a'.join]))), 'built-in method join'),
+    'own words of unknown settings': (lambda: lm(dls=lm_dls(Forgetful(3))), 'with which width this Forgetful was made.*@maker'),
     'spacy of fastai': (lambda: clas(dls=clas_dls(fastai.text.core.SpacyTokenizer())), 'SpacyTokenizer'),
     'function of a tagger': (lambda: tagger(dls=tag_dls(lambda w: w[:2])), '<lambda>'),
-    'own words of a tagger': (lambda: tagger(dls=tag_dls(OwnWords())), 'WordTokenizer'),
-    'own learner': (lambda: OwnLearner(lm_dls(), lm().model, loss_func=ft.CrossEntropyLossFlat()), 'OwnLearner cannot be kept'),
+    'another learner': (lambda: rf.TextLearner(lm_dls(), lm().model, loss_func=ft.CrossEntropyLossFlat()), 'TextLearner cannot be kept'),
+    'no momenta': (lambda: changed(lambda l: setattr(l, 'moms', None)), 'learn.moms=None cannot be kept; it must be three numbers'),
+    'a rate that is none': (lambda: changed(lambda l: setattr(l, 'lr', None)), r'learn.lr=None .* a slice of two numbers'),
+    'a rate as a tensor': (lambda: changed(lambda l: setattr(l, 'lr', torch.tensor(0.1))), r'learn.lr=tensor\(0.1000\) cannot be kept'),
+    'an endless decay': (lambda: changed(lambda l: setattr(l, 'wd', torch.inf)), 'learn.wd=inf .* a number, or None'),
     'own loader': (lambda: changed(own_loader), 'OwnLoader'), 'loaders of fastai': (of_fastai, 'SortedDL cannot be kept'),
     'own reader of labels': (lambda: changed(own_reader, clas), 'read_labels='),
     'own block': (lambda: clas(dls=clas_dls(y_block=ft.TransformBlock(type_tfms=OwnCategorize()))), 'OwnCategorize'),
@@ -326,6 +339,51 @@ def test_refused_by_name(case, tmp_path):
     with pytest.raises(ValueError): learn.save_bundle(tmp_path/'m')
     assert {f.name: f.read_bytes() for f in (tmp_path/'m').iterdir()} == before
 
+def labels_by_name():
+    learn = clas()
+    learn.dls.train_ds.read_labels = own_labels
+    return learn
+
+OWN_PARTS = {
+    'rule': (lambda: lm(dls=lm_dls(rf.TextTokenizer(rules=[ft.lowercase, own_rule], post_rules=[own_stem]))), ['own_rule', 'own_stem']),
+    'words': (lambda: lm(dls=lm_dls(OwnWords())), ['OwnWords']), 'characters': (lambda: clas(dls=clas_dls(OwnChars())), ['OwnChars']),
+    'tokenizer': (lambda: clas(dls=clas_dls(OwnCut('-'))), ['OwnCut']), 'within rules': (lambda: clas(dls=clas_dls(rf.TextTokenizer(OwnCut(), rules=[]))), ['OwnCut']),
+    'words of a tagger': (lambda: tagger(dls=tag_dls(OwnWords())), ['OwnWords']), 'stems of a tagger': (lambda: tagger(dls=tag_dls(own_stem)), ['own_stem']),
+    'reader of labels': (labels_by_name, ['own_labels']),
+    'learner': (lambda: OwnLearner(lm_dls(), lm().model, loss_func=ft.CrossEntropyLossFlat()), ['OwnLearner'])}
+
+def own_answers(learn): return learn.predict('the mat', 5, temperature=0, no_bar=True) if type(learn) is OwnLearner else b.answers(learn)
+
+@pytest.mark.parametrize('case', OWN_PARTS)
+def test_parts_of_ones_own(case, tmp_path):
+    build,names = OWN_PARTS[case]
+    learn,paths = quiet(build()),[f'test_bundle.{n}' for n in names]
+    learn.save_bundle(tmp_path/'m')
+    assert read_files(tmp_path/'m').config['allow'] == paths
+    with pytest.raises(BundleError, match=rf"made with {paths[0]}, .*--allow {paths[0]}"): load_bundle(tmp_path/'m')
+    again = load_bundle(tmp_path/'m', [globals()[n] for n in names])
+    assert type(again) is type(learn) and b.same_bits(own_answers(learn), own_answers(quiet(again)))
+
+def test_an_architecture_of_ones_own(tmp_path):
+    class Half(rf.Cell):
+        def step(self, gx, state): return (torch.tanh(gx + self.recur(state[0]))/2,)
+    def forget():
+        for registry,name in ((rf.archs, 'AWD_Half'), (rf.archs, 'odd')): registry._items.pop(name, None)
+    try:
+        rf.awd_arch(Half, n_layers=1)
+        learn = b.quiet(lm('AWD_Half', config=dict(emb_sz=6, n_hid=6)))
+        clas('AWD_Half', config=dict(emb_sz=6, n_hid=6)).save_bundle(tmp_path/'clas')
+        rf.archs.register('odd', **rf.archs.facts('AWD_Half'))(rf.archs.get('AWD_Half'))
+        lm('odd').save_bundle(tmp_path/'odd')
+        learn.save_bundle(tmp_path/'m')
+        forget()
+        with pytest.raises(BundleError, match=r'made with test_bundle.*Half, .*--allow test_bundle.*Half'): load_bundle(tmp_path/'m')
+        assert b.same_bits(b.answers(learn), b.answers(b.quiet(load_bundle(tmp_path/'m', Half))))
+        forget()
+        assert load_bundle(tmp_path/'clas', Half).dls.vocab[1] == ['neg', 'pos']
+        with pytest.raises(BundleError, match="'odd' is not registered here.*awd_arch"): load_bundle(tmp_path/'odd', Half)
+    finally: forget()
+
 def test_losses_set_back_can_be_kept(tmp_path):
     learn = changed(lambda l: setattr(l, 'loss_func', lambda out, y: out.mean()))
     learn.loss_func = ft.CrossEntropyLossFlat()
@@ -354,11 +412,21 @@ def data(**args): return lambda c: c['data'].update(args)
 def learner(**args): return lambda c: c['learner'].update(args)
 BIG = {'$part': 'torch.nn.Linear', 'args': {'in_features': 10**6, 'out_features': 10**6}}
 
+def tok(**args): return lambda c: c['data']['tok'].update(args)
+def loss(**args): return lambda c: c['learner']['loss_func']['args'].update(args)
+
 HOSTILE = {
+    'a joint that is none': (tok(sep=None), "The tokenizer's sep=None"), 'rules that are none': (tok(rules=''), "tokenizer's rules=''"), 'a rule that is none': (tok(post_rules=[[1]]), r'post_rules=\[\[1\]\]'),
+    'more of a tokenizer': (tok(more=1), 'more=1'), 'no tokenizer': (data(tok=3), "tokenizer '3' is unknown"), 'special tokens': (lambda c: c['data']['tok']['tok'].update(special_toks='xx'), "special_toks='xx'"),
+    'no column': (data(text_col=[]), r"The data's text_col=\[\]"), 'an odd column': (data(text_col={'a': 1}), 'text_col='), 'no direction': (data(backwards=''), "backwards=''"), 'more data': (data(more=1), 'more=1'), 'steps': (data(seq_len='7'), "seq_len='7'"),
+    'an axis that is none': (loss(axis=None), 'loss_func=.* cannot be used'), 'another axis': (loss(axis=1), 'loss_func=.* cannot be used'), 'a reduction': (loss(reduction='x'), 'loss_func=.* x is not a valid value'),
+    'no classes': (loss(flatten=False, axis=7), 'loss_func=.* cannot be used'), 'smoothing': (loss(label_smoothing=2), 'loss_func=.* label_smoothing'), 'an index': (loss(ignore_index='x'), 'loss_func=.*ignore_index'),
+    'frozen': (learner(frozen=''), "frozen=''"), 'fixed': (learner(fixed=''), "fixed=''"), 'no task': (lambda c: c.update(task=3), 'task=3'), 'sizes': (lambda c: c.update(trained_on={'train': 3}), 'trained_on='),
+    'a learner of others': (learner(kind={'$part': 'os.system'}), 'os.system'), 'a learner that is none': (learner(kind={'$part': 'torch.nn.ReLU'}), 'kind of learner .*ReLU'),
     'a billion layers': (config(n_layers=10**9), 'The number 1000000000 is too large'),
     'a million layers': (config(n_layers=10**6), 'many more tensors than the weights'),
     'one layer more': (config(n_layers=3), 'do not fit .*0.rnns.2'), 'wide': (config(emb_sz=10**6), 'many more numbers|do not fit'),
-    'another vocabulary': (model(vocab_sz=25), 'do not fit'), 'negative': (model(vocab_sz=-1), 'vocab_sz=-1'),
+    'another vocabulary': (model(vocab_sz=25), 'do not fit'), 'negative': (model(vocab_sz=-1), 'vocab_sz=-1'), 'a factor that is none': (model(drop_mult='x'), "get_language_model cannot be made with .*'drop_mult': 'x'"),
     'another cell': (model(arch='AWD_LSTM'), 'do not fit'), 'no architecture': (model(arch='AWD_NONE'), "'AWD_NONE'.*'AWD_GRU'"),
     'no argument': (lambda c: c['model']['args'].pop('arch'), 'arch'), 'odd argument': (model(hidden=3), 'hidden'),
     'a class of others': (model(arch={'$part': 'os.system'}), r'made with os.system.*allow=\[system\]'),
@@ -370,11 +438,11 @@ HOSTILE = {
     'an odd name': (lambda c: c['model'].update({'$part': ['torch']}), 'cannot be opened'),
     'an odd learner': (learner(kind='Learner'), "'Learner' is unknown"), 'an odd rate': (learner(lr='fast'), "lr='fast' is not what was written"),
     'odd momenta': (learner(moms=[1]), r'moms=\[1\]'), 'odd metrics': (learner(metrics=[3]), r'metrics=\[3\]'), 'odd groups': (learner(splitter=3), 'splitter=3'),
-    'a loss that is none': (learner(loss_func=1), 'loss_func=1 is no loss'), 'fixed parameters that are none': (learner(fixed=['x']), "fixed='x' is no parameter"),
+    'other loaders': (data(kind='tags'), "lacks 'tags'"), 'a loss that is none': (learner(loss_func=1), 'loss_func=1 is no loss'), 'fixed parameters that are none': (learner(fixed=['x']), "fixed='x' is no parameter"),
     'odd rates': (learner(lr={'$slice': ['a', 1, None]}), "lr=slice.*is not what was written"),
-    'more of a learner': (learner(cbs=[]), r'cbs=\[\] is not what was written'), 'less of a learner': (lambda c: c['learner'].pop('wd'), 'wd=None'),
+    'more of a learner': (learner(cbs=[]), r'cbs=\[\] is not what was written'), 'less of a learner': (lambda c: c['learner'].pop('wd'), "lacks 'wd'"),
     'a crf': (learner(loss_func='crf'), 'crf'), 'odd loaders': (data(kind='own'), "'own' is unknown.*'texts'"),
-    'other loaders': (data(kind='tags'), 'chars|cols'), 'an odd batch': (data(bs=0), 'bs=0'), 'a huge batch': (data(bs=10**9), 'too large'),
+    'an odd batch': (data(bs=0), 'bs=0'), 'a huge batch': (data(bs=10**9), 'too large'),
     'an odd tokenizer': (data(tok=dict(kind='own')), "'own' is unknown"), 'an odd rule': (lambda c: c['data']['tok'].update(rules=['os.system']), "'os.system' is unknown"),
     'an odd language': (lambda c: c['data']['tok']['tok'].update(lang='../x'), 'no language code'),
     'no such language': (lambda c: c['data']['tok']['tok'].update(lang='zzz'), "lang='zzz'"),
@@ -392,6 +460,18 @@ def test_hostile_configs(case, copied):
 
 WEIGHTS = {'shape': (lambda w: w[:-1], r'1.decoder.bias: torch.float32 \(23,\) there, torch.float32 \(24,\) here'), 'integers': (lambda w: w.long(), 'torch.int64'),
            'complex': (lambda w: w*1j, 'torch.complex64'), 'double': (lambda w: w.double(), 'torch.float64'), 'infinite': (lambda w: torch.full_like(w, torch.inf), '1.decoder.bias holds 24 of 24 numbers that are not finite')}
+
+def test_columns_and_labels_that_are_none(tmp_path):
+    tagger().save_bundle(tmp_path/'t')
+    for i,cols in enumerate(([], ['tokens'], 'ab', [None, None])):
+        folder = rewrite(shutil.copytree(tmp_path/'t', tmp_path/f't{i}'), data(cols=cols))
+        with pytest.raises(BundleError, match="The data's cols="): load_bundle(folder)
+    clas().save_bundle(tmp_path/'c')
+    for i,(args,words) in enumerate(((dict(names='ab'), "labels's names='ab'"), (dict(add_na=''), 'add_na='), (dict(n='2'), "n='2'"), (dict(shape=[None]), 'shape='),
+                                     (dict(name=[]), r'name=\[\]'), (dict(columns={'delim': None}), "columns lacks 'label_cols'"), (dict(reader=3), 'reader=3'),
+                                     (dict(columns={'label_cols': {}, 'delim': None}), "columns's label_cols={}"), (dict(folders=''), "folders=''"), (dict(more=1), 'more=1'))):
+        folder = rewrite(shutil.copytree(tmp_path/'c', tmp_path/f'c{i}'), lambda c, args=args: c['data']['labels'].update(args))
+        with pytest.raises(BundleError, match=words): load_bundle(folder)
 
 @pytest.mark.parametrize('case', WEIGHTS)
 def test_hostile_weights(case, copied):
@@ -442,6 +522,7 @@ def test_hostile_subwords(tmp_path):
 # ---- Memory
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/clear_refs'), reason='Linux tells the peak')
+@pytest.mark.slow
 def test_a_refusal_takes_little_memory(copied):
     "Of a model that would need 4 TB, and of one whose layers would; measured in a process of its own."
     code = ("import sys; from rnn_fastai.ship.bundle import load_bundle; load_bundle(sys.argv[1])\n"
@@ -483,6 +564,19 @@ def test_a_pickle_is_refused_before_a_byte_of_it_runs(write, tmp_path):
     write(trap, tmp_path/'x.pkl')
     with pytest.raises(ValueError, match=r'x.pkl is a pickle.*pass allow_pickle=True'): load_learner(tmp_path/'x.pkl')
     assert not (tmp_path/'sprung').exists()
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_all_protocols(protocol, tmp_path):
+    for i,o in enumerate(({'a': 1}, [1, 2], (1, 'b'), 'text', dict.fromkeys(range(10**4), 'x'*100))):
+        file = tmp_path/f'{i}'
+        file.write_bytes(pickle.dumps(o, protocol=protocol))
+        for load in (load_learner, load_bundle):
+            with pytest.raises(BundleError, match=f'{i} is a pickle.*pass allow_pickle=True to load_learner'): load(file)
+
+@pytest.mark.parametrize('data', [b'', b'.', b'x', b'hello world.', 'Sentence.\n'.encode('utf-16'), b'PK\x03\x04'], ids=repr)
+def test_files_that_are_no_pickles(data, tmp_path):
+    (tmp_path/'x').write_bytes(data)
+    with pytest.raises(BundleError, match='neither a folder nor a zip'): load_learner(tmp_path/'x', allow_pickle=True)
 
 def test_an_allowed_pickle(tmp_path):
     learn = quiet(clas(path=tmp_path))
@@ -530,7 +624,12 @@ def test_a_loaded_learner_has_no_data(case, tmp_path):
     learn.save_bundle(tmp_path/'a')
     again = quiet(load_bundle(tmp_path/'a'))
     assert len(again.dls.train) == len(again.dls.valid) == len(list(again.dls.train)) == 0
-    with pytest.raises(ValueError, match='no batch to train on.*Set learn.dls'): again.fit_one_cycle(1)
+    for call in (lambda: again.fit_one_cycle(1), again.lr_find, lambda: again.fit(1)):
+        with pytest.raises(ValueError, match='no batch to train on.*Set learn.dls'): call()
+    for call,words in ((again.validate, 'validate on'), (partial(again.validate, 0), 'validate on'), (again.get_preds, 'predict'), (partial(again.get_preds, 0), 'predict')):
+        with pytest.raises(ValueError, match=f'no batch to {words}.*Set learn.dls'): call()
+    again.dls = learn.dls
+    assert again.validate() == again.validate(1) and all(v is not None for v in again.validate())
     again.save_bundle(tmp_path/'b')
     config,twice = (read_files(tmp_path/n).config for n in 'ab')
     assert config == twice and config['scores'] and config['trained_on']['train']

@@ -1147,6 +1147,7 @@ assert (got[0, 'h'].reshape(4*n, 5, 8) == torch.cat(outs[:n]).numpy()).all()
 print('fine', n)
 """
 @pytest.mark.skipif(sys.platform == 'win32', reason='no limit of file sizes')
+@pytest.mark.slow
 def test_file_too_large(tmp_path):
     out = subprocess.run([sys.executable, '-c', FULL, tmp_path/'rec'], capture_output=True, text=True)
     assert out.stdout.startswith('fine'), out.stderr

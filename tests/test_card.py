@@ -141,6 +141,7 @@ def folder(learners, tmp_path_factory):
 
 def card_of(folder): return (folder/'README.md').read_text(encoding='utf8')
 
+@pytest.mark.slow
 def test_the_code_of_the_card_works_in_a_new_process(folder):
     code = card_of(folder).partition('```python\n')[2].partition('```')[0]
     here = str(Path(__file__).parents[1])

@@ -1211,6 +1211,7 @@ def test_a_chunk_is_one_graph(name, dynamo):
             found = torch._dynamo.explain(steps.take_steps)(rnn.cells[0], gx, state, None, (), ())
         assert (found.graph_count, found.graph_break_count) == (1, 0)
 
+@pytest.mark.slow
 def test_compile_serves_many_cells(dynamo, monkeypatch):
     "More cells than dynamo's limit of eight in one process: none falls back to the loop in silence."
     seen = []

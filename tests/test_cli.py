@@ -8,6 +8,7 @@ import threading
 import warnings
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -320,6 +321,49 @@ def test_without_the_extras_each_door_names_its_own(models, run, tmp_path, monke
     for lib in ('huggingface_hub', 'onnx', 'onnxruntime'): monkeypatch.setitem(sys.modules, lib, None)
     assert 'pip install "rnn_fastai[hub]"' in run('push', models/'lm', 'me/m')[0]
     assert 'pip install "rnn_fastai[onnx]"' in run('export-onnx', models/'lm', tmp_path/'o')[0]
+
+def test_an_encoder_from_a_folder_that_is_named_from_here(models, run, monkeypatch, tmp_path):
+    monkeypatch.chdir(models)
+    before = {f: f.read_bytes() for f in Path('lm').rglob('*') if f.is_file()}
+    code,out,err = run('train', 'classifier', 'a.csv', '--encoder', 'lm', '--out', tmp_path/'clas', '--epochs', '1', '--bs', '4')
+    assert code is None and 'The model is in' in out
+    assert {f: f.read_bytes() for f in Path('lm').rglob('*') if f.is_file()} == before
+    assert {f.name for f in (tmp_path/'clas').rglob('*') if f.is_file()} == {'README.md', 'config.json', 'model.safetensors', 'vocab.json'}
+
+def test_a_place_that_takes_no_model_is_refused_before_the_training(models, run, monkeypatch):
+    for name in ('read_data', 'set_seed'): monkeypatch.setattr(f'rnn_fastai.cli.main.{name}', lambda *a: pytest.fail('too late'))
+    code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'a.csv', *SMALL)
+    assert 'a.csv is a file. Name another' in code
+    monkeypatch.setattr(os, 'access', lambda *a: False)
+    code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'new', *SMALL)
+    assert 'new may not be written to. Name another' in code and not (models/'new').exists()
+
+OWN_CELL = '''
+import torch
+from rnn_fastai.models.cells import Cell
+class Slow(Cell):
+    def step(self, gx, state): return ((state[0]*3 + torch.tanh(gx + self.recur(state[0])))/4,)
+'''
+
+def test_models_of_classes_of_ones_own(run, tmp_path, monkeypatch):
+    import rnn_fastai.all as rf
+    (tmp_path/'own_cell.py').write_text(OWN_CELL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path, str(tmp_path)])
+    from own_cell import Slow
+    sents = pd.DataFrame({'tokens': [['The', 'dog'], ['Go']]*6, 'tags': [['DET', 'NOUN'], ['VERB']]*6})   # as in TAGS
+    rf.tagger_learner(rf.TagDataLoaders.from_df(sents, bs=4), Slow, emb_sz=4, n_hid=4).save_bundle('m')
+    del sys.modules['own_cell']
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if p != str(tmp_path)])
+    (tmp_path/'t.tsv').write_text(TAGS)
+    monkeypatch.setattr('rnn_fastai.ship.serve._server', lambda *args: SimpleNamespace(run=lambda **kwargs: None))   # ends at once
+    for args in (('predict', 'm', 'the dog'), ('eval', 'm', 't.tsv'), ('export-onnx', 'm', 'x'), ('serve', 'm', '--port', '0')):
+        assert 'a command takes --allow own_cell.Slow' in run(*args)[0] and 'own_cell' not in sys.modules
+        code,out,err = run(*args, '--allow', 'own_cell.Slow')
+        assert code is None and out, code
+        del sys.modules['own_cell']
+        sys.path.remove(str(tmp_path))
+    assert "allow='own_cell.Fast' cannot be imported" in run('predict', 'm', 'a', '--allow', 'own_cell.Fast')[0]
 
 # ---- A training that is cut
 

@@ -94,6 +94,7 @@ def test_a_class_of_ones_own_is_named_in_the_card_and_wants_to_be_allowed(hub):
     assert again.predict('ab', 2, temperature=0) == own.predict('ab', 2, temperature=0)
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_the_hub_by_its_environment(hub, learn, tmp_path):
     learn.push_to_hub('me/reviews', private=True, token='secret')
     code = ("from rnn_fastai.ship.hub import from_hub\nlearn = from_hub('me/reviews', device='cpu')\n"
@@ -213,6 +214,7 @@ def test_two_pushes_at_once_do_not_mix(hub, learn):
 
 @pytest.mark.parametrize('path,status,words', [('/api/models/', 500, 'answers with the status 500: try again later'),
                                                ('/api/models/', 403, 'does not allow this'),
+                                               ('/api/models/', 422, 'answers with the status 422: read its answer'),
                                                ('/api/models/', 429, 'has been asked too often: wait a while')])
 def test_other_answers_are_named(hub, learn, path, status, words):
     hub.broken[path] = status
@@ -257,3 +259,25 @@ def test_without_the_library_the_extra_is_named(learn, monkeypatch):
 def test_the_library_is_not_imported_before_it_is_called():
     code = "import sys, rnn_fastai.ship.hub; print('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'False'
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, learn):
+    learn.push_to_hub('me/reviews', token='secret')
+    before = hub.repos['me/reviews'].head
+    with pytest.raises(HubError, match='^me/reviews is there and public: make it private in its settings, or leave private out$'):
+        learn.push_to_hub('me/reviews', private=True, token='secret')
+    assert hub.repos['me/reviews'].head == before
+
+def test_reading_that_is_not_allowed(hub, learn):
+    learn.push_to_hub('me/reviews', token='secret')
+    hub.broken['/resolve/'] = 403
+    with pytest.raises(HubError, match='does not allow this: .* pass a token that may read there'): from_hub('me/reviews')
+
+@pytest.mark.parametrize('revision', [3, True, ['main']])
+def test_a_revision_is_a_name(hub, revision):
+    with pytest.raises(ValueError, match='revision=.* is no name of a branch, a tag or a commit'): from_hub('me/reviews', revision)
+
+def test_a_card_on_the_hub_that_is_no_text(hub, learn):
+    hub.add('me/reviews', {'README.md': b'\xff\xfe'})
+    with pytest.raises(ValueError, match='me/reviews/README.md is not UTF-8: .* Convert it'): learn.push_to_hub('me/reviews', token='secret')
+    assert set(hub.repos['me/reviews'].files) == {'README.md'}

@@ -525,7 +525,52 @@ def test_changed_bytes_are_found(tmp_path):
 def test_facts_of_another_kind_of_file(tmp_path):
     export_onnx(lm(), tmp_path/'m')
     facts_module.write_facts(tmp_path/'m', dict(kind='lm', vocab=['a']), ['model.onnx'])
-    with pytest.raises(ValueError, match=r"is no whole export \(KeyError"): OnnxModel(tmp_path/'m')
+    with pytest.raises(ValueError, match=r"is no whole export: its tok is None"): OnnxModel(tmp_path/'m')
+
+ODD_FACTS = dict(lm=dict(kind=['lm', 'x', None, []], vocab=['ab', None, [], [1]], net=[None, {}, 'x'], backwards=['x', None], tok=['x', {}, []]),
+                 classifier=dict(labels=[None, 'ab', [None]], answers=['x', None, []], threshold=['x', None]),
+                 tagger=dict(tags=[None, [], 'ab'], crf=['x', [], {}], chars=['x', []]))
+
+@pytest.mark.parametrize('kind', ODD_FACTS)
+def test_facts_that_were_edited(kind, tmp_path):
+    export_onnx(dict(lm=lm, classifier=classifier, tagger=tagger)[kind](), tmp_path/'m')
+    facts = facts_module.read_facts(tmp_path/'m')
+    files = list(facts.pop('files'))
+    for name,values in ODD_FACTS[kind].items():
+        for value in values:
+            if value == facts[name]: continue
+            facts_module.write_facts(tmp_path/'m', {**facts, name: value}, files)
+            with pytest.raises(ValueError, match=f'is no whole export.*({name}|KeyError)|unknown kind'): OnnxModel(tmp_path/'m')
+    for name in {**ODD_FACTS[kind], 'net': 0}:
+        facts_module.write_facts(tmp_path/'m', {k: v for k,v in facts.items() if k != name}, files)
+        with pytest.raises(ValueError, match=f'is no whole export: its {name} is None'): OnnxModel(tmp_path/'m')
+    facts_module.write_facts(tmp_path/'m', facts, files)
+    assert OnnxModel(tmp_path/'m').kind == kind
+
+def refusal(f, *args, **kwargs):
+    with pytest.raises((ValueError, TypeError)) as e: f(*args, **kwargs)
+    return type(e.value),str(e.value)
+
+REFUSALS = [dict(prompts='unheard of'), dict(top_k=10**6), dict(top_k=0), dict(min_p=2), dict(top_p=0), dict(temperature=-1), dict(forbidden='zzz'), dict(stop_tokens='zzz'), dict(n_words=0),
+            dict(n=True), dict(seed=-1), dict(bs=0), dict(prompts=3), dict(temperature=0, top_k=2), 'all']
+
+@pytest.mark.parametrize('args', REFUSALS, ids=str)
+def test_the_same_words_as_learners(args, tmp_path):
+    learn = lm(tok='words')
+    model = OnnxModel(export_onnx(learn, tmp_path/'m'))
+    if args == 'all': args = dict(forbidden=list(model.vocab))
+    args = {'prompts': 'the', **args}
+    assert refusal(model.generate, **args) == refusal(learn.generate, **args, no_bar=True)
+
+def test_the_same_words_of_empty_texts_as_learners(tmp_path):
+    learn = tagger()
+    model = OnnxModel(export_onnx(learn, tmp_path/'m'))
+    mine,its = refusal(model.tag, [['a'], [], []]),refusal(learn.tag, [['a'], [], []])
+    assert mine[0] is its[0] and its[1].startswith(mine[1]) and 'Sentence 1 of 3 has no token, as have 1 others' in mine[1]
+
+def test_a_share_of_nothing_keeps_all(tmp_path):
+    model = OnnxModel(export_onnx(lm(), tmp_path/'m'))
+    with np.errstate(all='raise'): assert model.generate('the', 9, seed=1, min_p=0.) == model.generate('the', 9, seed=1)
 
 def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
     folder = export_onnx(lm(), tmp_path/'m')
@@ -566,3 +611,13 @@ def test_parts_of_a_model():
     assert parts.bidirectional and not parts.in_parts and parts.chars is not None
     assert net_parts(lm().model).in_parts and net_parts(classifier().model).in_parts
     assert not net_parts(classifier(bidir=True).model).in_parts
+
+def own_rule(t): return t.replace('a', 'b')
+
+def test_rules_of_ones_own_are_for_bundles(tmp_path):
+    dls = rf.TextDataLoaders.from_df(pd.DataFrame(dict(text=texts(20))), is_lm=True, text_col='text', seq_len=8, bs=4,
+                                     tok_tfm=rf.TextTokenizer(rules=[own_rule]))
+    learn = rf.language_model_learner(dls, 'AWD_LSTM', config=CONFIG, pretrained=False)
+    with pytest.raises(ValueError, match='tokenizer cannot be exported, as a reader without torch lacks its code: .*own_rule.* Keep the learner as a bundle'):
+        export_onnx(learn, tmp_path/'m')
+    assert not (tmp_path/'m').exists()

@@ -66,6 +66,43 @@ def test_a_text_grows_and_is_looked_into(open_page, width, scheme):
         expect(page.locator('#unit-text')).to_have_attribute('aria-label', re.compile(r'^Unit \d+ over the text'))
         assert page.evaluate('document.documentElement.scrollWidth') <= width
 
+def test_the_tokens_that_were_written_are_looked_into(open_page):
+    "Tokens are read as they are: three unknown words in a row would be one repeated word for the rules."
+    with live('lm') as s:
+        page = open_page(s)
+        write(page, 'a film zza zzb zzc', n_words=30)
+        done(page)
+        page.get_by_role('button', name='Look inside').click()
+        shown = page.locator('#tokens').get_by_role('option').evaluate_all('els => els.map(e => e.ariaLabel.split(", probability")[0])')
+        want = ['xxbos', 'a', 'film', *['xxunk']*3, *(t for t in shown if t != 'xxpad')]   # padding is no step
+        expect(page.locator('#unit-text .token')).to_have_text(want)
+
+@pytest.mark.parametrize('width', [400, 1400])
+def test_all_by_keyboard(open_page, width):
+    with live('lm') as s:
+        page = open_page(s, width)
+        expect(page.locator('#facts')).to_contain_text('A model that writes')
+        def go_to(where):
+            for _ in range(30):
+                page.keyboard.press('Tab')
+                if page.evaluate('where => document.activeElement.closest(where) !== null', where): return
+            raise AssertionError(f"Tab does not reach {where}")
+        go_to('#prompt')
+        page.keyboard.type('a film')
+        page.keyboard.press('Control+Enter')
+        done(page)
+        go_to('#tokens [role=option]')
+        page.keyboard.press('ArrowRight')
+        second = page.locator('#tokens').get_by_role('option').nth(1)
+        expect(second).to_have_attribute('aria-selected', 'true')
+        expect(page.locator('#detail code').first).to_have_text(second.get_attribute('aria-label').split(', probability')[0])
+        go_to('#look')
+        page.keyboard.press('Enter')
+        expect(page.locator('#units').get_by_role('radio')).to_have_count(10)
+        go_to('#units [role=radio]')
+        page.keyboard.press('End')
+        expect(page.locator('#units').get_by_role('radio').nth(9)).to_have_attribute('aria-checked', 'true')
+
 def test_tokens_are_seen_before_the_text_is_done_and_stop_stops(open_page):
     from rnn_fastai.ship.requests import Limits
     with live('lm', Limits(max_words=10**6)) as s:

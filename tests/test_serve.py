@@ -120,7 +120,7 @@ def test_a_stream_tells_tokens_probabilities_and_candidates():
     want = learn.generate('the film', 15, seed=3, no_bar=True)[0]
     with client('lm') as c: told = events(c.post('/generate', json=dict(prompt='the film', n_words=15, seed=3, stream=True, candidates=4)).text)
     (first,start),*tokens,(last,done) = told
-    assert (first, last) == ('start', 'done') and start == dict(text='the film', seed=3)
+    assert (first, last) == ('start', 'done') and start == dict(text='the film', tokens=['xxbos', 'the', 'film'], seed=3)
     assert done['texts'][0]['text'] == want.text == start['text'] + ''.join(e['text'] for _,e in tokens)
     assert [e['token'] for _,e in tokens] == want.tokens
     np.testing.assert_allclose([e['p'] for _,e in tokens], want.logps.exp(), atol=1e-4)
@@ -199,6 +199,10 @@ def test_scores_and_states():
         scores = c.post('/score', json=dict(texts=TEXTS)).json()['answers']
         read = c.post('/states', json=dict(texts=TEXTS, layer=1, n_units=3)).json()['answers']
         one = c.post('/states', json=dict(texts=TEXTS, layer=1, unit=5)).json()['answers']
+        tokens = c.post('/states', json=dict(tokens=read[0]['tokens'], layer=1, n_units=3)).json()['answers']
+        none,odd = c.post('/states', json={}),c.post('/states', json=dict(tokens=['a', 'zzz']))
+    assert tokens == read[:1]
+    assert none.status_code == odd.status_code == 422 and (none.json()['field'], odd.json()['field']) == ('texts', 'tokens')
     for t,s in zip(learn.score(TEXTS, no_bar=True), scores, strict=True):
         assert s['tokens'] == t.tokens
         np.testing.assert_allclose(s['logps'], t.logps, atol=1e-4)
@@ -267,6 +271,7 @@ def test_the_description_says_what_is_checked():
     (dict(seed=2**53), 'seed'), (dict(temperature='hot'), 'temperature'), (dict(temperature=-1), 'temperature'), (dict(top_k=5000), 'top_k'),
     (dict(temperature=0, top_p=0.5), 'temperature'), (dict(top_p=0), 'top_p'), (dict(stop=['zzz']), 'stop'), (dict(stop=''), 'stop'),
     (dict(stop_tokens=['zzz']), 'stop_tokens'), (dict(forbidden=[3]), 'forbidden[0]'), (dict(n=2, temperature=0), 'n'),
+    (dict(required=['one'], forbidden=['one']), 'required'),
     (dict(n=2, stream=True), 'n'), (dict(arch='os.system'), 'arch'), (dict(min_words=100, n_words=5), 'min_words'), (dict(stream=1), 'stream'),
     ([], 'body'), ('a', 'body')])
 def test_a_refusal_names_field_value_and_what_is_allowed(body, field):

@@ -448,12 +448,13 @@ def test_stopped_at_every_step(tmp_path):
         server.stdin.flush()
         rc = server.stdout.readline().strip()
         found.append(whole(folder))
-        write_files(folder, {'i': 2}, {'w': torch.full((200, 200), 2.)}, {'vocab.json': '2', 'even.json': '2'})
-        assert whole(folder) == 2
-        assert set(os.listdir(folder)) - {'README.md'} == {'config.json', 'model.safetensors', 'even.json', 'vocab.json'}
+        write_files(folder, {'i': 3}, {'w': torch.full((200, 200), 3.)}, {'vocab.json': '3', 'odd.json': '3'})
+        assert whole(folder) == 3
+        assert set(os.listdir(folder)) - {'README.md'} == {'config.json', 'model.safetensors', 'odd.json', 'vocab.json'}
     server.communicate()
     assert rc == '0' and found == sorted(found) and found[0] == 0 and found[-1] == 1 and n > 20
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader_at_once(tmp_path):
     folder = write_files(tmp_path/'a', {'i': 0}, {'w': torch.zeros(200, 200)}, {'vocab.json': '0', 'even.json': '0'})
     pair = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(WRITER), str(folder), str(i)], stdout=subprocess.PIPE)
@@ -494,6 +495,7 @@ MEMORY = """
     for path in sys.argv[2:]: attempt(path); print(path, peak() - start, flush=True)
 """
 
+@pytest.mark.slow
 def test_refusals_take_little_memory(tmp_path):
     "At most 50 MB more than before, whatever the size of what is refused."
     def bundle(name, **kwargs): return hostile(write_files(tmp_path/name, CONFIG, weights(), TEXTS), **kwargs)

@@ -57,7 +57,7 @@ def capture(self:Learner,
     with capture_model(get_model(self.model), layers, parts, **kwargs) as rec: yield rec
 
 # %% ../../nbs/530_callback.capture.ipynb #7234d404
-def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
+def _read(learn:Learner, items:list) -> list[torch.Tensor]:
     "Ids of texts or sequences, as the learner's loaders make them."
     if isinstance(learn.dls.train, SeqDataLoader):
         if learn.dls.task.n_inp == 2:
@@ -67,6 +67,12 @@ def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
     ds = learn.dls.train_ds
     ds = (ds if isinstance(ds, CorpusDataset) else LMDataset.like(ds)).new(items)
     return [torch.as_tensor(ds[i][0]).as_subclass(torch.Tensor).long() for i in range(len(ds))]
+
+def _rows(learn:Learner, items:list) -> list[torch.Tensor]:
+    "Ids of items; those that are ids already stay."
+    texts = [i for i in items if not isinstance(i, torch.Tensor)]
+    read = iter(_read(learn, texts) if texts else ())
+    return [i if isinstance(i, torch.Tensor) else next(read) for i in items]
 
 def _batches(learn:Learner, items:list, bs:int) -> list[tuple]:
     "What the model reads of items, in their order, `bs` at a time where the loaders know padding."
@@ -87,7 +93,7 @@ def _whole(model:nn.Module) -> Any:
 @patch
 @delegates(Capture, but=['model'])
 def record(self:Learner,
-    items:Any, # A text or sequence as `predict` takes it, or a list of them
+    items:Any, # A text or sequence as `predict` takes it, or a list of them; or tensors of ids
     layers:Any=None, # Names or numbers of layers; all by default
     parts:Any='states', # What to record of each
     bs:int=16, # Documents that are read at a time, where the loaders know padding

@@ -6,7 +6,10 @@
 __all__ = ['COMMANDS', 'main']
 
 # %% ../../nbs/770_cli.entry.ipynb #a601e0e1
+import atexit
+import gc
 import sys
+import warnings
 
 # %% ../../nbs/770_cli.entry.ipynb #b174f2b8
 COMMANDS = {
@@ -20,10 +23,17 @@ COMMANDS = {
     'serve': "Answer over HTTP, with a page, until interrupted.",
 }
 
+# %% ../../nbs/770_cli.entry.ipynb #c5d1e7a2
+def _run():
+    "Load the commands, and run the one that was named."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)   # fastai's import uses a deprecated part of torch
+        from rnn_fastai.cli.main import main as run
+    atexit.register(gc.freeze)   # else Python searches all that fastai has loaded for garbage as it ends, for seconds
+    run()
+
 def main():
     "Print the help, or hand over to the commands."
-    if sys.argv[1:2] not in ([], ['-h'], ['--help']):
-        from rnn_fastai.cli.main import main as run
-        return run()
+    if sys.argv[1:2] not in ([], ['-h'], ['--help']): return _run()
     docs = '\n'.join(f"  {name}: {what}" for name,what in COMMANDS.items())
     print(f"usage: rnn_fastai COMMAND [--help]\n\n{docs}")

@@ -41,7 +41,7 @@ from ..models.recurrent import Recurrent
 from ..models.seq2seq import OneHot, Seq2Seq, SequenceModel, StateInput, plain_cell, token_input
 from ..models.state import fresh_logits
 from .lm import LMLearner
-from .text import TextLearner
+from .text import TextLearner, need_batches
 from .writing import WritingLearner
 
 # %% ../../nbs/620_learner.rnn.ipynb #5a8af1ff
@@ -131,6 +131,7 @@ class RNNLearner(TextLearner):
     @delegates(Learner.get_preds)
     def get_preds(self, ds_idx:int=1, dl:Any=None, **kwargs) -> tuple:
         "Predictions, targets, in the order of the rows; windows of a series are joined along the time axis."
+        if dl is None: need_batches(self, ds_idx, 'predict')
         dl = ifnone(dl, self.dls[ds_idx])
         if not isinstance(dl, SeqDataLoader): return super().get_preds(dl=dl, **kwargs)
         own = dict(concat_dim=1 if self.task.kind == 'next' else 0, reorder=False)
@@ -142,6 +143,7 @@ class RNNLearner(TextLearner):
         max_n:int=9, # Most rows to show
     ):
         "Show inputs, targets and the likeliest answers for the first batch."
+        if dl is None: need_batches(self, ds_idx, 'show')
         dl = ifnone(dl, self.dls[ds_idx])
         if not isinstance(dl, SeqDataLoader): return super().show_results(ds_idx, dl, max_n)
         *x,y = dl.one_batch()

@@ -34,7 +34,7 @@ from ..models.awd import archs
 from ..models.cells import cells
 from ..models.state import fresh_logits
 from ..models.tagger import CRF, Tagger, arch_tagger, cell_tagger
-from .text import TextLearner
+from .text import TextLearner, need_batches
 
 # %% ../../nbs/630_learner.tagger.ipynb #d804772b
 _PLACES = dict(B='first', I='inside', M='inside', E='last', L='last', S='only', U='only', W='only')
@@ -216,6 +216,7 @@ class TaggerLearner(TextLearner):
         """Probabilities and targets of all sentences, in order; after a sentence's end 0, and `IGNORE` for targets
         and tags. With a CRF, the probabilities are those of each token alone, without its neighbours: they may disagree
         with the best tags, and do not measure how sure these are."""
+        if dl is None: need_batches(self, ds_idx, 'predict')
         dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
         ds,n = dl.dataset,int(dl.dataset.lens.max(initial=0))
         probs = torch.zeros(len(ds), n, len(ds.tags))

@@ -55,7 +55,7 @@ def _check_apart(no_unk:bool, forbidden:Any=(), **others):
         both = [t for t in _as_list(name, of) if t in banned or (no_unk and t == UNK)]
         if both:
             why = "forbidden" if both[0] in banned else "never written with no_unk=True"
-            raise ValueError(f"The token {both[0]!r} is in {name}, and {why}; leave one out.")
+            raise ValueError(f"{name} has {both[0]!r}, which is {why}; leave one out.")
 
 # %% ../../nbs/610_learner.writing.ipynb #dd46cef8
 @contextmanager

@@ -24,8 +24,7 @@ import torch
 from fastai.torch_core import get_model
 from torch import Tensor
 
-import rnn_fastai.callback.capture  # noqa: F401 (gives learners `record`)
-
+from ..callback.capture import loaders_vocab  # the module gives learners `record`
 from ..core import suggest
 from ..data.loaders import label_vocab, text_vocab
 from ..data.tags import word_parts
@@ -186,7 +185,7 @@ def list_layers(
 
 def states(
     learn:TextLearner, # A learner
-    texts:list[str], # Texts
+    texts:list[str|tuple[str, ...]], # Texts; of a language model also tokens, which are read as they are
     layer:int=0, # Number of a layer; see `list_layers`
     n_units:int=8, # Units to give: those that vary most over the text
     unit:int|None=None, # One unit instead
@@ -195,9 +194,16 @@ def states(
     layers = list_layers(learn)
     _check_there('layer', layer, len(layers))
     name = layers[layer]['name']
-    rec = learn.record(texts, name, 'h', no_bar=True)
+    rec = learn.record([t if isinstance(t, str) else _ids(learn, t) for t in texts], name, 'h', no_bar=True)
     if unit is not None: _check_there('unit', unit, rec[0, 'h', 0].shape[1])
     return [_units(rec, d, n_units, unit) | dict(layer=name) for d in range(len(texts))]
+
+def _ids(learn:TextLearner, tokens:tuple[str, ...]) -> Tensor:
+    "Ids of tokens. Raises `ValueError` for one that is not in the vocabulary."
+    ids = {t: i for i,t in enumerate(loaders_vocab(learn.dls)['vocab'])}
+    odd = [t for t in tokens if t not in ids]
+    if odd: raise ValueError(f"tokens has {odd[0]!r}, which is not in the vocabulary.")
+    return torch.tensor([ids[t] for t in tokens])
 
 def _units(rec:Any, doc:int, n_units:int, unit:int|None) -> dict:
     h = rec[0, 'h', doc]                                                        # steps,units
@@ -259,6 +265,12 @@ class _Row:
     def group(self) -> Any:
         "Texts of one group are picked for at once."
         return self.sampling if self.sampler.is_plain else id(self)
+
+    def start(self) -> dict:
+        "The event of its beginning."
+        ids = self.text.start.tolist()
+        return dict(event='start', text=self.codec.decode(ids), tokens=[str(self.codec.vocab[i]) for i in ids],
+                    seed=self.writing.seed)
 
     def add(self, i:int, logp:float):
         "Add a token, and tell of it."
@@ -354,7 +366,7 @@ class TextWriter:
         writing.texts = [None]*writing.n
         self.waiting.extend(rows)
         if writing.tell is None: return
-        writing.tell(dict(event='start', text=rows[0].codec.decode(rows[0].text.start.tolist()), seed=writing.seed))
+        writing.tell(rows[0].start())
 
     def step(self):
         "Let waiting texts start, and make the next token of each."

@@ -10,13 +10,14 @@ __all__ = ['learner_facts', 'make_learner', 'bounded_build', 'own_tensors', 'hea
 import inspect
 import json
 import math
+import os
 import pickle
+import pickletools
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ from ..models.losses import answer_kind
 from ..models.origin import Origin, origin_of
 from ..models.state import fresh_logits
 from .card import data_sizes, folder_card, model_card
-from .parts import Known, as_plain, data_facts, make_loaders, make_parts
+from .parts import Known, as_plain, check_facts, data_facts, make_loaders, make_parts
 from .storage import BundleError, read_files, write_files, write_zip
 
 # %% ../../nbs/720_ship.bundle.ipynb #ae1c5869
@@ -88,20 +89,43 @@ def _plain_metrics(metrics:list, seen:dict) -> list:
     found = [_named_or(f"The metric {m.name}", _metric_origin(m), None, seen) for m in metrics]
     return [m for m in found if m is not None]
 
+def _is_number(v:Any) -> bool: return isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v)
+
+def _is_rate(v:Any) -> bool:
+    "Whether it is a rate, or a slice of rates: the first layers' and the last ones'."
+    if not isinstance(v, slice): return _is_number(v)
+    return _is_number(v.stop) and v.step is None and (v.start is None or _is_number(v.start))
+
+def _is_flag(v:Any) -> bool: return isinstance(v, bool)
+def _are_moms(v:Any) -> bool: return isinstance(v, (list, tuple)) and len(v) == 3 and all(map(_is_number, v))
+
+_SETTINGS = {'lr': (_is_rate, 'a number, or a slice of two numbers'),
+             'wd': (lambda v: v is None or _is_number(v), 'a number, or None'),
+             'wd_bn_bias': (_is_flag, 'True or False'), 'train_bn': (_is_flag, 'True or False'),
+             'moms': (_are_moms, 'three numbers')}
+
+def _check_settings(learn:SafeLearner):
+    "Raise `ValueError` for a rate, a decay or momenta that could not be read again."
+    for name,(ok,what) in _SETTINGS.items():
+        value = getattr(learn, name)
+        if not ok(value): raise ValueError(f"learn.{name}={value!r} cannot be kept; it must be {what}.")
+
 def learner_facts(
     learn:SafeLearner, # A learner
     seen:dict[str, Any], # Classes and functions by import path, to which those are added that not every process has
 ) -> dict: # What `make_learner` reads
     "Describe a learner for JSON. Raises `ValueError` for a class of learners, or a loss, that cannot be kept."
-    name = type(learn).__name__
-    if _LEARNERS.get(name) is not type(learn):
+    name,own = type(learn).__name__,_LEARNERS.get(type(learn).__name__) is not type(learn)
+    if own and not isinstance(learn, tuple(_LEARNERS.values())):
         raise ValueError(f"{name} cannot be kept. Make the learner with language_model_learner, "
                          "text_classifier_learner, tagger_learner, rnn_learner or module_learner.")
+    _check_settings(learn)
     penalty = next((cb for cb in learn.cbs if isinstance(cb, RNNRegularizer)), None)
     plain = {n: as_plain(getattr(learn, n), seen) for n in ('lr', 'wd', 'wd_bn_bias', 'train_bn', 'moms')}
     transfer = None if learn.transfer is None else vars(learn.transfer)
     if transfer is not None: transfer = {**transfer, 'source': Path(transfer['source']).name}
-    return dict(kind=name, loss_func=_plain_loss(learn.loss_func, seen), metrics=_plain_metrics(learn.metrics, seen),
+    return dict(kind=as_plain(type(learn), seen) if own else name, loss_func=_plain_loss(learn.loss_func, seen),
+                metrics=_plain_metrics(learn.metrics, seen),
                 opt_func=_named_or('opt_func', learn.opt_func, as_plain(Adam, seen), seen),
                 splitter=_named_or('splitter', learn.splitter, as_plain(trainable_params, seen), seen),
                 alpha=getattr(penalty, 'alpha', 0.), beta=getattr(penalty, 'beta', 0.),
@@ -110,18 +134,10 @@ def learner_facts(
                 transfer=transfer, **plain)
 
 # %% ../../nbs/720_ship.bundle.ipynb #c479e7f0
-def _is_number(v:Any) -> bool: return isinstance(v, Real) and not isinstance(v, bool)
-
-def _is_rate(v:Any) -> bool:
-    "Whether it is a rate, or a slice of rates: the first layers' and the last ones'."
-    if not isinstance(v, slice): return _is_number(v)
-    return _is_number(v.stop) and v.step is None and (v.start is None or _is_number(v.start))
-
-_SETTINGS = {'lr': _is_rate, 'wd': lambda v: v is None or _is_number(v), 'alpha': _is_number, 'beta': _is_number,
-             'wd_bn_bias': lambda v: isinstance(v, bool), 'train_bn': lambda v: isinstance(v, bool),
-             'moms': lambda v: isinstance(v, list) and len(v) == 3 and all(map(_is_number, v)),
-             'metrics': lambda v: isinstance(v, list) and all(isinstance(m, Metric) for m in v),
-             'opt_func': callable, 'splitter': callable}
+_PARTS = {'alpha': _is_number, 'beta': _is_number, 'opt_func': callable, 'splitter': callable,
+          'metrics': lambda v: isinstance(v, list) and all(isinstance(m, Metric) for m in v)}
+_STORED = {'kind': lambda v: isinstance(v, (str, type)), 'frozen': lambda v: type(v) is int and v >= 0,
+           'fixed': lambda v: isinstance(v, list), 'transfer': lambda v: isinstance(v, (dict, type(None)))}
 
 def _fix(model:nn.Module, fixed:list[str]):
     "Train all parameters of a model but some. Raises `ValueError` for a name that is none of them."
@@ -129,6 +145,12 @@ def _fix(model:nn.Module, fixed:list[str]):
     odd = [n for n in fixed if n not in params]
     if odd: raise ValueError(f"The learner's fixed={odd[0]!r} is no parameter of the model.")
     for n,p in params.items(): p.requires_grad_(n not in fixed)
+
+def _learner_class(kind:Any) -> type:
+    "The class of a name, or one of others. Raises `ValueError` for one that is unknown, or of no learner."
+    if isinstance(kind, type) and issubclass(kind, tuple(_LEARNERS.values())): return kind
+    if kind in _LEARNERS: return _LEARNERS[kind]
+    raise ValueError(f"The kind of learner {kind!r} is unknown. {suggest(str(kind), _LEARNERS)}")
 
 def make_learner(
     facts:dict, # What `learner_facts` gave
@@ -138,15 +160,12 @@ def make_learner(
     path:Path, # Where its `save` writes
 ) -> SafeLearner:
     "Rebuild a learner around a model. Raises `ValueError` for settings that are none."
-    args = dict(facts)
+    with torch.device('meta'), bounded_build({}): args = make_parts(facts, known)
+    kinds = {k: ok for k,(ok,_) in _SETTINGS.items()}
+    check_facts(args, {**_STORED, 'loss_func': lambda v: True, **kinds, **_PARTS}, 'The learner')
     kind,loss,frozen,fixed,transfer = (args.pop(k) for k in ('kind', 'loss_func', 'frozen', 'fixed', 'transfer'))
-    if kind not in _LEARNERS:
-        raise ValueError(f"The kind of learner {kind!r} is unknown. {suggest(str(kind), _LEARNERS)}")
-    with torch.device('meta'), bounded_build({}): loss,args = make_parts([loss, args], known)
     if loss != 'crf' and not callable(loss): raise ValueError(f"The learner's loss_func={loss!r} is no loss.")
-    odd = [k for k in {*args, *_SETTINGS} if k not in args or not _SETTINGS.get(k, lambda v: False)(args[k])]
-    if odd: raise ValueError(f"The learner's {odd[0]}={args.get(odd[0])!r} is not what was written.")
-    learn = _LEARNERS[kind](dls, model, loss_func=CRFLoss(model.crf) if loss == 'crf' else loss, path=path,
+    learn = _learner_class(kind)(dls, model, loss_func=CRFLoss(model.crf) if loss == 'crf' else loss, path=path,
                             **{**args, 'moms': tuple(args['moms'])})
     if frozen: learn.freeze_to(frozen)
     _fix(model, fixed)
@@ -302,6 +321,12 @@ def _judging(learn:SafeLearner, out:Tensor) -> list[Tensor]:
     except (RuntimeError, TypeError): value = loss(scores, targets[1])   # it may take ids, and answer with values
     return [value, *(getattr(loss, f, noop)(scores) for f in ('activation', 'decodes'))]
 
+def _check_loss(learn:SafeLearner, out:Tensor):
+    "Raise `ValueError` where a loss does not take what the model gives."
+    try: _judging(learn, out)
+    except Exception as e:   # that of others may raise anything
+        raise ValueError(f"The learner's loss_func={learn.loss_func!r} cannot be used: {e}") from e
+
 def _same(a:Any, b:Any) -> bool:
     "Whether tensors are the same except for rounding."
     return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -352,7 +377,7 @@ def check_sizes(
 def check_vocabs(
     model:nn.Module, # A model
     dls:Any, # Loaders
-):
+) -> Tensor: # What the model gives for some ids
     "Raise `ValueError` where a model does not take all ids of the loaders, or gives other outputs than they need."
     task,ds = loaders_task(dls),dls.train.dataset
     device,n_out = next(model.parameters()).device,len(task.y_vocab)
@@ -361,11 +386,12 @@ def check_vocabs(
     if task.n_inp == 2: x = *x,torch.full((len(x[0]), 1), n_out - 1, device=device)
     elif getattr(ds, 'n_inp', 1) == 3: x = *x,ids.new_full((1, 1), len(ds.chars.names) - 1),torch.zeros_like(ids)
     try:
-        with evaluating(model): found = fresh_logits(model, *x).size(-1)
+        with evaluating(model): out = fresh_logits(model, *x)
     except IndexError as e:
         raise ValueError(f"The vocabulary of {len(task.vocab):,} tokens is too long for the model: {e}.") from e
-    if found != n_out:
-        raise ValueError(f"The model gives {found:,} outputs; the loaders have {n_out:,} tokens or labels.")
+    if out.size(-1) != n_out:
+        raise ValueError(f"The model gives {out.size(-1):,} outputs; the loaders have {n_out:,} tokens or labels.")
+    return out
 
 def _plain_scores(learn:SafeLearner, scores:dict) -> dict:
     "Figures of the last epoch, where there was one, and others. Raises `ValueError` for what is no number."
@@ -376,20 +402,33 @@ def _plain_scores(learn:SafeLearner, scores:dict) -> dict:
         raise ValueError(f"scores: {odd[0]}={value!r} is a {type(value).__name__}; it must be a finite number.")
     return {**learn.last_scores, **plain}
 
+def _is_dict(v:Any) -> bool: return isinstance(v, dict)
+def _are_sizes(v:Any) -> bool:
+    "Whether it tells how much data there was, or that it is not known."
+    if not v: return v is None or _is_dict(v)
+    return _is_dict(v) and set(v) == {'train', 'valid'} and all(
+        _is_dict(part) and all(type(n) is int for n in part.values()) for part in v.values())
+
+_CONFIG = {'task': lambda v: isinstance(v, str), **dict.fromkeys(('versions', 'scores', 'learner', 'data'), _is_dict),
+           'model': lambda v: True, 'trained_on': _are_sizes, 'allow': lambda v: isinstance(v, list)}
+
 def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
     "The learner that a bundle holds. No random state changes."
-    config,sizes = stored.config,[s for _,s in stored.header.values() if math.prod(s)]
-    largest = max((n for s in sizes for n in s), default=0)
+    config = check_facts(stored.config, _CONFIG, 'config.json')
+    largest = max((n for _,s in stored.header.values() if math.prod(s) for n in s), default=0)
     check_sizes([config['model'], config['data'], config['learner']], largest)
     def read(name):   # a text is read once its size is seen to fit
         size = stored.texts.get(name, 0)
         if size <= 2**20 + 256*largest: return stored.text(name)
         raise ValueError(f"{name} has {size:,} bytes, too many for weights of at most {largest:,} rows.")
-    dls = make_loaders({**config['data'], **parse_json(read('vocab.json'), 'vocab.json')}, read, path, device)
+    lists = parse_json(read('vocab.json'), 'vocab.json')
+    if not isinstance(lists, dict): raise ValueError(f"vocab.json is a {type(lists).__name__}, not lists by name.")
+    dls = make_loaders({**config['data'], **lists}, read, path, device, known)
     model = build_model(config['model'], stored.header, known, dls)
     load_tensors(model, stored.tensors())
-    check_vocabs(model, dls)
-    learn,sizes = make_learner(config['learner'], dls, model.to(dls.device), known, path),config['trained_on']
+    out,sizes = check_vocabs(model, dls),config['trained_on']
+    learn = make_learner(config['learner'], dls, model.to(dls.device), known, path)
+    _check_loss(learn, out)
     learn.last_scores = _plain_scores(learn, config['scores'])
     learn.trained_on = {k: {unit: int(n) for unit,n in sizes[k].items()} for k in ('train', 'valid')} if sizes else {}
     return learn
@@ -409,7 +448,7 @@ def bundle_parts(
 ) -> tuple[dict, dict[str, Tensor], dict[str, str]]: # Config; tensors and texts by name
     "What a bundle of a learner holds. Raises `ValueError` for what cannot be kept, or would answer differently."
     texts,seen,model = {},{},get_model(learn.model)
-    data = data_facts(learn.dls, texts)
+    data = data_facts(learn.dls, texts, seen)
     texts['vocab.json'] = _as_json({k: data.pop(k) for k in _LISTS if k in data})
     config = dict(task=loaders_task(learn.dls).kind, versions=_versions(data), scores=_plain_scores(learn, scores),
                   learner=learner_facts(learn, seen), model=as_plain(origin_of(model), seen), data=data,
@@ -441,6 +480,10 @@ def load_bundle(
     """Read a learner. Nothing in the bundle runs. Raises `FileNotFoundError` where there is none, and `BundleError`, a
     `ValueError`, where it is damaged, or wants a class that is neither known here nor in `allow`."""
     path,known = Path(path),Known(allow)
+    if path.is_file() and _is_pickle(path):
+        raise BundleError(f"{path} is a pickle, and reading one runs any code that was put into it. If you trust "
+                          "whoever made it, pass allow_pickle=True to load_learner; learn.export then writes a bundle "
+                          "of it.")
     stored = read_files(path)
     try: return _open(stored, known, path if path.is_dir() else path.parent, device)
     except BundleError: raise
@@ -460,10 +503,15 @@ def export(self:SafeLearner,
     (write_zip if file.suffix else write_files)(file, *bundle_parts(self))
 
 def _is_pickle(file:Path) -> bool:
-    "Whether a file is a pickle, or an archive of torch's with one inside."
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as z: return any(n.rpartition('/')[2] == 'data.pkl' for n in z.namelist())
-    with open(file, 'rb') as f: return f.read(1) == b'\x80'
+    "Whether a file is a pickle, of any protocol, or an archive of torch's with one inside. Nothing of it is run."
+    with open(file, 'rb') as f:
+        head = f.read(2**16)
+        f.seek(-min(1, file.stat().st_size), os.SEEK_END)
+        last = f.read()
+    if head[:4] == b'PK\x03\x04': return head[30:30 + int.from_bytes(head[26:28], 'little')].endswith(b'/data.pkl')
+    if head[:1] == b'\x80': return True
+    try: return last == b'.' and len(list(islice(pickletools.genops(head), 8))) > 1   # older ones have no mark
+    except ValueError: return False
 
 def load_learner(
     fname:str|Path, # What `learn.export` or `save_bundle` wrote
@@ -474,7 +522,5 @@ def load_learner(
 ) -> Learner:
     "Read a learner that was exported. Raises `ValueError` for a pickle that is not allowed, before any of it is read."
     file = Path(fname)
-    if not (file.is_file() and _is_pickle(file)): return load_bundle(file, allow, 'cpu' if cpu else None)
-    if allow_pickle: return fastai_load_learner(file, cpu, pickle_module)
-    raise ValueError(f"{file} is a pickle, and reading one runs any code that was put into it. If you trust whoever "
-                     "made it, pass allow_pickle=True; learn.export then writes a bundle of it.")
+    if allow_pickle and file.is_file() and _is_pickle(file): return fastai_load_learner(file, cpu, pickle_module)
+    return load_bundle(file, allow, 'cpu' if cpu else None)

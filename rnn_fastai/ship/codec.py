@@ -123,10 +123,12 @@ class TextCodec:
             if BOS not in self.o2i:
                 raise ValueError(f"The prompt {text!r} is empty, and the vocabulary has no {BOS} to begin with.")
             return np.array([self.o2i[BOS]])
-        toks = [self.vocab[i] for i in ids]
-        words = [t for t in toks if t.isalnum() and t not in {*SPECIAL_TOKENS, FAKE} - {UNK}]
+        special = {*SPECIAL_TOKENS, FAKE}
+        words = [t for t in (self.vocab[i] for i in ids) if t.isalnum() and t not in special - {UNK}]
         if words and all(t == UNK for t in words):
-            raise ValueError(f"The prompt {text!r} holds no word that the model knows, among {len(self.vocab):,}.")
+            known = [t for t in self.vocab if t.isalnum() and t not in special]
+            raise ValueError(f"The prompt {text!r} holds no word that the model knows. It knows {len(known):,}, "
+                             f"such as {', '.join(map(repr, known[:6]))}.")
         # Backwards, the text's first token comes last, and nothing comes before the beginning of a text.
         return ids[ids != self.o2i.get(BOS)] if self.backwards else ids
 

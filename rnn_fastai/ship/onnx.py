@@ -255,7 +255,10 @@ def _tag_facts(learn:TextLearner, ds:TagDataset) -> dict:
 def _tok_facts(tok:Any) -> dict|None:
     "What a reader must know of a tokenizer; the model of subwords is among it."
     texts:dict[str, str] = {}
-    facts = inner = tokenizer_facts(tok, texts)
+    try: facts = inner = tokenizer_facts(tok, texts)
+    except ValueError as e:
+        raise ValueError(f"The tokenizer cannot be exported, as a reader without torch lacks its code: {e} Keep the "
+                         "learner as a bundle, or train one with this package's tokenizers.") from e
     while inner and 'tok' in inner: inner = inner['tok']
     if SUBWORDS in texts: inner['model'] = texts[SUBWORDS]
     return facts

@@ -6,7 +6,7 @@
 __all__ = ['Written', 'Scored', 'Classified', 'OnnxModel']
 
 # %% ../../nbs/740_ship.onnx_model.ipynb #a703a0ab
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +145,13 @@ def _score(graph:_Graph, ids:np.ndarray, part:int=64) -> np.ndarray:
     return np.concatenate(logps)
 
 # %% ../../nbs/740_ship.onnx_model.ipynb #41c4920b
+def _check_lengths(what:str, lengths:list[int]):
+    "Raise `ValueError` where a text has no token."
+    n = lengths.count(0)
+    if n:
+        raise ValueError(f"{what} {lengths.index(0)} of {len(lengths)} has no token, as have {n-1} others; leave such "
+                         "rows out.")
+
 class Classified(NamedTuple):
     "An answer of a classifier."
     label:Any             # a label; a list of those that hold; or numbers
@@ -229,7 +236,7 @@ def _tag(graph:_Graph, facts:dict, reader:_Sentences, sents:list[list[str]], bs:
     "Number and tags of each sentence, those of like length together."
     names,crf = facts['tags'],facts['crf']
     lengths = [sum(map(len, map(reader.parts, s))) for s in sents]
-    if 0 in lengths: raise ValueError(f"Sentence {lengths.index(0)} has no word; leave it out.")
+    _check_lengths('Sentence', lengths)
     order = sorted(range(len(sents)), key=lambda i: -lengths[i])
     for k in range(0, len(order), bs):
         b = reader.batch([sents[i] for i in order[k:k+bs]])
@@ -252,6 +259,30 @@ def _as_list(name:str, texts:Any) -> list:
                         "texts.")
     return list(texts)
 
+def _all(kind:Any) -> Callable: return lambda v: isinstance(v, list) and all(isinstance(o, kind) for o in v)
+def _is(*kinds:type) -> Callable: return lambda v: type(v) in kinds
+def _has(**facts:Callable) -> Callable:
+    return lambda v: isinstance(v, dict) and all(k in v and ok(v[k]) for k,ok in facts.items())
+def _are_names(v:Any) -> bool: return bool(v) and _all(str)(v)
+
+_NET = _has(state=lambda v: isinstance(v, list) and all(map(_all(int), v)), n_hid=_is(int),
+            max_len=_is(int, type(None)), pooled=_is(bool), in_parts=_is(bool))
+_FACTS = dict(kind=lambda v: isinstance(v, str) and v in _CALLS, vocab=_are_names, tok=_is(dict, type(None)), net=_NET,
+              backwards=_is(bool))
+_CRF = _has(start=_is(list), end=_is(list), transitions=_is(list))
+_OF_KIND:dict[str, dict] = dict(
+    lm={}, classifier=dict(labels=_all((str, int, float)), threshold=_is(float, int),
+                           answers=lambda v: str(v) in ('labels', 'multilabel', 'values')),
+    tagger=dict(tags=_are_names, chars=lambda v: v is None or _are_names(v), crf=lambda v: v is None or _CRF(v)))
+
+def _check_facts(facts:dict, folder:Path):
+    "Raise `ValueError` that names the first fact that is missing, or is not what was written."
+    for part in (_FACTS, _OF_KIND.get(str(facts.get('kind')), {})):
+        odd = [k for k,ok in part.items() if k not in facts or not ok(facts[k])]
+        if odd:
+            raise ValueError(f"{folder} is no whole export: its {odd[0]} is {facts.get(odd[0])!r:.60}; export the "
+                             "model again.")
+
 class _Exported:
     "What was exported: facts, and graphs."
     def __init__(self,
@@ -259,13 +290,14 @@ class _Exported:
         n_threads:int|None=None, # Threads of onnxruntime; as many as there are cores by default
     ):
         self.folder,self.facts = Path(folder),read_facts(folder)
+        _check_facts(self.facts, self.folder)
         try:
             self.kind,self.vocab,net = self.facts['kind'],self.facts['vocab'],self.facts['net']
             self._graphs = [_Graph(self.folder/n, net, n_threads) for n in ('model.onnx', 'backwards.onnx')
                             if n in self.facts['files']]
             if self.kind == 'tagger': self._reader = _Sentences(self.facts)
             else: self.codec = TextCodec(self.facts['tok'], self.vocab, self.facts['backwards'])
-        except (KeyError, TypeError) as e:
+        except (KeyError, TypeError) as e:   # of the tokenizer
             raise ValueError(f"{folder} is no whole export ({type(e).__name__}: {e}); export the model again.") from e
 
     def __repr__(self): return f"OnnxModel({self.kind!r}, {len(self.vocab):,} tokens)"
@@ -278,7 +310,7 @@ class _Exported:
 
     def _ids(self, tokens:Any, name:str) -> set[int]:
         "Ids of tokens. Raises `ValueError` for one that the vocabulary does not have."
-        toks,o2i = _as_list(name, tokens),self.codec.o2i
+        toks,o2i = _as_list(name, tokens),{t: i for i,t in enumerate(self.vocab)}
         for t in toks:
             if t not in o2i: raise ValueError(f"{name} holds {t!r}, which the vocabulary does not have. "
                                               f"{suggest(str(t), self.vocab[:200])}")
@@ -287,7 +319,8 @@ class _Exported:
     def _banned(self, forbidden:Any) -> np.ndarray:
         "Ids that are never written. Raises `ValueError` where they are all."
         ids = self._ids(forbidden, 'forbidden') | {i for i,t in enumerate(self.vocab) if t in (UNK, FAKE)}
-        if len(ids) == len(self.vocab): raise ValueError("forbidden holds all tokens of the vocabulary; allow one.")
+        if len(ids) == len(self.vocab):
+            raise ValueError(f"forbidden holds all {len(ids):,} tokens of the vocabulary; allow one at least.")
         return np.array(sorted(ids), dtype=int)
 
 # %% ../../nbs/740_ship.onnx_model.ipynb #0a98dcd0
@@ -310,6 +343,8 @@ class _Writer(_Exported):
         self._need('lm')
         for name,v in dict(n_words=n_words, n=n, bs=bs).items(): check_count(name, v)
         picking,stops = Picking(temperature, top_k, top_p, min_p),self._ids(stop_tokens, 'stop_tokens')
+        if top_k is not None and top_k > len(self.vocab):
+            raise ValueError(f"top_k={top_k} is more than the {len(self.vocab):,} tokens of the vocabulary.")
         never,prompts = self._banned(forbidden),_as_list('prompts', prompts)
         seed = np.random.SeedSequence().entropy if seed is None else check_count('seed', seed, 0)
         starts = list(map(self.codec.encode_prompt, prompts))
@@ -340,19 +375,18 @@ class OnnxModel(_Writer):
         "Classify texts. Raises `ValueError` for one without a token."
         self._need('classifier')
         for name,v in dict(bs=bs, part=part).items(): check_count(name, v)
-        docs = [self._document(i, t) for i,t in enumerate(_as_list('texts', texts))]
+        docs = list(map(self._document, _as_list('texts', texts)))
         if not docs: return []
+        _check_lengths('Text', list(map(len, docs)))
         logits = _read_documents(self._graphs[0], docs, bs, part)
         if len(self._graphs) > 1:
             turned = _read_documents(self._graphs[1], [d[::-1] for d in docs], bs, part)
             logits = mean_logits(logits, turned, self.facts['answers'])
         return _answer(self.facts, logits)
 
-    def _document(self, i:int, text:str) -> np.ndarray:
+    def _document(self, text:str) -> np.ndarray:
         ids = self.codec.encode(text)
-        ids = ids[ids != self.codec.o2i.get(PAD, -1)]   # padding is no token
-        if not len(ids): raise ValueError(f"Text {i} has no token; leave it out.")
-        return ids
+        return ids[ids != self.codec.o2i.get(PAD, -1)]   # padding is no token
 
     def tag(self,
         sentences:Any, # Lists of words; or texts, which spaCy cuts; one text is one sentence

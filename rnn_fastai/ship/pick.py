@@ -79,9 +79,10 @@ class Picking:
         check_number('temperature', self.temperature, "at least 0, and finite; 0 always takes the most likely token",
                      lambda t: t >= 0)
         if self.top_k is not None: check_count('top_k', self.top_k)
-        for name in ('top_p', 'min_p'):
-            p,what = getattr(self, name),"a probability, above 0 and at most 1, or None"
-            if p is not None: check_number(name, p, what, lambda p: 0 < p <= 1)
+        if self.top_p is not None:
+            check_number('top_p', self.top_p, "a probability, above 0 and at most 1, or None", lambda p: 0 < p <= 1)
+        if self.min_p is not None:
+            check_number('min_p', self.min_p, "a probability, from 0 to 1, or None", lambda p: 0 <= p <= 1)
         both = [n for n in ('top_k', 'top_p', 'min_p') if self.temperature == 0 and getattr(self, n) is not None]
         if both:
             raise ValueError("temperature=0 always takes the most likely token, and "
@@ -101,7 +102,7 @@ class Picking:
             beyond = np.zeros(logits.shape, dtype=bool)
             np.put_along_axis(beyond, order, probs.cumsum(-1) - probs >= self.top_p, -1)
             logits = np.where(beyond, np.float32(-np.inf), logits)
-        if self.min_p is not None:
+        if self.min_p:
             logits = np.where(logits < logits.max(-1, keepdims=True) + np.log(self.min_p), np.float32(-np.inf), logits)
         return logits
 

@@ -9,7 +9,7 @@ __all__ = ['RequestError', 'Limits', 'Field', 'read_json', 'check_request', 'req
 import json
 import re
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core import check_count, check_number, suggest
@@ -149,7 +149,7 @@ def request_fields(
     "List the fields of each kind of request."
     chars,top,seed = dict(least=1, most=limits.max_chars),limits.max_words,2**53 - 1   # the largest that scripts hold
     def texts(what): return Field('texts', what, 'texts', max_items=limits.max_texts, **chars)
-    def names(name, about): return Field(name, about, 'tokens', (), 1, 200, max_items=64)
+    def names(name, about, most=64): return Field(name, about, 'tokens', (), 1, 200, max_items=most)
     def share(name, about): return Field(name, about, 'number', None, 0, 1)
     generate = [
         Field('prompt', 'What to go on from; an empty one begins a text', 'text', '', 0, limits.max_chars),
@@ -178,7 +178,8 @@ def request_fields(
     word = Field('saliency_of', 'Number of a word: also tell what each word adds to its tag', 'whole', None, 0, 10**6)
     return dict(generate=generate, classify=[texts('Texts to classify'), explain, label],
                 tag=[texts('Sentences to tag'), word], score=[texts('Texts to score')],
-                states=[texts('Texts to read'), layer, units, unit])
+                states=[replace(texts('Texts to read'), default=()), layer, units, unit,
+                        names('tokens', 'One more text, of tokens that are read as they are', limits.max_chars)])
 
 # %% ../../nbs/742_ship.requests.ipynb #0b8070f6
 _ABOUT = dict(generate='Continue a prompt', classify='Classify texts', tag='Tag the words of sentences',

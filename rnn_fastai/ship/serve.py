@@ -13,7 +13,8 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
@@ -139,19 +140,42 @@ def _last_event(writing:Writing, fields:list, asked:dict) -> str:
     e = _refusal(e, fields, asked)
     return _event('failed', e.as_json() if isinstance(e, RequestError) else dict(error='The model failed to answer.'))
 
+# %% ../../nbs/746_ship.serve.ipynb #d41c0b7e
 _PAUSE = 0.04   # seconds between two sendings of a stream: a sending may hold several tokens
 
-async def _events(news:list, queue:asyncio.Queue, writing:Writing, end:Callable) -> AsyncIterator[str]:
-    "Server-sent events of a text that is written; it is given up where nobody listens."
+class _News:
+    "Events of one text, from the thread of the model. They wake the loop at the beginning and the end alone."
+    def __init__(self):
+        self.events,self.ended,self.loop,self.woken = deque(),False,asyncio.get_running_loop(),asyncio.Event()
+
+    def tell(self, event:dict):
+        self.events.append(event)
+        if event['event'] == 'start': self._wake()
+
+    def end(self, future:Future):
+        self.ended = True
+        self._wake()
+
+    def _wake(self):
+        with suppress(RuntimeError): self.loop.call_soon_threadsafe(self.woken.set)   # of a loop that has ended
+
+    async def wait(self, seconds:float|None=None):
+        "Wait to be woken, for so long at most."
+        with suppress(asyncio.TimeoutError): await asyncio.wait_for(self.woken.wait(), seconds)
+        self.woken.clear()
+
+    def take(self) -> str:
+        "What is new, as server-sent events."
+        events = [self.events.popleft() for _ in range(len(self.events))]
+        return ''.join(_event(e.pop('event'), e) for e in events)
+
+async def _events(news:_News, writing:Writing, last:Callable) -> AsyncIterator[str]:
+    "The stream of a text that is written; it is given up where nobody listens."
     try:
-        while True:
-            while not queue.empty(): news.append(queue.get_nowait())
-            ended = news[-1] is None
-            text = ''.join(_event(e.pop('event'), e) for e in news if e is not None)
-            yield text + (end() if ended else '')
-            if ended: return
-            await asyncio.sleep(_PAUSE)
-            news = [await queue.get()]
+        while not news.ended:   # whoever ends has told everything before
+            if text := news.take(): yield text
+            await news.wait(_PAUSE)
+        yield news.take() + last()
     finally: writing.future.cancel()
 
 # %% ../../nbs/746_ship.serve.ipynb #2900ad8c
@@ -172,6 +196,7 @@ class _Service:
     def __init__(self, learn:TextLearner, limits:Limits):
         self.worker,self.limits,known = ModelWorker(learn, limits),limits,request_fields(limits)
         tasks = [*(['generate'] if self.worker.writer else []), *self.worker.tasks]
+        if self.worker.writer is None: known['states'] = [f for f in known['states'] if f.name != 'tokens']
         self.fields = {t: known[t] for t in tasks}
         self.facts = _facts(learn, self.worker, self.fields, limits)
 
@@ -181,7 +206,9 @@ class _Service:
 
     async def ask(self, task:str, request):
         options = await _asked(request, self.fields[task], self.limits)
-        texts = list(options.pop('texts'))
+        texts,tokens = list(options.pop('texts')),options.pop('tokens', ())
+        if tokens: texts.append(tokens)
+        if not texts: raise RequestError("texts is missing; give at least one.", 422, 'texts')
         work = self.worker.ask(task, texts, **options)
         try: answers = await _answered(request, asyncio.wrap_future(work), work, self.limits)
         except (ValueError, TypeError) as e: raise _refusal(e, self.fields[task], options) from e
@@ -202,14 +229,12 @@ class _Service:
     async def _stream(self, request, writing:Writing, asked:dict):
         "A stream of events; what the model refuses is answered as to a request without a stream."
         from starlette.responses import StreamingResponse
-        queue,loop,fields = asyncio.Queue(),asyncio.get_running_loop(),self.fields['generate']
-        def tell(event):
-            with suppress(RuntimeError): loop.call_soon_threadsafe(queue.put_nowait, event)   # of a loop that has ended
-        writing.tell = tell
-        self.worker.write(writing).add_done_callback(lambda _: tell(None))
-        first = await _answered(request, asyncio.ensure_future(queue.get()), writing.future, self.limits)
-        if first is None: raise _refusal(writing.future.exception(), fields, asked)
-        events = _events([first], queue, writing, partial(_last_event, writing, fields, asked))
+        news,fields = _News(),self.fields['generate']
+        writing.tell = news.tell
+        self.worker.write(writing).add_done_callback(news.end)
+        await _answered(request, asyncio.ensure_future(news.wait()), writing.future, self.limits)
+        if not news.events: raise _refusal(writing.future.exception(), fields, asked)
+        events = _events(news, writing, partial(_last_event, writing, fields, asked))
         return StreamingResponse(events, 200, _HEADERS, 'text/event-stream')
 
 # %% ../../nbs/746_ship.serve.ipynb #1e70b6c6
@@ -306,6 +331,7 @@ def serve(
     host:str='127.0.0.1', # Address to listen at; by default only programs of this machine are answered
     port:int=8000, # Port to listen at; 0 takes any that is free
     limits:Limits|None=None, # What is taken from a request; see `Limits` for what is taken by default
+    allow:Iterable=(), # Classes and functions of others that the bundle may use, or their import paths
 ):
     """Answer over HTTP until interrupted. Raises `ImportError` where the extra `serve` is not installed, `OSError` for
     a port in use; and what `load_bundle` raises."""
@@ -313,7 +339,7 @@ def serve(
     import uvicorn
     with suppress(KeyboardInterrupt), _bind(host, port) as sock:
         hosts = _hosts(sock, host)
-        app = make_app(load_bundle(folder), limits, hosts)
+        app = make_app(load_bundle(folder, allow), limits, hosts)
         with closing(app.state.worker) as worker:
             at = f"[{host}]" if ':' in host else host
             print(f"{folder} is served at http://{at}:{sock.getsockname()[1]}/ (stop with Ctrl+C)", flush=True)

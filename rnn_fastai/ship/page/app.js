@@ -2,7 +2,8 @@
 'use strict';
 
 const $ = id => document.getElementById(id);
-let facts = null, running = null, shown = '';   // what is served; how to stop a text; the text that is looked into
+let facts = null, running = null, shown = '';   // what is served; how to stop a text; the text, or the tokens, that are looked into
+let grown = [];   // tokens of the text that is written, with those of its prompt
 
 function make(tag, cls, text) {
   const el = document.createElement(tag);
@@ -101,9 +102,9 @@ function openAnswer(title, help) {
   $('answer').hidden = false;
   $('inside').hidden = true;
 }
-function openInside(text) {
-  shown = text;
-  $('inside').hidden = !text.trim() || !facts.layers.length;
+function openInside(what) {
+  shown = what;
+  $('inside').hidden = !(what.trim ? what.trim() : what).length || !facts.layers.length;
 }
 
 // ---- Writing ----
@@ -150,9 +151,10 @@ async function* events(res) {
 }
 async function streamText(body, signal) {
   let n = 0;
+  grown = [];
   for await (const [kind, e] of events(await ask('generate', {...body, stream: true}, signal))) {
-    if (kind === 'start') $('tokens').append(make('span', 'token given', e.text));
-    else if (kind === 'token') { addToken(e); n += 1; if (n % 10 === 0) say(`Writing: ${n} words.`); }
+    if (kind === 'start') { grown = e.tokens; $('tokens').append(make('span', 'token given', e.text)); }
+    else if (kind === 'token') { addToken(e); grown.push(e.token); n += 1; if (n % 10 === 0) say(`Writing: ${n} words.`); }
     else if (kind === 'failed') throw new Error(e.error);
     else return {seed: e.seed, ...e.texts[0]};
   }
@@ -179,9 +181,9 @@ async function write() {
     const body = writeBody();
     const done = await (facts.streams ? streamText : wholeText)(body, running.signal);
     say(`Done: ${done.tokens.length} words, as ${ENDS[done.ended] || done.ended}. Seed ${done.seed}.`);
-    openInside(done.text);
+    openInside(facts.streams ? grown : done.text);
   } catch (e) {
-    if (e.name === 'AbortError') { say('Stopped.'); openInside($('tokens').textContent); }
+    if (e.name === 'AbortError') { say('Stopped.'); openInside(grown); }
     else { problem(e); if (!$('tokens').children.length) $('answer').hidden = true; }
   }
   running = null;
@@ -272,7 +274,8 @@ async function read() {
 let recorded = null;
 async function look() {
   problem(null);
-  const body = {texts: [shown], layer: Number($('layer').value), n_units: 10};
+  const what = typeof shown === 'string' ? {texts: [shown]} : {tokens: shown};
+  const body = {...what, layer: Number($('layer').value), n_units: 10};
   if ($('unit').value) body.unit = Number($('unit').value);
   try {
     [recorded] = await answers('states', body);
