@@ -222,7 +222,7 @@ def train(
         if kind != 'lm': raise ValueError(f"--encoder: {encoder} is a {kind}, not a language model.")
         made = origin_of(lm.model).args
         arch,sizes,vocab = made['arch'],{**made['config'], **sizes},text_vocab(lm.dls)
-        encoder = lm.save_encoder('encoder')
+        encoder = lm.save_encoder('encoder').resolve()   # it is read from another folder
     dls = task_loaders(task, read_data(task, data, text, label, valid), bs, seed, vocab, out)
     set_seed(seed)
     if task == 'tagger': args = {{'n_layers': 'num_layers'}.get(k, k): v for k,v in sizes.items()} | dict(drop=drop)
