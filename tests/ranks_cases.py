@@ -90,7 +90,7 @@ CASES = dict(
     lm=(lm, partial(Learner.fit_one_cycle, n_epoch=7, lr_max=1e-2)),                     # 29 batches of 5 rows
     lm_one_row=(partial(lm, bs=1), partial(Learner.fit, n_epoch=1, lr=1e-2)),            # fewer rows than ranks
     lm_recipe=(partial(lm, cbs=()), lambda learn: learn.fit(3, 5e-2, cbs=lm_cbs())),
-    classifier=(classifier, partial(Learner.fit_one_cycle, n_epoch=20, lr_max=1e-2)),     # the last batch has one row
+    classifier=(partial(classifier, bs=7), partial(Learner.fit, n_epoch=25, lr=1e-3)),    # the last of 8 batches has one row
     penalties=(partial(classifier, alpha=2., beta=1.), partial(Learner.fit, n_epoch=2, lr=1e-2)),
     gradual=(classifier, partial(Learner.fit_gradually, epochs=1)),
     weights=(lambda path: classifier(path, loss_func=weighted()), partial(Learner.fit, n_epoch=3, lr=1e-2)),
