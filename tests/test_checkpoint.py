@@ -29,6 +29,7 @@ from torch.amp import GradScaler, autocast
 from torch.utils.data import DataLoader, TensorDataset
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.ranks import checksum
 from rnn_fastai.learner import checkpoint, snapshot
 from rnn_fastai.learner.checkpoint import (
     Checkpoint,
@@ -416,17 +417,17 @@ def test_another_training_is_refused_and_left_alone(what, cut_folder):
     with pytest.raises(ValueError, match=said): learn.resume(cut_folder)
     for k,t in learn.model.state_dict().items(): assert torch.equal(t, before[k])
 
-def test_a_digest_reads_little_of_a_large_array():
+def test_a_checksum_reads_little_of_a_large_array():
     read = []
     class Ids:
         def __len__(self): return 10**12
         def __getitem__(self, at):
             read.append(len(at))
             return at % 999
-    assert snapshot._digest(Ids()) and read == [64*1024]
+    assert checksum(Ids()) and read == [64*1024]
     a = np.arange(10**6) % 60_000
-    for dtype in (np.int32, np.uint16): assert snapshot._digest(a.astype(dtype)) == snapshot._digest(a)
-    assert len({snapshot._digest(x) for x in (a, a[:-1], a[::-1], a*0.5, np.zeros(0), np.zeros(1))}) == 6
+    for dtype in (np.int32, np.uint16): assert checksum(a.astype(dtype)) == checksum(a)
+    assert len({checksum(x) for x in (a, a[:-1], a[::-1], a*0.5, np.zeros(0), np.zeros(1))}) == 6
 
 # ---- The call
 

@@ -24,12 +24,13 @@ from .ranks import SharedLoader, checksum
 from .splits import check_valid_pct
 from .task import IGNORE, SeqTask, ids_of, pad_ids, seq_kinds, seq_tokens
 
-# %% ../../nbs/165_data.sequences.ipynb #aaa32560
+# %% ../../nbs/165_data.sequences.ipynb #3b7ce2d4
 def _trimmed(t:Tensor, empty:int|None) -> Tensor:
     "A tensor without the columns in which no row has anything."
     if t.dim() == 1 or empty is None: return t
     return t[:, :int((t != empty).any(0).nonzero().max()) + 1]
 
+# %% ../../nbs/165_data.sequences.ipynb #aaa32560
 class SeqDataLoader(SharedLoader, DataLoader):
     "Batches of rows (or, for the next token, windows of all rows) from tensors of ids."
     def __init__(self,
