@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
+from .arrays import slices_of
 from .corpus import Corpus, Vocab
 from .lm import ArrayDataLoader, CorpusDataset, new_corpus, show_ids
 from .splits import check_training
@@ -42,11 +43,10 @@ def pad_rows(
     backwards:bool=False, # Each document from its last id to its first
 ) -> Tensor: # Documents x the longest of them, int64
     "Documents as rows of one tensor, filled up on the right."
-    starts,lens = corpus.offsets[docs],corpus.lens[docs]
+    starts,lens = corpus.offsets[docs],corpus.lens_of(docs)
     out = np.full((len(docs), lens.max(initial=0)), pad, dtype=np.int64)
-    for row,start,n in zip(out, starts.tolist(), lens.tolist(), strict=True):
-        part = values[start:start+n]
-        row[:n] = part[::-1] if backwards else part
+    for row,part in zip(out, slices_of(values, starts, lens), strict=True):
+        row[:len(part)] = part[::-1] if backwards else part
     return torch.from_numpy(out)
 
 # %% ../../nbs/155_data.documents.ipynb #19660884
@@ -61,7 +61,7 @@ def pad_text(
 ) -> PaddedText: # Documents x the longest of them, int64, with `lens`
     "Ids of documents as rows, with their lengths."
     x = PaddedText(pad_rows(corpus.ids, corpus, docs, pad, backwards))
-    x.lens = torch.from_numpy(corpus.lens[docs])
+    x.lens = torch.from_numpy(corpus.lens_of(docs))
     return x
 
 def stack_text(
