@@ -42,6 +42,8 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/human_numbers.py
 	$(PY) benchmarks/exported.py
 	$(PY) benchmarks/serve.py
+	$(PY) benchmarks/scale.py
+	$(PY) benchmarks/shards.py
 
 sync: install                  ## fails where notebooks, modules and README are not in step
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/check_sync.py

@@ -180,6 +180,10 @@ def test_dask_runs_partitions_by_its_own_scheduler(tmp_path, monkeypatch):
     assert ran and max(ran) >= 3
 
 @pytest.mark.slow
+def test_a_bag_runs_in_the_processes_of_dask(tmp_path):
+    same(build(bag(None), tmp_path/'c'), whole())
+
+@pytest.mark.slow
 def test_a_client_of_distributed_runs_partitions(tmp_path):
     from distributed import Client, LocalCluster
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):

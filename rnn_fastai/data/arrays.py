@@ -38,6 +38,7 @@ class ShardedArray:
         self._starts = self._stops - [len(p) for p in self.parts]
 
     def __len__(self): return int(self._stops[-1])
+    def __array__(self, dtype=None, copy=None): return np.asarray(self[:], dtype=dtype)   # all of it, in memory
     def __reduce__(self): return ShardedArray,(self.files,)
     def __repr__(self): return f"ShardedArray({len(self):,} values in {len(self.files):,} files, {self.dtype})"
 
@@ -81,22 +82,20 @@ class ShardedArray:
         dtype:np.dtype=np.int64, # Type of the result
     ) -> np.ndarray: # All values in them, slice after slice
         "Values of slices, end to end."
-        total = int(n.sum())
-        out = np.empty(total, dtype=dtype)
-        if total < self._long*len(n) and (starts + n <= self._stops[self._shard(starts)]).all():
-            self._gather_short(out, starts, n, backwards)
+        total,ends = int(n.sum()),np.cumsum(n)
+        out,shard = np.empty(total, dtype=dtype),self._shard(starts)
+        if total < self._long*len(n) and (starts + n <= self._stops[shard]).all():
+            self._gather_short(out, shard, starts, n, backwards)
             return out
-        ends = np.cumsum(n)
         for a,b,part in zip((ends - n).tolist(), ends.tolist(), self.slices(starts, n), strict=True):
             out[a:b] = part[::-1] if backwards else part
         return out
 
-    def _gather_short(self, out:np.ndarray, starts:np.ndarray, n:np.ndarray, backwards:bool):
+    def _gather_short(self, out:np.ndarray, shard:np.ndarray, starts:np.ndarray, n:np.ndarray, backwards:bool):
         "Put slices, each within one shard, into `out`: those of one shard together."
-        shard = self._shard(starts)
-        order = np.argsort(shard, kind='stable')
+        order = np.argsort(shard.astype(np.min_scalar_type(len(self.parts))), kind='stable')   # short types sort fast
         shard,sizes = shard[order],n[order]
-        source = _places((starts[order] - self._starts[shard]), sizes, backwards)
+        source = _places(starts[order] - self._starts[shard], sizes, backwards)
         target = spans((np.cumsum(n) - n)[order], sizes)
         used,first = np.unique(shard, return_index=True)
         edges = np.append(0, np.cumsum(sizes))[np.append(first, len(shard))].tolist()

@@ -223,7 +223,7 @@ def to_json(
     tok:str, # A token
 ) -> str|list[int]: # What JSON keeps as it is
     "A token for JSON."
-    return list(map(ord, tok)) if re.search('[\ud800-\udfff]', tok) else tok
+    return list(map(ord, tok)) if not tok.isascii() and re.search('[\ud800-\udfff]', tok) else tok
 
 def from_json(
     tok:str|list[int], # What `to_json` gave

@@ -44,7 +44,7 @@ from ..core import check_count
 from ..files import locked, written_whole
 from ..progress import progress
 from .cache import add_texts, corpus_key
-from .partitions import Partition, partition_texts, partitions_of
+from .partitions import Partition, is_dask, partition_texts, partitions_of
 from .texts import NoTexts
 from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 
@@ -158,7 +158,7 @@ def _run_dask(source:Any, f:Callable, rows:list[tuple]) -> Iterator[Any]:
 @contextmanager
 def _engine(source:Any, workers:int, tokenizer:CorpusTokenizer) -> Iterator[Callable]:
     "What calls a function with rows of arguments, and gives the results in order."
-    if hasattr(source, 'to_delayed'): yield partial(_run_dask, source)
+    if is_dask(source): yield partial(_run_dask, source)
     elif workers == 1: yield lambda f,rows: (f(*row) for row in rows)
     else:
         try: pickle.dumps(tokenizer)
@@ -266,9 +266,9 @@ def build(
 ) -> Corpus: # Its ids stay on the disk
     """`Corpus.from_texts` for a source that is larger than memory: tokenize part by part into shards on the disk.
 
-    A finished corpus of the same partitions and settings is opened. Raises `ValueError` or `TypeError` that names file and
-    row for what is no text, `OSError` for a full disk, `RuntimeError` for a worker that died, `FileExistsError` for a
-    folder of other things. Each of them leaves what is finished."""
+    A finished corpus of the same partitions and settings is opened. Raises `ValueError` or `TypeError` that names file
+    and row for what is no text, `OSError` for a full disk, `RuntimeError` for a worker that died, `FileExistsError` for
+    a folder of other things. Each of them leaves what is finished."""
     folder,tokenizer = Path(folder),ifnone(tokenizer, TextTokenizer())
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):

@@ -214,12 +214,13 @@ def _csv_texts(file:Path, text_cols:Any) -> Iterator[str]:
 def _dict_text(row:dict, text_cols:Any, where:str) -> str:
     "One text of the fields of a row, by name or number; `where` it stands is for the messages."
     names,fields = list(row),[]
-    if not L(text_cols): raise ValueError(f"{where}: text_col={text_cols!r} names no field. {suggest(text_cols, names)}")
+    if not L(text_cols):
+        raise ValueError(f"{where}: text_col={text_cols!r} names no field. {suggest(text_cols, names)}")
     for col in L(text_cols):
         name = names[col] if type(col) is int and -len(names) <= col < len(names) else col
         if name not in row: raise ValueError(f"{where}: text_col={col!r} is not a field. {suggest(col, names)}")
         fields.append(row[name])
-        if row[name] is None: raise ValueError(f"{where}: the text of {name!r} is missing. Drop such rows, or fill them.")
+        if row[name] is None: raise ValueError(f"{where}: the text of {name!r} is missing. Drop or fill such rows.")
         if not isinstance(row[name], str): raise TypeError(f"{where}: {name!r} is no string but {row[name]!r:.80}.")
     return fields[0] if len(fields) == 1 else _join(fields, mark=True)
 
@@ -287,7 +288,8 @@ def _table_parts(table:Any, cols:list[str]) -> Iterable[pa.Table|pa.RecordBatch]
     if hasattr(table, 'select_columns'): return table.select_columns(cols).with_format('arrow').iter(_ROWS)
     table = table.select(cols)
     if hasattr(table, 'to_batches'): return table.to_batches(_ROWS)
-    frames = table.collect_batches(chunk_size=_ROWS) if hasattr(table, 'collect_batches') else table.iter_slices(_ROWS)
+    lazy = hasattr(table, 'collect_batches')
+    frames = table.collect_batches(chunk_size=_ROWS) if lazy else table.iter_slices(_ROWS)
     return (f.to_arrow() for f in frames)
 
 class TableTexts:
@@ -308,7 +310,8 @@ def _read_text(file:Path) -> str:
     "Text of a UTF-8 file, with LF at the end of each line."
     with open_text(file, newline=None) as f: return f.read()
 
-_READERS = {'.csv': _csv_texts, '.parquet': _parquet_texts, **dict.fromkeys(('.jsonl', '.ndjson', '.json'), _json_texts)}
+_READERS = {'.csv': _csv_texts, '.parquet': _parquet_texts,
+            '.jsonl': _json_texts, '.ndjson': _json_texts, '.json': _json_texts}
 
 def table_reader(
     path:Path, # A file, packed or not
@@ -325,7 +328,7 @@ def _path_texts(path:Path, text_cols:Any) -> Iterable[str]:
     reader = table_reader(path)
     if reader is not None: return _some(reader(path, text_cols), path)
     if path.suffix == '.txt': return map(_read_text, [path])
-    raise ValueError(f"{path} is no .csv, .parquet, .jsonl or .txt file; read it into a frame or a list of texts first.")
+    raise ValueError(f"{path} is no .csv, .parquet, .jsonl or .txt file; read it into a frame or list first.")
 
 def _exists(path:Path) -> bool:
     "Whether the path exists; a text may be too long for a path."
