@@ -358,6 +358,20 @@ def test_a_source_that_changed_since_the_killed_build(tmp_path, small, monkeypat
     with pytest.raises(FileExistsError, match='corpus of other texts'): build(source, tmp_path/'c', 'text')
     same(Corpus.open(tmp_path/'c'), whole(texts))
 
+def lives_backwards(texts): return (t.split()[::-1] for t in texts)
+
+def test_a_killed_build_of_another_tokenizer_gives_no_shards(tmp_path, small, monkeypatch):
+    "The texts and the vocabulary are the same, and all shards were there."
+    vocab = ['xxunk', 'film', 'good', 'the']
+    def stop(*args, **kwargs): raise Killed
+    for cut in (lives, lives_backwards):
+        tok = rf.TextTokenizer(cut, rules=[])
+        with monkeypatch.context() as m:
+            m.setattr(shards_module, 'write_sharded', stop)
+            with pytest.raises(Killed): build(TEXTS, tmp_path/'c', tokenizer=tok, vocab=vocab)
+        assert len(list((tmp_path/'c'/'ids').iterdir())) == len(pieces(tmp_path/'c')) > 4
+    same(build(TEXTS, tmp_path/'c', tokenizer=tok, vocab=vocab), whole(tokenizer=tok, vocab=vocab))
+
 class Changing:
     "Other texts at each reading."
     n = 0

@@ -101,7 +101,8 @@ class _Numericalize:
     "Second pass: numbers of a piece become ids of the vocabulary."
     def __init__(self, counted:Path, folder:Path, vocab:Vocab):   # what was counted; folder of the shards
         self.counted,self.folder,self.vocab = counted,folder,list(vocab)
-        self.digest = hashlib.blake2b(json.dumps(list(map(to_json, vocab))).encode(), digest_size=4).hexdigest()
+        told = [counted.name, list(map(to_json, vocab))]   # the folder is named after the tokenizer
+        self.digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
 
     def __call__(self, piece:str) -> str:
         "Write a shard, unless it is there; gives the name of its file."
