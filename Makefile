@@ -43,6 +43,8 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/exported.py
 	$(PY) benchmarks/serve.py
 	$(PY) benchmarks/checkpoint.py
+	$(PY) benchmarks/scale.py
+	$(PY) benchmarks/shards.py
 
 sync: install                  ## fails where notebooks, modules and README are not in step
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/check_sync.py

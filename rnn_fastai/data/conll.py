@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from io import BytesIO, TextIOWrapper
+from io import BufferedReader, BytesIO, TextIOWrapper
 from itertools import dropwhile
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
@@ -33,12 +33,17 @@ def _open_zip(path:Path) -> BinaryIO:
     try: return z.open(names[0])
     except RuntimeError as e: raise zipfile.BadZipFile(str(e)) from e   # a password, or a method that is not known
 
-_OPEN = {'.xz': lzma.open, '.gz': gzip.open, '.bz2': bz2.open, '.zip': _open_zip}
+def _open_zstd(path:Path) -> BinaryIO:
+    "Open a file that zstd packed."
+    import pyarrow as pa
+    return BufferedReader(pa.input_stream(str(path), compression='zstd'))
+
+_OPEN = {'.xz': lzma.open, '.gz': gzip.open, '.bz2': bz2.open, '.zip': _open_zip, '.zst': _open_zstd}
 _BROKEN = EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile
 
 @contextmanager
 def open_file(
-    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zip)
+    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zst, .zip)
 ) -> Iterator[BinaryIO]: # Its bytes, unpacked as its suffix says
     "Open a file. Raises `FileNotFoundError`, and `ValueError` for a folder or a broken archive."
     path = Path(path)
@@ -72,7 +77,7 @@ def _not_utf8(name:str, lines:Iterable[bytes]) -> ValueError:
 
 @contextmanager
 def open_text(
-    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zip)
+    path:str|Path, # A path, plain or packed (.xz, .gz, .bz2, .zst, .zip)
     newline:str|None='', # As for `open`; by default ends of lines stay as they are
 ) -> Iterator[TextIO]: # Its text, without a byte order mark
     "Open a UTF-8 file. Raises as `open_file` does, and `ValueError` where it comes to other bytes."
@@ -87,7 +92,7 @@ def _file_name(file:str|Path|IO) -> str:
 
 # %% ../../nbs/100_data.conll.ipynb #0c5b7a15
 def file_text(
-    file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zip), or an open stream
+    file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zst, .zip), or an open stream
 ) -> str: # Its text, with the ends of lines as they are, without a byte order mark
     "Text of a UTF-8 file. Raises as `open_text` does."
     if not hasattr(file, 'read'):
@@ -149,7 +154,7 @@ def _no_sentence(name:str) -> ValueError:
     return ValueError(f"{name} holds no sentence: no line with a word and its columns was found.")
 
 def read_conllu(
-    file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zip), or an open stream
+    file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zst, .zip), or an open stream
     fields:Iterable[str]=('lemma', 'upos', 'xpos', 'feats', 'head', 'deprel'), # Also `deps`, `misc`; fewer are faster
 ) -> pd.DataFrame: # Columns `sent_id` and `text` (None where missing), `tokens`, and `fields`: lists, an item a word
     "Sentences of a CoNLL-U file. Raises `ValueError` naming the line at fault, `FileNotFoundError` without a file."
@@ -196,7 +201,7 @@ def _drop_comments(blocks:list[list[tuple[int, str]]], comment:str|None, sep:str
 
 # %% ../../nbs/100_data.conll.ipynb #ecbecccc
 def read_columns(
-    file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zip), or an open stream
+    file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zst, .zip), or an open stream
     sep:str|None=None, # What stands between columns; by default tabs, or blanks where the first line has no tab
     token_col:int=0, # Number of the column of tokens; negative numbers count from the last
     tag_col:int=-1, # Number of the column of tags

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
+from .arrays import slices_of
 from .corpus import Corpus, Vocab
 from .lm import ArrayDataLoader, CorpusDataset, new_corpus, show_ids
 from .ranks import checksum
@@ -45,11 +46,10 @@ def pad_rows(
     width:int|None=None, # Columns; as many as the longest has by default
 ) -> Tensor: # Documents x `width`, int64
     "Documents as rows of one tensor, filled up on the right."
-    starts,lens = corpus.offsets[docs],corpus.lens[docs]
+    starts,lens = corpus.offsets[docs],corpus.lens_of(docs)
     out = np.full((len(docs), ifnone(width, lens.max(initial=0))), pad, dtype=np.int64)
-    for row,start,n in zip(out, starts.tolist(), lens.tolist(), strict=True):
-        part = values[start:start+n]
-        row[:n] = part[::-1] if backwards else part
+    for row,part in zip(out, slices_of(values, starts, lens), strict=True):
+        row[:len(part)] = part[::-1] if backwards else part
     return torch.from_numpy(out)
 
 # %% ../../nbs/155_data.documents.ipynb #19660884
@@ -65,7 +65,7 @@ def pad_text(
 ) -> PaddedText: # Documents x `width`, int64, with `lens`
     "Ids of documents as rows, with their lengths."
     x = PaddedText(pad_rows(corpus.ids, corpus, docs, pad, backwards, width))
-    x.lens = torch.from_numpy(corpus.lens[docs])
+    x.lens = torch.from_numpy(corpus.lens_of(docs))
     return x
 
 def stack_text(
@@ -371,7 +371,11 @@ class DocDataLoader(ArrayDataLoader):
     def _batches(self, start:int=0):
         for at in islice(chunked(self.get_idxs(), self.bs, self.drop_last), start, None):
             at = np.array(at, dtype=np.int64)
-            yield self.dataset.batch(at[self.own_rows(len(at))], self.device, int(self.dataset.lens[at].max()))
+            yield self.dataset.batch(at[self.own_rows(len(at))], self.device, self._width(at))
+
+    def _width(self, at:np.ndarray) -> int|None:
+        "Columns of a whole batch, of which only some rows are given."
+        if self.share is not None: return int(self.dataset.corpus.lens_of(self.dataset.docs[at]).max())
 
     def create_batch(self,
         b:list[tuple], # Items

@@ -26,6 +26,7 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from ..core import check_count, suggest
+from .arrays import gather
 from .corpus import Corpus, Vocab
 from .ranks import SharedLoader, checksum
 from .splits import check_training
@@ -60,10 +61,8 @@ class TokenStream:
         row_of = np.repeat(np.arange(len(at)), n_docs)
         doc = np.arange(len(row_of)) + np.repeat(first - np.cumsum(n_docs) + n_docs, n_docs)
         lo,hi = np.maximum(self.begins[doc], at[row_of]),np.minimum(self.ends[doc], at[row_of]+n)
-        pos = (at[:, None] + np.arange(n)).ravel()
-        if self.backwards: pos = np.repeat(self.starts[doc] + self.ends[doc] - 1, hi-lo) - pos
-        else: pos += np.repeat(self.starts[doc] - self.begins[doc], hi-lo)
-        return self.ids[pos].astype(np.int64).reshape(len(at), n)
+        skipped = self.ends[doc] - hi if self.backwards else lo - self.begins[doc]   # ids before those of the window
+        return gather(self.ids, self.starts[doc] + skipped, hi - lo, self.backwards).reshape(len(at), n)
 
     def __getitem__(self, i:slice) -> TensorText:
         "A piece of the stream, as fastai's `Chunks` give it."

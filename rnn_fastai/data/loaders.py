@@ -63,7 +63,7 @@ _SAID = ['dataset', 'n', 'shuffle', 'device', 'bs', 'verbose']   # arguments of 
 # %% ../../nbs/170_data.loaders.ipynb #82cb714c
 @delegates(TfmdDL.__init__, but=[*_SAID, 'drop_last'])
 def text_loaders(
-    texts:list[str], # A text a row
+    texts:list[str]|Corpus, # A text a row; or a corpus, whose settings then hold
     splits:tuple, # Rows for training, rows for validation
     dataset:Callable, # Called with corpus, number of the part, its rows, its items, tokenizer; gives a data set
     loader:type, # Class of the loaders
@@ -86,12 +86,14 @@ def text_loaders(
     "Tokenize, numericalize and make two loaders. Raises `ValueError` for bad sizes."
     sizes = check_count('bs', bs),check_count('val_bs', ifnone(val_bs, bs))
     tokenizer,device = as_tokenizer(tok_tfm),ifnone(device, default_device())
-    corpus = _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab, min_freq=min_freq,
-                     max_vocab=max_vocab)
+    made = isinstance(texts, Corpus)
+    corpus = texts if made else _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab,
+                                        min_freq=min_freq, max_vocab=max_vocab)
     parts = _parts(splits, ifnone(items, texts))
+    rows = L(r if made else r.tolist() for r,_ in parts)   # a number of Python takes five times its place in an array
     drops = ifnone(drop_last, shuffle and len(parts[0][0]) >= bs),False
     def one(i):
-        ds = dataset(corpus, i, *parts[i], tokenizer).part(i, L(rows.tolist() for rows,_ in parts))
+        ds = dataset(corpus, i, *parts[i], tokenizer).part(i, rows)
         return loader(ds, bs=sizes[i], shuffle=(shuffle, val_shuffle)[i], drop_last=drops[i], device=device, **kwargs)
     return [one(0), one(1)]
 
@@ -251,8 +253,26 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
         return cls.from_df(df, path=path, text_col=text_col, label_col=label_col, valid_col=valid_col, is_lm=is_lm,
                            **kwargs)
 
+# %% ../../nbs/170_data.loaders.ipynb #0c883619
+_MADE = ['texts', 'splits', 'items', 'text_col', 'text_vocab', 'min_freq', 'max_vocab', 'cache', 'no_bar', 'verbose']
+
+class _CorpusDataLoaders(_FrameDataLoaders):
+    "Loaders of the documents of a corpus."
+    @classmethod
+    @delegates(lm_loaders, but=_MADE)
+    def from_corpus(cls,
+        corpus:Corpus, # Documents
+        path:str|Path='.', # Where models are saved
+        valid_pct:float=0.2, # Part of the documents held out at random
+        seed:int|None=None, # Seed of the random split
+        **kwargs
+    ) -> 'TextDataLoaders':
+        "Loaders of a language model; `tok_tfm` is the tokenizer that made the corpus, for new texts."
+        dls = lm_loaders(corpus, random_splitter(valid_pct, seed)(corpus), **kwargs)
+        return cls(*dls, path=path, device=dls[0].device)
+
 # %% ../../nbs/170_data.loaders.ipynb #554d9c3e
-class TextDataLoaders(_FrameDataLoaders):
+class TextDataLoaders(_CorpusDataLoaders):
     "fastai's `TextDataLoaders`, with loaders that slice one flat array: streams, or documents of like length."
     @classmethod
     @delegates(fastai_data.TextDataLoaders.from_folder)
