@@ -15,6 +15,7 @@ from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
 from rnn_fastai.data.cache import cache_folder, cached_corpus
 from rnn_fastai.data.vectors import read_vectors, word_vectors
 from rnn_fastai.data.task import IGNORE, SeqTask
+from rnn_fastai.data.ranks import Share
 from rnn_fastai.data.lm import LMDataset, LMDataLoader
 from rnn_fastai.data.documents import DocDataset, DocDataLoader
 from rnn_fastai.data.tags import TAG_IGNORE, TagDataset, TagDataLoader, TagDataLoaders
@@ -91,6 +92,7 @@ from rnn_fastai.learner.tagger import (
     Entity, entities, name_entities, entity_f1, CRFLoss, TagMetric, TagAccuracy, EntityF1, TaggerLearner,
     tagger_learner,
 )
+from rnn_fastai.learner.checkpoint import Checkpoint, CheckpointError, last_checkpoint, list_checkpoints
 from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fine_tune_classifier, ulmfit
 from rnn_fastai.models.origin import maker
 from rnn_fastai.ship.bundle import load_bundle, load_learner

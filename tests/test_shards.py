@@ -331,7 +331,7 @@ def test_a_bad_row_of_dask_names_the_partition(tmp_path):
     ([], ValueError, 'The source has no texts'), (iter([]), ValueError, 'The source has no texts'),
     (pd.DataFrame({'text': []}), ValueError, 'no rows'), ('no/such/*.csv', FileNotFoundError, "no/such/\\*.csv"),
     (b'text', TypeError, 'bytes'), (['a', None], TypeError, 'Text 1 is no string but NoneType'),
-    ({'a': 1}, TypeError, 'dict')], ids=str)
+    ({'a': 1}, TypeError, 'dict')])
 def test_no_source(source, err, fault, tmp_path):
     with pytest.raises(err, match=fault): build(source, tmp_path/'c')
 
