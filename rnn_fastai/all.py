@@ -12,6 +12,7 @@ from rnn_fastai.data.sets import (
 from rnn_fastai.data.tokenize import WordTokenizer, CorpusTokenizer, TextTokenizer, decode_spec_tokens
 from rnn_fastai.data.corpus import Vocab, Corpus
 from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
+from rnn_fastai.data import shards as _shards   # gives Corpus its `build`
 from rnn_fastai.data.cache import cache_folder, cached_corpus
 from rnn_fastai.data.vectors import read_vectors, word_vectors
 from rnn_fastai.data.task import IGNORE, SeqTask
