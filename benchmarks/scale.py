@@ -13,8 +13,8 @@ import numpy as np
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
 if SHARED.exists(): os.environ.setdefault("RNN_FASTAI_DATA", str(SHARED))
 SIZES = {"10 GB": 1e10, "1 TB": 1e12, "100 TB": 1e14}
-# Measured on 2 GB of IMDb: tokens and documents of a byte of text. One process numbers 5 MB a second; pieces are 50 MB.
-TOKENS, DOCUMENTS, RATE, PIECE, ID = 0.166, 1/1540, 5e6, 5e7, 2
+# Measured on 2 GB of IMDb: tokens and documents of a byte of text. One process numbers 5 MB a second; pieces are 25 MB.
+TOKENS, DOCUMENTS, RATE, PIECE, ID = 0.166, 1/1540, 5e6, 2.5e7, 2
 
 
 def heaps() -> tuple:
@@ -101,7 +101,7 @@ def shuffles(rng, n: int = 200, docs: int = 1000) -> list:
 def reading(tokens_per_second: float = 1e6, length: float = 255) -> list:
     "What reading documents at random asks of a disk or a network, for one accelerator of a million tokens a second."
     docs = tokens_per_second/length
-    return [dict(what="in whole shards", mb_per_second=tokens_per_second*ID/1e6, reads_per_second=tokens_per_second*ID/1.66e7),
+    return [dict(what="in whole shards", mb_per_second=tokens_per_second*ID/1e6, reads_per_second=tokens_per_second/(PIECE*TOKENS)),
             dict(what="document by document", mb_per_second=docs*(4096 + length*ID)/1e6, reads_per_second=docs)]
 
 

@@ -986,6 +986,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rnn_fastai.data.shards._room': ('data.shards.html#_room', 'rnn_fastai/data/shards.py'),
                                         'rnn_fastai.data.shards._run_dask': ('data.shards.html#_run_dask', 'rnn_fastai/data/shards.py'),
                                         'rnn_fastai.data.shards._run_pool': ('data.shards.html#_run_pool', 'rnn_fastai/data/shards.py'),
+                                        'rnn_fastai.data.shards._tidy': ('data.shards.html#_tidy', 'rnn_fastai/data/shards.py'),
                                         'rnn_fastai.data.shards._toks': ('data.shards.html#_toks', 'rnn_fastai/data/shards.py'),
                                         'rnn_fastai.data.shards._train': ('data.shards.html#_train', 'rnn_fastai/data/shards.py')},
             'rnn_fastai.data.splits': { 'rnn_fastai.data.splits.check_training': ( 'data.splits.html#check_training',

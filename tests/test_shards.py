@@ -286,6 +286,17 @@ def test_cut_at_any_write_the_build_goes_on(tmp_path, small, monkeypatch):
         assert sorted(p.name for p in (tmp_path/str(at)).iterdir()) == ['corpus.json', 'ids', 'offsets.npy']
         assert done == total + (at == total-1)   # nothing was done twice but the small file of offsets, at the last
 
+def test_killed_before_it_was_tidied(tmp_path, small, monkeypatch):
+    "The corpus is there, and what it was made from too; the next build removes that."
+    def stop(*args): raise Killed
+    with monkeypatch.context() as m:
+        m.setattr(shards_module, '_tidy', stop)
+        with pytest.raises(Killed): build(TEXTS, tmp_path/'c')
+    same(Corpus.open(tmp_path/'c'), whole())
+    assert pieces(tmp_path/'c')
+    same(build(TEXTS, tmp_path/'c'), whole())
+    assert sorted(p.name for p in (tmp_path/'c').iterdir()) == ['corpus.json', 'ids', 'offsets.npy']
+
 # ---- Bad input
 
 BAD = {
@@ -442,6 +453,11 @@ def test_a_damaged_corpus_is_not_opened(change, tmp_path, small):
     build(TEXTS, tmp_path/'c')
     change(tmp_path/'c')
     with pytest.raises(ValueError, match='is damaged'): Corpus.open(tmp_path/'c')
+
+def test_a_damaged_list_of_shards_is_named(tmp_path, small):
+    build(TEXTS, tmp_path/'c')
+    damage('corpus.json', lambda b: b[:-5])(tmp_path/'c')
+    with pytest.raises(ValueError, match='corpus.json is not the JSON that was written'): build(TEXTS, tmp_path/'c')
 
 def test_two_builds_at_once_give_one_corpus(tmp_path, small):
     from concurrent.futures import ThreadPoolExecutor

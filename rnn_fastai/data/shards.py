@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,15 @@ from rnn_fastai.data.corpus import (
 )
 
 from ..core import check_count
-from ..files import locked, written_whole
+from ..files import locked, parse_json, written_whole
 from ..progress import progress
-from .cache import add_texts, corpus_key
+from .cache import add_texts, corpus_key, fingerprint
 from .partitions import Partition, is_dask, partition_texts, partitions_of
 from .texts import NoTexts
 from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
 
 # %% ../../nbs/143_data.shards.ipynb #57ff9354
-_PIECE = 50_000_000   # characters of a shard, about
+_PIECE = 25_000_000   # characters of a shard, about
 
 def _pieces(part:Partition, text_cols:Any) -> Iterator[tuple[str, list[str]]]:
     "Texts of a partition in pieces that memory holds, each with a digest."
@@ -201,12 +202,15 @@ def _check_folder(folder:Path):
              if p.name not in (SHARDS, UNFINISHED, 'offsets.npy', 'corpus.json') and p.name[0] != '.']
     if other: raise FileExistsError(errno.EEXIST, f"{folder} holds other things ({other[0]}); choose another folder")
 
+def _tidy(folder:Path, shards:list[str]):
+    "Remove what a finished corpus does not need."
+    shutil.rmtree(folder/UNFINISHED, ignore_errors=True)
+    for name in {f.name for f in (folder/SHARDS).iterdir()} - set(shards): (folder/SHARDS/name).unlink()
+
 def _finish(folder:Path, shards:list[str], offsets:np.ndarray, vocab:Vocab, made_of:str):
     "Commit the corpus, and remove what it was made from."
     with _room(folder/'corpus.json'): write_sharded(folder, shards, offsets, vocab, made_of=made_of)
-    shutil.rmtree(folder/UNFINISHED)
-    for file in (folder/SHARDS).iterdir():
-        if file.name not in shards: file.unlink()
+    _tidy(folder, shards)
 
 # %% ../../nbs/143_data.shards.ipynb #8aafb5b6
 class _Builder:
@@ -227,20 +231,20 @@ class _Builder:
         results = run(_Count(self.counted, self.text_cols, tokenizer), rows)
         pieces = list(progress(results, len(rows), lambda _: 1, self.no_bar))
         _check_seen(self.seen, self.parts, pieces)
-        return sum(pieces, [])
+        return list(chain.from_iterable(pieces))
 
-    def made_of(self, pieces:list[str], *settings) -> str:
+    def made_of(self, pieces:list[str], facts:list) -> str:
         "A digest of the texts, in order, and of all settings."
-        told = [self.counted.name, list(map(_digest_of, pieces)), *settings]
+        told = [self.counted.name, list(map(_digest_of, pieces)), facts]
         return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
     def build(self, run:Callable, vocab:Iterable[str]|None, *settings):
         "Count, make the vocabulary, numericalize; or find that it is all there."
         given = None if vocab is None else Vocab.check(vocab)
-        facts = [given if given is None else list(map(to_json, given)), *settings]
+        facts = fingerprint([given if given is None else list(map(to_json, given)), *settings])
         if (self.folder/'corpus.json').exists():
-            made_of = json.loads((self.folder/'corpus.json').read_text(encoding='utf8')).get('made_of')
-            if made_of == self.made_of(self.names(run, None), *facts): return
+            meta = parse_json((self.folder/'corpus.json').read_bytes(), self.folder/'corpus.json')
+            if meta['made_of'] == self.made_of(self.names(run, None), facts): return _tidy(self.folder, meta['shards'])
             raise FileExistsError(errno.EEXIST, f"{self.folder} holds a corpus of other texts, parts or settings. Open "
                                   "it by Corpus.open, delete it, or choose another folder")
         pieces = self.names(run, self.tokenizer)
@@ -248,7 +252,7 @@ class _Builder:
         counts,offsets = _add_up(self.counted/f'{p}.npz' for p in pieces)
         vocab = Vocab.from_counts(counts, *settings) if given is None else given
         shards = list(run(_Numericalize(self.counted, self.folder/SHARDS, vocab), [(p,) for p in pieces]))
-        _finish(self.folder, shards, offsets, vocab, self.made_of(pieces, *facts))
+        _finish(self.folder, shards, offsets, vocab, self.made_of(pieces, facts))
 
 # %% ../../nbs/143_data.shards.ipynb #f15b5823
 @patch(cls_method=True)
