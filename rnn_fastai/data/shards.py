@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
-from itertools import chain
+from functools import lru_cache, partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +133,18 @@ def _end_with_parent():
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
 
+@lru_cache(1)
+def _kept(dumped:bytes) -> Callable: return pickle.loads(dumped)
+
+def _call_kept(dumped:bytes, *args) -> Any:
+    "In a worker: call a function that lives from call to call, as a tokenizer knows the words that it has seen."
+    return _kept(dumped)(*args)
+
 def _run_pool(pool:ProcessPoolExecutor, f:Callable, rows:list[tuple]) -> Iterator[Any]:
     "Results of `f` for rows of arguments, in order, from worker processes."
-    n = 0
+    n,dumped = 0,pickle.dumps(f)
     try:
-        for res in pool.map(f, *zip(*rows, strict=True)):
+        for res in pool.map(_call_kept, repeat(dumped), *zip(*rows, strict=True)):
             yield res
             n += 1
     except BrokenProcessPool as e:
