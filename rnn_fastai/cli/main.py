@@ -274,8 +274,7 @@ def train(
     resume:store_true=False, # Go on with a training that was cut; the other arguments are those that it had
     allow:str='', # Import paths of classes and functions of others that the encoder uses, separated by blanks
 ):
-    """Train a language model, a classifier or a tagger, and keep it in a folder. Started by `torchrun --no-python` or
-    `accelerate launch --no_python`, in several processes."""
+    "Train a language model, a classifier or a tagger, and keep it in a folder."
     check_count('epochs', epochs)
     arch = arch or ('LSTM' if check_task(task) == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
