@@ -3852,6 +3852,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rnn_fastai.ship.serve._refuse_http': ('ship.serve.html#_refuse_http', 'rnn_fastai/ship/serve.py'),
                                        'rnn_fastai.ship.serve._server': ('ship.serve.html#_server', 'rnn_fastai/ship/serve.py'),
                                        'rnn_fastai.ship.serve._static': ('ship.serve.html#_static', 'rnn_fastai/ship/serve.py'),
+                                       'rnn_fastai.ship.serve._stopped_by_interrupts': ( 'ship.serve.html#_stopped_by_interrupts',
+                                                                                         'rnn_fastai/ship/serve.py'),
                                        'rnn_fastai.ship.serve._written': ('ship.serve.html#_written', 'rnn_fastai/ship/serve.py'),
                                        'rnn_fastai.ship.serve.make_app': ('ship.serve.html#make_app', 'rnn_fastai/ship/serve.py'),
                                        'rnn_fastai.ship.serve.serve': ('ship.serve.html#serve', 'rnn_fastai/ship/serve.py')},

@@ -625,9 +625,9 @@ def test_a_loaded_learner_has_no_data(case, tmp_path):
     again = quiet(load_bundle(tmp_path/'a'))
     assert len(again.dls.train) == len(again.dls.valid) == len(list(again.dls.train)) == 0
     for call in (lambda: again.fit_one_cycle(1), again.lr_find, lambda: again.fit(1)):
-        with pytest.raises(ValueError, match='no batch to train on.*Set learn.dls'): call()
+        with pytest.raises(ValueError, match='no batch to train on.*set learn.dls'): call()
     for call,words in ((again.validate, 'validate on'), (partial(again.validate, 0), 'validate on'), (again.get_preds, 'predict'), (partial(again.get_preds, 0), 'predict')):
-        with pytest.raises(ValueError, match=f'no batch to {words}.*Set learn.dls'): call()
+        with pytest.raises(ValueError, match=f'no batch to {words}.*set learn.dls'): call()
     again.dls = learn.dls
     assert again.validate() == again.validate(1) and all(v is not None for v in again.validate())
     again.save_bundle(tmp_path/'b')

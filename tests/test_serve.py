@@ -1,6 +1,7 @@
 "The server: its contracts, what it refuses, answers beside others as alone, clients that leave."
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -445,7 +446,8 @@ def test_the_command_serves_a_bundle_until_it_is_interrupted(tmp_path):
             try: answer = httpx.post(f'{url}tag', json=dict(texts=['the dog']), timeout=30); break
             except httpx.TransportError: time.sleep(0.02)
         p.send_signal(2)
-        out,err = p.communicate(timeout=60)
+        try: out,err = p.communicate(timeout=60)
+        finally: p.kill()
     assert answer.json()['answers'][0]['words'] == ['the', 'dog']
     assert p.returncode == 0 and 'Traceback' not in err, err
 
@@ -463,9 +465,17 @@ def test_interrupted_while_it_starts_or_writes(tmp_path, writes):
                 for line in r.iter_lines():
                     if not lines: p.send_signal(2)
                     lines.append(line)
-        err = p.communicate(timeout=120)[1]
+        try: err = p.communicate(timeout=60)[1]
+        finally: p.kill()
     assert p.returncode == 0 and 'Traceback' not in err, err
     assert not writes or any(line in ('event: done', 'event: failed') for line in lines)
+
+def test_an_interrupt_counts_before_the_server_runs():
+    "A `KeyboardInterrupt` that comes while modules are imported may be swallowed; a handler of ours is not."
+    from rnn_fastai.ship.serve import _stopped_by_interrupts
+    server,before = SimpleNamespace(should_exit=False),signal.getsignal(signal.SIGINT)
+    with _stopped_by_interrupts(server): signal.raise_signal(signal.SIGINT)
+    assert server.should_exit and signal.getsignal(signal.SIGINT) is before
 
 def test_answers_that_take_longer_than_a_stopping_server_waits_say_so(monkeypatch):
     from rnn_fastai.ship import serve as module

@@ -11,12 +11,14 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
+import threading
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from importlib.resources import files
 from ipaddress import ip_address
@@ -326,6 +328,17 @@ def _server(config:Any, worker:ModelWorker) -> Any:
             task.cancel()
     return ClosingServer(config)
 
+@contextmanager
+def _stopped_by_interrupts(server:Any) -> Iterator[None]:
+    """Let an interrupt stop a server from now on, also one that has not begun to run: while it imports what it needs,
+    Python may swallow a `KeyboardInterrupt`."""
+    if threading.current_thread() is not threading.main_thread():   # where no handler may be set
+        yield
+        return
+    old = signal.signal(signal.SIGINT, lambda *args: setattr(server, 'should_exit', True))
+    try: yield
+    finally: signal.signal(signal.SIGINT, old)
+
 def serve(
     folder:str|Path, # A bundle
     host:str='127.0.0.1', # Address to listen at; by default only programs of this machine are answered
@@ -342,7 +355,9 @@ def serve(
         app = make_app(load_bundle(folder, allow), limits, hosts)
         with closing(app.state.worker) as worker:
             at = f"[{host}]" if ':' in host else host
-            print(f"{folder} is served at http://{at}:{sock.getsockname()[1]}/ (stop with Ctrl+C)", flush=True)
             config = uvicorn.Config(app, log_level='warning', access_log=False, server_header=False,
                                     timeout_graceful_shutdown=_GRACE + 2)
-            _server(config, worker).run(sockets=[sock])
+            server = _server(config, worker)
+            with _stopped_by_interrupts(server):
+                print(f"{folder} is served at http://{at}:{sock.getsockname()[1]}/ (stop with Ctrl+C)", flush=True)
+                server.run(sockets=[sock])
