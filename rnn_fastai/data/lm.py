@@ -392,7 +392,6 @@ class LMDataLoader(_StreamDataLoader):
         self.docs = np.random.default_rng(self.rng.getrandbits(64)).permutation(self.dataset.docs)
         self.make_chunks()
         return idxs
-
     def _batches(self, start:int=0):
         if self.shuffle: self.shuffle_fn([])
         yield from super()._batches(start)

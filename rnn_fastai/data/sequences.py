@@ -95,8 +95,7 @@ class SeqDataLoader(SharedLoader, DataLoader):
         **kwargs # `tensors`, `bs`, `seq_len`, `shuffle`, `trim` or `device`; others are ignored
     ) -> 'SeqDataLoader':
         "The same loader with other arguments."
-        names = 'tensors', 'bs', 'seq_len', 'shuffle', 'trim', 'device'
-        args = {k: kwargs.get(k, getattr(self, k)) for k in names}
+        args = {k: kwargs.get(k, getattr(self, k)) for k in ('tensors', 'bs', 'seq_len', 'shuffle', 'trim', 'device')}
         return type(self)(task=self.task, **args)
 
     def show_batch(self,

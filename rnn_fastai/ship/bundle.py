@@ -396,10 +396,9 @@ def check_vocabs(
 def _plain_scores(learn:SafeLearner, scores:dict) -> dict:
     "Figures of the last epoch, where there was one, and others. Raises `ValueError` for what is no number."
     plain = {k: v.item() if isinstance(v, np.generic) else v for k,v in scores.items()}
-    odd = [k for k,v in plain.items() if not (_is_number(v) and math.isfinite(v))]
-    if odd:
-        value = plain[odd[0]]
-        raise ValueError(f"scores: {odd[0]}={value!r} is a {type(value).__name__}; it must be a finite number.")
+    for k,v in plain.items():
+        if _is_number(v) and math.isfinite(v): continue
+        raise ValueError(f"scores: {k}={v!r} is a {type(v).__name__}; it must be a finite number.")
     return {**learn.last_scores, **plain}
 
 def _is_dict(v:Any) -> bool: return isinstance(v, dict)
