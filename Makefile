@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-anywhere test-slow bench readme sync nbtest wheel clean
+.PHONY: install demo test test-anywhere test-slow gpu gpu-wheels bench readme sync nbtest wheel clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,12 @@ test-anywhere: install         ## all notebooks and tests as on other processors
 
 test-slow: install             ## the long checks: several seeds, big sets
 	$(PY) -m pytest -q -s -m slow
+
+gpu-wheels: install            ## what a machine with a GPU, Python 3.12 and torch may lack for `make gpu`
+	$(PY) tools/gpu.py collect
+
+gpu:                           ## on a machine with a GPU: tests of it, then fastai and this package side by side
+	python3 tools/gpu.py
 
 bench: install                 ## fastai and this package side by side, in one process
 	$(PY) benchmarks/run.py

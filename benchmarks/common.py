@@ -19,10 +19,11 @@ def cpu() -> str:
 
 def environment() -> dict:
     "Hardware and versions."
-    from importlib.metadata import version
+    from importlib.metadata import distributions
     names = ("fastai", "torch", "spacy", "numpy", "pandas", "rnn_fastai")
+    here = {d.name: d.version for d in distributions()}   # a machine with a GPU may have the folder of the package only
     return dict(cpu=cpu(), cores=len(os.sched_getaffinity(0)), python=platform.python_version(),
-                versions={n: version(n) for n in names}, date=time.strftime("%Y-%m-%d"))
+                versions={n: here[n] for n in names if n in here}, date=time.strftime("%Y-%m-%d"))
 
 
 def seconds(f) -> float:

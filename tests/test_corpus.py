@@ -806,3 +806,11 @@ def test_loaders_with_a_cache(tmp_path, no_build, is_lm):
     again = loaders(is_lm=is_lm, seed=1, cache=tmp_path)
     assert mapped(again.train_ds.corpus.ids) and len(os.listdir(tmp_path)) == 1
     for dls in (first, again): assert [x.tolist() for x,_ in dls.valid] == [x.tolist() for x,_ in want.valid]
+
+def test_another_tokenizer_loads_no_words():
+    "spaCy and its language take a second, which characters do not need."
+    code = ("import sys; from rnn_fastai.all import *\n"
+            "dls = TextDataLoaders.from_df(pd.DataFrame(dict(text=['abc abd']*9)), is_lm=True, text_col='text',\n"
+            "                              tok_tfm=CharTokenizer(), seq_len=3, bs=2, no_bar=True)\n"
+            "print('spacy' in sys.modules)")
+    assert subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout == 'False\n'

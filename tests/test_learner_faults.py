@@ -252,3 +252,25 @@ def test_fastais_classifier_over_our_encoder(tmp_path):
     learn.save_encoder('encoder')
     again.load_encoder('encoder')
     assert quietly(again, again.predict, 'one two')[0] in dls.vocab[1]
+
+class CPUPrecision(rf.MixedPrecision):
+    "fastai's mixed precision with the means of the CPU."
+    def before_fit(self):
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+        self.learn.scaler,self.scales = torch.amp.GradScaler('cpu', enabled=False),rf.L()
+
+class Interrupt(rf.Callback):
+    def after_pred(self): raise KeyboardInterrupt
+
+def test_an_interrupt_in_mixed_precision_leaves_nothing_behind(tmp_path):
+    "fastai leaves autocast on: what follows runs in half precision, and the next training on weights of before."
+    learns = [lm(lm_loaders(tmp_path)) for _ in range(2)]
+    learns[1].model.load_state_dict(learns[0].model.state_dict())
+    with pytest.raises(KeyboardInterrupt): quietly(learns[0], learns[0].fit, 1, cbs=[CPUPrecision(), Interrupt()])
+    assert not torch.is_autocast_enabled('cpu')
+    with torch.no_grad(): assert learns[0].model(torch.ones(1, 3).long()).logits.dtype == torch.float32
+    for learn in learns:
+        rf.set_seed(0)
+        learn.dls.train.rng.seed(0)
+        quietly(learn, learn.fit, 2, cbs=[CPUPrecision()])
+    for a,b in zip(*(l.model.parameters() for l in learns), strict=True): assert torch.equal(a, b)

@@ -62,7 +62,7 @@ class Tokenizer(fastai_core.Tokenizer):
         **kwargs
     ) -> 'Tokenizer':
         "For the files of a folder. Tokens are written beside it as by fastai; those of a `CorpusTokenizer` are not."
-        res = cls(ifnone(tok, WordTokenizer()), rules, mode='folder')
+        res = cls(WordTokenizer() if tok is None else tok, rules, mode='folder')
         res.path = Path(path)
         (res._count_files if isinstance(res.tok, CorpusTokenizer) else res._write_tokens)(**kwargs)
         return res
@@ -150,7 +150,7 @@ class TextBlock(fastai_data.TextBlock):
         **kwargs
     ) -> 'TextBlock':
         "A block for the columns of a frame."
-        tfm = Tokenizer.from_df(text_cols, tok=ifnone(tok, WordTokenizer()), **kwargs)
+        tfm = Tokenizer.from_df(text_cols, tok=WordTokenizer() if tok is None else tok, **kwargs)
         return cls._around(tfm, vocab, is_lm, seq_len, backwards, min_freq, max_vocab)
 
     @classmethod

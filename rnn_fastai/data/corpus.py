@@ -296,7 +296,7 @@ class Corpus(_FlatDocuments):
         no_bar:bool=False, # Show no progress bar
     ) -> 'Corpus':
         "Tokenize, count, make the vocabulary and numericalize, in one pass; a tokenizer that must learn does it first."
-        tokenizer = ifnone(tokenizer, TextTokenizer())
+        tokenizer = TextTokenizer() if tokenizer is None else tokenizer
         if not tokenizer.trained:
             texts = hold_texts(texts, text_cols)   # read twice: to train, and to build
             tokenizer.train(texts_of(texts, text_cols))

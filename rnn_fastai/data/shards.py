@@ -281,7 +281,7 @@ def build(
     A finished corpus of the same partitions and settings is opened. Raises `ValueError` or `TypeError` that names file
     and row for what is no text, `OSError` for a full disk, `RuntimeError` for a worker that died, `FileExistsError` for
     a folder of other things. Each of them leaves what is finished."""
-    folder,tokenizer = Path(folder),ifnone(tokenizer, TextTokenizer())
+    folder,tokenizer = Path(folder),TextTokenizer() if tokenizer is None else tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         _check_folder(folder)

@@ -368,9 +368,12 @@ class TokenSampler:
         return ids,(raw.gather(-1, ids[:, None]) - norm)[:, 0]
 
     def _draw(self, probs:Tensor, rows:list[int], u:Tensor|None) -> Tensor:
-        if u is not None: return draw(probs, u.to(probs.device))
-        if self.draws is None: return torch.multinomial(probs, 1, generator=self.generator)[:, 0]
-        return draw(probs, self.draws.next()[rows].to(probs.device, non_blocking=True))
+        g = self.generator
+        if u is None and self.draws is not None: u = self.draws.next()[rows]
+        if u is None and g is not None and g.device != probs.device:   # one of the CPU serves a model on a GPU too
+            u = torch.rand(len(rows), generator=g, dtype=torch.float64, device=g.device)
+        if u is None: return torch.multinomial(probs, 1, generator=g)[:, 0]
+        return draw(probs, u.to(probs.device, non_blocking=True))
 
     def _allowed(self, raw:Tensor, norm:Tensor, rows:list[int]) -> Tensor:
         "Logits of the tokens that the rules leave."

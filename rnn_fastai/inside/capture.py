@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..core import check_count, suggest
 from ..models.cells import Cell
-from ..models.padding import last_steps, reverse_padded
+from ..models.padding import last_steps, real_steps, reverse_padded
 from ..models.recurrent import CellTrace, Recurrent
 from ..models.seq2seq import OneHot
 from .recording import SEGMENT, FolderStore, Recording
@@ -265,7 +265,7 @@ class _Placer:
     "Finds the documents and the real steps of each batch."
     def __init__(self, opts:_Options):
         self.opts,self.first = opts,opts.batch_first   # how ids lay in the batches so far
-        self.n_docs,self.docs,self.pos = 0,torch.zeros(0).long(),torch.zeros(0).long()   # of the rows of the last batch
+        self.n_docs,self.docs,self.pos = 0,*torch.zeros(2, 0, dtype=torch.long, device='cpu')   # of the last batch's rows
         self.ends = {}   # the states that they ended with, of the layer that comes first
 
     def place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None=None, first:bool|None=None,
@@ -280,13 +280,13 @@ class _Placer:
         p.places = _places(mask, ids, docs, pos, self.opts.steps)
 
     def _real(self, ids:Tensor|None, lengths:Tensor|None, sl:int, bs:int) -> Tensor:
-        if lengths is not None: return torch.arange(sl) < lengths.cpu()[:, None]
-        if ids is None or self.opts.pad is None: return torch.ones(bs, sl, dtype=torch.bool)
+        if lengths is not None: return real_steps(sl, lengths).cpu()
+        if ids is None or self.opts.pad is None: return torch.ones(bs, sl, dtype=torch.bool, device='cpu')
         return ids != self.opts.pad
 
     def _same(self, name:str, seen:CellTrace|None, bs:int) -> Tensor:
         "Which rows start from the state that the same row of the last batch ended with."
-        same = torch.zeros(bs, dtype=torch.bool)
+        same = torch.zeros(bs, dtype=torch.bool, device='cpu')
         if seen is None: return same
         h,old = seen.before[0],self.ends.get(name)
         if old is not None:
@@ -300,7 +300,7 @@ class _Placer:
     def _rows(self, same:Tensor, lengths:Tensor) -> tuple[Tensor, Tensor]:
         "Document of each row, and the steps of it that were read before."
         bs,k = len(same),min(len(self.docs), len(same))
-        doc,pos = self.n_docs + torch.arange(bs),torch.zeros(bs, dtype=torch.long)
+        doc,pos = self.n_docs + torch.arange(bs, device='cpu'),torch.zeros(bs, dtype=torch.long, device='cpu')
         doc[:k],pos[:k] = torch.where(same[:k], self.docs[:k], doc[:k]),torch.where(same[:k], self.pos[:k], 0)
         self.n_docs,self.docs,self.pos = self.n_docs+bs,doc,pos+lengths
         return doc,pos
@@ -372,7 +372,8 @@ def _find_logits(out:Any, mask:Tensor) -> Tensor|None:
     bs,sl = mask.shape
     if t.dim() == 2 and len(t) == bs and (sl, bs) != (1, 1) and not (bs == 1 and sl == len(t)):
         every = t.new_full((bs, sl, t.size(1)), torch.nan)
-        every[torch.arange(bs), (mask*torch.arange(1, sl+1)).argmax(1)] = t.detach()
+        rows,at = (torch.arange(n, device=mask.device) for n in (bs, sl))
+        every[rows, (mask*(at + 1)).argmax(1)] = t.detach()
         return every
     return t
 

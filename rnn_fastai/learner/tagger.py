@@ -203,6 +203,7 @@ class TaggerLearner(TextLearner):
     @torch.no_grad()
     def _read(self, b:tuple, dl:Any) -> tuple[Tensor, Tensor, Tensor]:
         "Probabilities (of each token alone), best tags and where tokens are, in a batch."
+        b = self._set_device(b)
         real = b[0].as_subclass(Tensor) != dl.dataset.pad
         with evaluating(get_model(self.model)) as model: out = fresh_logits(model, *b[:dl.n_inp])
         probs,best = self.loss_func.activation(out),best_tags(self.loss_func, out, real)

@@ -48,7 +48,7 @@ from rnn_fastai.learner.weights import (
 from ..callback.history import LastScores
 from ..callback.optim import Adam
 from ..callback.regularize import rnn_cbs
-from ..core import flush_denormals
+from ..core import flush_denormals, kept_autocast
 from ..data.loaders import text_vocab
 from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..models.heads import LMDecoder
@@ -192,6 +192,13 @@ class SafeLearner(SavedLearner):
             try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
             finally:   # fastai runs no event of its callbacks after an interrupt or error
                 for cb in self.cbs: getattr(cb, 'end_fit', noop)()
+
+    def one_batch(self,
+        i:int, # Number of the batch in its epoch
+        b:tuple, # The batch
+    ):
+        "As fastai's. What switched autocast on in the batch has no say beyond it, even where the batch is interrupted."
+        with kept_autocast(): super().one_batch(i, b)
 
     def distrib_ctx(self,
         sync_bn:bool=True, # Normalise by the batches of all ranks

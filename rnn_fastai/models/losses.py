@@ -55,6 +55,7 @@ class AnsweringLoss:
         self.func,self.kind = func,kind
 
     def __call__(self, inp:Tensor, targ:Tensor, **kwargs) -> Tensor:
+        if isinstance(self.func, nn.Module): self.func.to(inp.device)   # its weights; fastai moves its own losses alone
         if self.kind in ('labels', 'log labels'):
             if inp.shape[:-1] == targ.shape: inp,targ = inp.reshape(-1, inp.size(-1)),targ.reshape(-1)
             return self.func(inp, targ if targ.is_floating_point() else targ.long(), **kwargs)
@@ -212,9 +213,12 @@ class LazyLogits:
         return self
     @property
     def dtype(self) -> torch.dtype: return self.x.dtype
+    def _linear(self, x:Tensor) -> Tensor:   # states of mixed precision may be met outside of it, by metrics
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
     def whole(self) -> Tensor: # bs,sl,vocab
         "The logits themselves."
-        return F.linear(self.x, self.weight, self.bias)
+        return self._linear(self.x)
 
     def loss(self,
         y:Tensor, # Targets: bs,sl
@@ -227,7 +231,7 @@ class LazyLogits:
         dim:int=-1, # Ignored: the likeliest word is wanted
     ) -> Tensor: # bs,sl
         "The likeliest word of each step, a row of the batch at a time."
-        return torch.stack([F.linear(x, self.weight, self.bias).argmax(-1) for x in self.x])
+        return torch.stack([self._linear(x).argmax(-1) for x in self.x])
 
 # %% ../../nbs/225_models.losses.ipynb #c9ea5228
 class OneHotMSE(nn.Module):

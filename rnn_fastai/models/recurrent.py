@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..core import check_count, check_prob, suggest
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight
-from .kernels import KERNEL_WEIGHTS, check_seen_dropout, compact_weights, hold_state, run_kernel
+from .kernels import KERNEL_WEIGHTS, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel
 from .origin import maker
 from .packed import PackedWeight
 from .padding import check_lengths, last_steps, padded_steps, reverse_padded
@@ -264,9 +264,9 @@ def _run_kernel(layer:'Recurrent', cells:tuple[Cell, ...], drops:list[dict], x:T
                 lengths:Tensor|None=None) -> tuple[Tensor, tuple]:
     "Output and last state of torch's kernel over some cells: a stack, or a single one where there are lengths."
     ws = [d.get(n, p) for c,d in zip(cells, drops, strict=True) for n,p in c.named_parameters() if n in KERNEL_WEIGHTS]
-    kind,n_dir,plain = cells[0].kernel,2 if layer.bidirectional and len(cells) > 1 else 1,ws[0]
+    kind,n_dir = cells[0].kernel,2 if layer.bidirectional and len(cells) > 1 else 1
     if lengths is not None: x,ws[0] = hold_state(kind, x, ws[0], lengths)
-    if x.is_cuda and (any(drops) or ws[0] is not plain): ws = compact_weights(ws)
+    if x.is_cuda and not (torch.compiler.is_compiling() or is_compact(ws)): ws = compact_weights(ws)
     n_rows,given = x.size(1),(x, *state)
     if n_rows < layer.min_rows: given = tuple(torch.cat([t]*layer.min_rows, 1) for t in given)
     out,last = run_kernel(kind, given[0], given[1:], ws, layer.bias, len(cells)//n_dir, layer.dropout, layer.training,
@@ -411,14 +411,18 @@ class Recurrent(RecurrentBase):
         return tuple(torch.stack(s) for s in zip(*(c.zero_state(x) for c in self.cells), strict=True))
 
     def flatten_parameters(self):
-        "Lay the parameters out in one buffer, as cuDNN wants them; done by itself when a layer goes to a GPU."
+        "Lay the parameters out in one buffer, as cuDNN wants them; done by itself when a layer goes to a GPU or is copied there."
         ws = list(self.parameters())
         for w,v in zip(ws, compact_weights([w.data for w in ws]), strict=True): w.data = v
 
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
+    def _lay_out(self) -> 'Recurrent':
         if self._cell.kernel and next(self.parameters()).is_cuda: self.flatten_parameters()
         return self
+
+    def _apply(self, fn, recurse=True): return super()._apply(fn, recurse)._lay_out()
+    def __setstate__(self, state):   # a copy, or a layer from a file
+        super().__setstate__(state)
+        self._lay_out()
 
     def forward(self,
         x:Tensor|PackedSequence, # sl,bs,n_in; bs,sl,n_in with `batch_first`; sl,n_in for one sequence

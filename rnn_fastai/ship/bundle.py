@@ -425,8 +425,8 @@ def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
     dls = make_loaders({**config['data'], **lists}, read, path, device, known)
     model = build_model(config['model'], stored.header, known, dls)
     load_tensors(model, stored.tensors())
-    out,sizes = check_vocabs(model, dls),config['trained_on']
-    learn = make_learner(config['learner'], dls, model.to(dls.device), known, path)
+    out,sizes = check_vocabs(model.to(dls.device), dls),config['trained_on']
+    learn = make_learner(config['learner'], dls, model, known, path)
     _check_loss(learn, out)
     learn.last_scores = _plain_scores(learn, config['scores'])
     learn.trained_on = {k: {unit: int(n) for unit,n in sizes[k].items()} for k in ('train', 'valid')} if sizes else {}

@@ -1,0 +1,267 @@
+"""fastai and this package on a GPU, in turns; each row goes to results/gpu.json as soon as it is known.
+
+    python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] [ceilings] [step] [epoch] [write] [classifier]
+                             [capture] [cells]
+
+Parts that are still to do when the seconds are over are left out, and the file says so. `--small` shrinks every size,
+and writes nothing: it shows that the script runs, on a CPU too.
+"""
+import argparse
+import contextlib
+import statistics
+import sys
+import time
+import warnings
+from functools import partial
+
+import common
+import numpy as np
+import torch
+from fastai.data.core import DataLoaders
+from fastai.losses import CrossEntropyLossFlat
+from fastai.text import all as fa
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+import rnn_fastai.all as rf
+from rnn_fastai.models.documents import chunk_padded
+from rnn_fastai.models.recurrent import Recurrent
+
+warnings.filterwarnings("ignore")
+TYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class Bench:
+    "Sizes, the device, and the rows so far."
+    def __init__(self, device: str, small: bool, until: float):
+        self.device, self.small, self.until = torch.device(device), small, until
+        self.rows, self.left_out = [], []
+
+    def size(self, usual: int, small: int) -> int: return small if self.small else usual
+
+    def wait(self):
+        if self.device.type == "cuda": torch.cuda.synchronize()
+
+    def late(self) -> bool: return time.monotonic() > self.until
+
+    def write(self):
+        if self.small or self.device.type != "cuda": return
+        about = dict(card=torch.cuda.get_device_name(), cuda=torch.version.cuda, left_out=self.left_out)
+        common.write("gpu", self.rows, **about)
+
+    def add(self, what: str, unit: str = "", **values):
+        "Note a row and show it."
+        self.rows.append(dict(what=what, unit=unit, **values))
+        print(what, *(f"{k} {v:,.4g}" for k, v in values.items() if isinstance(v, int | float)), unit, flush=True)
+        self.write()
+
+    def turns(self, fs: dict, repeats: int = 5, warmup: int = 1) -> dict:
+        "Medians of the seconds of each function, the device's work included."
+        def timed(f):
+            f()
+            self.wait()
+        times = common.in_turns({k: partial(timed, f) for k, f in fs.items()}, repeats, warmup)
+        return {k: statistics.median(v) for k, v in times.items()}
+
+    def busy(self, f) -> float:
+        "Seconds that the device works in a call; the rest of the call it waits for the processor."
+        if self.device.type != "cuda": return float("nan")
+        with profile(activities=[ProfilerActivity.CUDA]) as p: f()
+        return sum(e.self_device_time_total for e in p.key_averages())/1e6
+
+
+def silent(learn, cbs=()):
+    "Fit one epoch without bar and table."
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=list(cbs))
+
+
+def mixed(dtype) -> list: return [] if dtype is None else [fa.MixedPrecision("bf16")]
+
+
+# ---- What the card can do
+
+def ceilings(b: Bench):
+    "A large product, and a copy."
+    n = b.size(8192, 256)
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        x, y = (torch.randn(n, n, device=b.device, dtype=dtype) for _ in range(2))
+        t = b.turns({"mm": lambda x=x, y=y: [x@y for _ in range(5)]})["mm"]/5
+        b.add(f"product {n} x {n} x {n}, {name}", "TFLOP/s", value=2*n**3/t/1e12)
+    x = torch.randn(b.size(2**29, 2**16), device=b.device)
+    t = b.turns({"copy": x.clone})["copy"]
+    b.add("copy, bytes read and written", "TB/s", value=2*4*x.numel()/t/1e12)
+
+
+# ---- Language model
+
+class Plain(nn.Module):
+    "cuDNN's layers of the default sizes, and a decoder."
+    def __init__(self, vocab_sz: int):
+        super().__init__()
+        self.emb, self.dec = nn.Embedding(vocab_sz, 400), nn.Linear(400, vocab_sz)
+        self.rnns = nn.ModuleList(nn.LSTM(i, o, batch_first=True) for i, o in ((400, 1152), (1152, 1152), (1152, 400)))
+
+    def forward(self, x):
+        x = self.emb(x)
+        for rnn in self.rnns: x = rnn(x)[0]
+        return self.dec(x)
+
+
+def bare_loop(b: Bench, model: nn.Module, batches: list, dtype):
+    "Forward, loss, backward and a fused step: what no training can do without."
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=b.device.type == "cuda")
+
+    def run():
+        for x, y in batches:
+            with torch.autocast(b.device.type, dtype) if dtype else contextlib.nullcontext():
+                loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+    return run
+
+
+def step(b: Bench):
+    "Steps of the default AWD_LSTM through `Learner.fit`, with AR and TAR, batch 64, 72 steps."
+    vocab_sz, n, sl = b.size(30_000, 100), b.size(40, 2), b.size(72, 5)
+    for name, dtype in TYPES.items():
+        torch.manual_seed(0)
+        batches = [tuple(torch.randint(9, vocab_sz, (64, sl), device=b.device) for _ in range(2)) for _ in range(n)]
+        dls, kw, cbs = DataLoaders(batches, [], device=b.device), dict(loss_func=CrossEntropyLossFlat()), mixed(dtype)
+        theirs = fa.LMLearner(dls, fa.get_language_model(fa.AWD_LSTM, vocab_sz), splitter=fa.awd_lstm_lm_split, **kw)
+        ours = rf.LMLearner(dls, rf.get_language_model("AWD_LSTM", vocab_sz), splitter=rf.awd_lstm_lm_split, **kw)
+        fs = dict(fastai=partial(silent, theirs, cbs), ours=partial(silent, ours, cbs),
+                  chunked=partial(silent, ours, [*cbs, rf.ChunkedCrossEntropy()]),
+                  bare=bare_loop(b, Plain(vocab_sz).to(b.device), batches, dtype))
+        med = {k: v/n*1e3 for k, v in b.turns(fs, 3).items()}
+        b.add(f"LM step 64 x {sl}, {name}", "ms", **med, busy=b.busy(fs["ours"])/n*1e3, ratio=med["fastai"]/med["ours"],
+              of_bare=med["bare"]/med["ours"], tokens_a_second=64*sl/med["ours"]*1e3)
+
+
+def epoch(b: Bench):
+    "A whole epoch of random ids with the loader, as tokens a second, and seconds for 30 million tokens."
+    n, vocab_sz = b.size(2_000_000, 20_000), b.size(30_000, 100)
+    rng = np.random.default_rng(0)
+    ids = (rng.pareto(1., n)*3).astype(np.int64).clip(0, vocab_sz - 10).astype(np.uint16) + 9
+    corpus = rf.Corpus(ids, np.arange(0, n+1, 250), rf.Vocab([f"w{i}" for i in range(vocab_sz)]))
+    for bs in (64, 256):
+        how = dict(bs=bs, seq_len=72, shuffle=True, device=b.device)
+        loaders = [rf.LMDataLoader(rf.LMDataset(corpus), **how) for _ in range(2)]
+        learn = rf.LMLearner(DataLoaders(loaders[0], []), rf.get_language_model("AWD_LSTM", vocab_sz).to(b.device),
+                             loss_func=CrossEntropyLossFlat(), splitter=rf.awd_lstm_lm_split)
+        med = b.turns({"fit": lambda learn=learn: silent(learn, mixed(torch.bfloat16)),
+                       "loader": lambda dl=loaders[1]: [None for _ in dl]}, 1)
+        b.add(f"epoch with its loader, bs {bs}, bfloat16", "tokens/s", **{k: n/v for k, v in med.items()},
+              seconds_for_30_million=3e7/n*med["fit"])
+
+
+# ---- Documents
+
+def classifier(b: Bench):
+    "Steps of a classifier over documents of 100 to 400 tokens, batch 64, the whole encoder trained."
+    vocab_sz, n, long = b.size(30_000, 100), b.size(6, 2), b.size(400, 20)
+    torch.manual_seed(0)
+    batches = []
+    for _ in range(n):
+        x, lengths = torch.randint(9, vocab_sz, (64, long)), torch.randint(long//4, long+1, (64,))
+        lengths = lengths.sort(descending=True)[0]
+        x[torch.arange(long) >= lengths[:, None]] = 1
+        x = chunk_padded(x, 1, 72)   # as fastai's loaders give it
+        batches.append((x.to(b.device), torch.randint(2, (64,), device=b.device)))
+    dls = DataLoaders(batches, [], device=b.device)
+    for name, dtype in TYPES.items():
+        fs = {}
+        for k, lib, arch in (("fastai", fa, fa.AWD_LSTM), ("ours", rf, "AWD_LSTM")):
+            model = lib.get_text_classifier(arch, vocab_sz, 2, seq_len=72, max_len=72*20)
+            learn = lib.TextLearner(dls, model, loss_func=CrossEntropyLossFlat())
+            fs[k] = lambda learn=learn, dtype=dtype: silent(learn, mixed(dtype))
+        med = {k: v/n*1e3 for k, v in b.turns(fs, 3).items()}
+        b.add(f"classifier step, 64 documents to {long} tokens, {name}", "ms", **med, ratio=med["fastai"]/med["ours"])
+
+
+# ---- Texts
+
+def write(b: Bench):
+    "Words a second after 1 and 128 prompts; fastai writes one at a time."
+    res, df = {}, rf.human_numbers_100(100)
+    for name, lib in (("fastai", fa), ("ours", rf)):
+        dls = lib.TextDataLoaders.from_df(df, is_lm=True, seq_len=5, text_col="text", seed=0, bs=8,
+                                          tok_tfm=fa.BaseTokenizer(), device=b.device)
+        res[name] = lib.language_model_learner(dls, lib.AWD_LSTM, pretrained=False)
+        res[name].model.to(b.device)
+    n, ours = b.size(50, 5), res["ours"]
+    fs = dict(fastai=lambda: res["fastai"].predict("one two", n, no_bar=True),
+              ours=lambda: ours.predict("one two", n, no_bar=True),
+              seeded=lambda: ours.generate("one two", n, seed=1, no_bar=True))
+    med = {k: n/v for k, v in b.turns(fs, 3).items()}
+    b.add(f"one prompt, {n} words", "words/s", **med, ratio=med["ours"]/med["fastai"])
+    one = med["fastai"]
+    prompts = [" ".join(["one", "two", "three", "four", "five"][:1 + i % 5]) for i in range(128)]
+    fs = dict(generate=lambda: ours.generate(prompts, n, no_bar=True),
+              seeded=lambda: ours.generate(prompts, n, seed=1, no_bar=True),
+              greedy=lambda: ours.generate(prompts, n, temperature=0, no_bar=True),
+              filtered=lambda: ours.generate(prompts, n, seed=1, top_p=0.9, no_bar=True))
+    med = {k: 128*n/v for k, v in b.turns(fs, 3).items()}
+    b.add(f"128 prompts, {n} words", "words/s", **med, fastai_one=one, ratio=med["generate"]/one)
+
+
+# ---- Layers
+
+def cells(b: Bench):
+    "Forward and backward of one layer, batch 32, 128 to 256 features, against cuDNN's LSTM."
+    for sl in (64, 512, 2048) if not b.small else (8,):
+        x, fs = torch.randn(sl, 32, 128, device=b.device), {}
+        layers = {"nn.LSTM": nn.LSTM(128, 256), **{c: Recurrent(c, 128, 256) for c in rf.cells}}
+        for k, layer in layers.items():
+            if sl > 512 and k != "nn.LSTM" and layer.plan(sl, b.device)[0] == "loop": continue   # seconds each
+            layer.to(b.device)
+
+            def run(layer=layer, x=x):
+                layer.zero_grad()
+                layer(x)[0].sum().backward()
+            fs[k] = run
+        med = {k: v*1e3 for k, v in b.turns(fs, 3).items()}
+        b.add(f"layers, {sl} steps", "ms", **med)
+        if b.late(): return
+
+
+def capture(b: Bench):
+    "A training step with and without a recording of all states."
+    layer, x = Recurrent("LSTM", 128, 256, num_layers=2).to(b.device), torch.randn(b.size(70, 5), 32, 128).to(b.device)
+
+    def run():
+        layer.zero_grad()
+        layer(x)[0].sum().backward()
+
+    def watched(parts):
+        with rf.capture(layer, parts=parts): run()
+    med = b.turns(dict(plain=run, states=lambda: watched("states"), all=lambda: watched("all")))
+    b.add("capture of two layers, 70 steps", "ms", **{k: v*1e3 for k, v in med.items()})
+
+
+PARTS = dict(ceilings=ceilings, step=step, epoch=epoch, write=write, classifier=classifier, capture=capture, cells=cells)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--seconds", type=float, default=180.)
+    p.add_argument("--small", action="store_true")
+    args = p.parse_args()
+    b, failed = Bench(args.device, args.small, time.monotonic() + args.seconds), []
+    for name in args.parts or PARTS:
+        if b.late():
+            b.left_out.append(name)
+            continue
+        try: PARTS[name](b)
+        except Exception as e:   # the next part is measured all the same
+            failed.append(name)
+            b.left_out.append(f"{name}: {type(e).__name__}: {e}")
+            if b.small: raise
+    b.write()
+    sys.exit(f"Not measured: {b.left_out}" if failed else 0)
+
+
+if __name__ == "__main__": main()
