@@ -265,7 +265,8 @@ class _Placer:
     "Finds the documents and the real steps of each batch."
     def __init__(self, opts:_Options):
         self.opts,self.first = opts,opts.batch_first   # how ids lay in the batches so far
-        self.n_docs,self.docs,self.pos = 0,*torch.zeros(2, 0, dtype=torch.long, device='cpu')   # of the last batch's rows
+        self.n_docs = 0
+        self.docs,self.pos = torch.zeros(2, 0, dtype=torch.long, device='cpu')   # of the rows of the last batch
         self.ends = {}   # the states that they ended with, of the layer that comes first
 
     def place(self, p:_Pass, name:str, sl:int, bs:int, lengths:Tensor|None=None, first:bool|None=None,
