@@ -411,7 +411,7 @@ class Recurrent(RecurrentBase):
         return tuple(torch.stack(s) for s in zip(*(c.zero_state(x) for c in self.cells), strict=True))
 
     def flatten_parameters(self):
-        "Lay the parameters out in one buffer, as cuDNN wants them; done by itself when it goes to a GPU or is copied there."
+        "Lay the parameters out in one buffer, as cuDNN wants them; done by itself on a GPU."
         ws = list(self.parameters())
         for w,v in zip(ws, compact_weights([w.data for w in ws]), strict=True): w.data = v
 
