@@ -11,7 +11,7 @@ $(INSTALLED): settings.ini setup.py pyproject.toml
 	touch $(INSTALLED)
 
 demo: install                  ## the main job: train on human numbers, continue two prompts
-	PYTHONWARNINGS=ignore::FutureWarning .venv/bin/rnn_fastai demo   # fastai's import uses a deprecated part of torch
+	.venv/bin/rnn_fastai demo
 
 test: export OMP_NUM_THREADS ?= 1   # small nets run faster side by side than on two threads each
 test: install sync             ## everything that CI runs

@@ -20,6 +20,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text import all as fa
+from run import Plain
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -94,19 +95,6 @@ def ceilings(b: Bench):
 
 
 # ---- Language model
-
-class Plain(nn.Module):
-    "cuDNN's layers of the default sizes, and a decoder."
-    def __init__(self, vocab_sz: int):
-        super().__init__()
-        self.emb, self.dec = nn.Embedding(vocab_sz, 400), nn.Linear(400, vocab_sz)
-        self.rnns = nn.ModuleList(nn.LSTM(i, o, batch_first=True) for i, o in ((400, 1152), (1152, 1152), (1152, 400)))
-
-    def forward(self, x):
-        x = self.emb(x)
-        for rnn in self.rnns: x = rnn(x)[0]
-        return self.dec(x)
-
 
 def bare_loop(b: Bench, model: nn.Module, batches: list, dtype):
     "Forward, loss, backward and a fused step: what no training can do without."
