@@ -101,7 +101,7 @@ class AnySize(Regularized):
         return self.out(out),raw,out
 
 
-TOKENS = ' . '.join(rf.human_numbers()['text'][:800]).split()
+TOKENS = ' . '.join(rf.human_numbers()['text'][:300]).split()
 VOCAB = list(dict.fromkeys(TOKENS))
 IDS = [VOCAB.index(t) for t in TOKENS]
 

@@ -48,7 +48,7 @@ def check(rec, want):
         np.testing.assert_array_equal(rec[(*k, slice(None, None, -1))], np.concatenate([w[k] for w in want[::-1]]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(plan=batches(), seed=st.integers(0, 99))
 def test_blocks_and_segments(plan, seed, tmp_path_factory):
     folder = tmp_path_factory.mktemp('rec')
