@@ -238,6 +238,7 @@ def main():
     p.add_argument("--seconds", type=float, default=180.)
     p.add_argument("--small", action="store_true")
     args = p.parse_args()
+    if args.device == "cpu" and not args.small: sys.exit("There is no GPU here; --small shows on a CPU that the script runs.")
     b, failed = Bench(args.device, args.small, time.monotonic() + args.seconds), []
     for name in args.parts or PARTS:
         if b.late():
