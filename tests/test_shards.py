@@ -197,6 +197,8 @@ def dies(texts):
 
 def lives(texts): return (t.split() for t in texts)
 
+def fails(texts): return ({}[w] for t in texts for w in t.split())
+
 def test_a_worker_that_dies_is_an_error_that_keeps_what_is_finished(tmp_path, forked, monkeypatch):
     (tmp_path/'s').mkdir()
     source = SOURCES['csv'](tmp_path/'s')
@@ -241,6 +243,15 @@ def alive(pid):
     except FileNotFoundError: return False
 
 def children(pid): return [int(c) for c in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+def test_a_script_that_its_workers_run_again_ends(tmp_path):
+    "Without `if __name__ == '__main__'`, a worker would wait for the lock that its parent holds."
+    (tmp_path/'script.py').write_text("from rnn_fastai.data.shards import Corpus\n"
+                                      "Corpus.build(['a', 'b'], 'c', workers=2, no_bar=True)\n")
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+    done = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env, text=True, timeout=300,
+                          capture_output=True)
+    assert done.returncode == 1 and "below `if __name__ == '__main__':`" in done.stderr
 
 @pytest.mark.parametrize('workers', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_build_goes_on_with_the_shards_that_are_whole(workers, tmp_path, monkeypatch):
@@ -342,9 +353,45 @@ def test_a_bad_row_of_dask_names_the_partition(tmp_path):
     ([], ValueError, 'The source has no texts'), (iter([]), ValueError, 'The source has no texts'),
     (pd.DataFrame({'text': []}), ValueError, 'no rows'), ('no/such/*.csv', FileNotFoundError, "no/such/\\*.csv"),
     (b'text', TypeError, 'bytes'), (['a', None], TypeError, 'Text 1 is no string but NoneType'),
-    ({'a': 1}, TypeError, 'dict')])
+    ({'a': 1}, TypeError, 'dict'), (5, TypeError, "'5' is of type int"), (None, TypeError, 'NoneType')])
 def test_no_source(source, err, fault, tmp_path):
     with pytest.raises(err, match=fault): build(source, tmp_path/'c')
+
+@pytest.mark.parametrize('name', ['table.tsv', 'paper.pdf', 'folder'])
+def test_files_of_other_kinds_are_no_texts(name, tmp_path):
+    (tmp_path/'s'/'folder').mkdir(parents=True)
+    (tmp_path/'s'/'a.csv').write_text('text\nhello\n')
+    if name != 'folder': (tmp_path/'s'/name).write_text('text\thello')
+    for source in [str(tmp_path/'s'/(name[:3] + '*'))] + [tmp_path/'s'/name]*(name != 'folder'):
+        with pytest.raises(ValueError, match=f'{name} is no .csv, .parquet, .jsonl or .txt file. Choose files by'):
+            build(source, tmp_path/'c', 'text')
+
+def test_names_of_files_are_not_taken_for_texts(tmp_path):
+    (tmp_path/'a.csv').write_text('text\nhello\n')
+    with pytest.raises(ValueError, match=r'is the name of a file. For its content, give paths: .Path.f. for f in'):
+        build([str(tmp_path/'a.csv')], tmp_path/'c', 'text')
+    same(build(['a.csv'], tmp_path/'c'), whole(['a.csv']))   # no such file: a text
+
+def test_an_error_of_the_tokenizer_names_the_texts(tmp_path, small):
+    (tmp_path/'a.jsonl').write_text('{"text": "one two three"}\n'*20 + '{"text": "half \\ud800"}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, texts from number 16 on: Text 4 holds '.ud800'"):
+        build(tmp_path/'a.jsonl', tmp_path/'c', 'text')
+    with pytest.raises(RuntimeError, match="a.jsonl, texts from number 0 on: the tokenizer failed with KeyError: 'xxbos'"):
+        build(tmp_path/'a.jsonl', tmp_path/'c', 'text', tokenizer=rf.TextTokenizer(fails))
+
+@pytest.mark.parametrize('how, err, fault', [(dict(min_freq='x'), TypeError, "min_freq='x'"),
+                                             (dict(max_vocab=0), ValueError, 'max_vocab=0')])
+def test_settings_are_checked_before_any_text_is_read(how, err, fault, tmp_path):
+    def texts():
+        raise AssertionError
+        yield
+    with pytest.raises((ValueError, TypeError), match=fault): build(texts(), tmp_path/'c', **how)
+
+def test_tokenizers_and_vocabularies_of_other_types(tmp_path):
+    vocab = ['xxunk', 'xxbos', 'film']
+    same(build(TEXTS, tmp_path/'v', vocab=iter(vocab)), whole(vocab=vocab))
+    same(build(TEXTS, tmp_path/'c', tokenizer=rf.CharTokenizer), whole(tokenizer=rf.CharTokenizer()))
+    same(build(TEXTS, tmp_path/'f', tokenizer=lives), whole(tokenizer=rf.TextTokenizer(lives)))
 
 def test_all_files_empty(tmp_path):
     (tmp_path/'s').mkdir()
@@ -515,6 +562,14 @@ def test_slices_of_any_shape(sharded, long, monkeypatch):
         assert np.array_equal(array[at], flat[at]) and array[at].dtype == flat.dtype
     for a,b in ((0, 0), (5, len(flat)), (-3, None), (len(flat), len(flat)), (700, 20)): assert np.array_equal(array[a:b], flat[a:b])
 
+def test_an_index_means_what_it_means_to_numpy(sharded):
+    array,flat = (c.ids for c in sharded)
+    mask = np.arange(len(flat)) % 3 == 0
+    for at in (mask, [], [True]*len(flat), np.uint8(3), [[1, 2], [-1, 0]], slice(None, None, -7)):
+        assert np.array_equal(array[at], flat[at]) and np.shape(array[at]) == np.shape(flat[at])
+    for at in (mask[:-1], np.append(mask, True), [False]*5, True, 1.5, [1.0], (1, 2), 'a'):
+        with pytest.raises(IndexError, match=f'is no index of {len(flat)} values: give a slice, whole numbers'): array[at]
+
 def test_one_document_is_read_in_place(sharded):
     corpus,flat = sharded
     doc = corpus[5]
@@ -536,6 +591,8 @@ def test_loaders_of_a_corpus(sharded):
         assert len(a) == len(b) and all(np.array_equal(x, y) for (x, _),(y, _) in zip(a, b, strict=True))
     assert len(got[0].valid_ds) == 200 and not set(got[0].train_ds.docs.tolist()) & set(got[0].valid_ds.docs.tolist())
     assert got[0].vocab == flat.vocab
+    with pytest.raises(TypeError, match='corpus is of type str; give a Corpus, e.g. Corpus.open'):
+        rf.TextDataLoaders.from_corpus('corpus')
 
 def chi_square(table):
     want = table.sum(0)*table.sum(1)[:, None]/table.sum()

@@ -9,6 +9,7 @@ __all__ = ['ShardedArray', 'slices_of', 'parts_of', 'gather']
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,14 @@ def _places(starts:np.ndarray, n:np.ndarray, backwards:bool) -> np.ndarray:
     "Places in slices of length `n`, slice after slice; each from its end where `backwards`."
     if not backwards: return spans(starts, n)
     return np.repeat(2*starts + n - 1, n) - spans(starts, n)
+
+def _check_index(i:Any, n:int) -> np.ndarray:
+    "Places among `n` values that whole numbers or a mask name. Raises `IndexError` for others, as numpy does."
+    at = np.asarray(i)
+    if isinstance(i, tuple) or at.size and at.dtype.kind not in 'iub' or at.dtype == bool and at.shape != (n,):
+        raise IndexError(f"{i!r:.80} is no index of {n} values: give a slice, whole numbers, or a mask of as many true "
+                         "and false.")
+    return np.flatnonzero(at) if at.dtype == bool else at.astype(np.int64)
 
 # %% ../../nbs/127_data.arrays.ipynb #9915567b
 class ShardedArray:
@@ -48,8 +57,7 @@ class ShardedArray:
 
     def __getitem__(self, i):
         if isinstance(i, slice): return self._slice(*i.indices(len(self)))
-        at = np.asarray(i)
-        at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.int64)
+        at = _check_index(i, len(self))
         if at.size and not -len(self) <= at.min() <= at.max() < len(self):
             raise IndexError(f"A place beyond the {len(self)} values was asked for: {at.min()} to {at.max()}.")
         got = self.gather(at.ravel() % max(len(self), 1), np.ones(at.size, dtype=np.int64), dtype=self.dtype)

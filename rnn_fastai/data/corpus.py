@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ..progress import progress
 from .arrays import ShardedArray, parts_of
 from .rules import FAKE
 from .texts import hold_texts, texts_of
-from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
+from .tokenize import TextTokenizer, as_tokenizer, chunks_of
 
 # %% ../../nbs/130_data.corpus.ipynb #51c8dc8a
 _all_ = ['FAKE']   # fills a vocabulary up
@@ -49,6 +49,7 @@ class Vocab(list):
     ) -> 'Vocab':
         "The most frequent tokens, in fastai's order, entry for entry."
         check_count('max_vocab', max_vocab)
+        check_count('min_freq', min_freq, 0)
         special = defaults.text_spec_tok if special_toks is None else special_toks
         return cls(make_vocab(count, min_freq=min_freq, max_vocab=max_vocab, special_toks=special))
 
@@ -58,6 +59,7 @@ class Vocab(list):
     ) -> 'Vocab':
         "`vocab` as a `Vocab`. Raises unless it is a list of strings with `xxunk`, for unknown tokens, at 0."
         if isinstance(vocab, Vocab): return vocab
+        if isinstance(vocab, Iterator): vocab = list(vocab)
         odd = [vocab] if isinstance(vocab, str) else [t for t in vocab if not isinstance(t, str)]
         if odd:
             raise TypeError(f"The vocabulary must be a list of strings, not {type(vocab).__name__} of "
@@ -288,7 +290,7 @@ class Corpus(_FlatDocuments):
     def from_texts(cls,
         texts:Any, # A frame; a CSV or Parquet file; a folder of text files; or an iterable of texts
         text_cols:Any=0, # Columns of the texts, where there are columns
-        tokenizer:CorpusTokenizer|None=None, # What cuts them; fastai's rules and spaCy's English words by default
+        tokenizer:Any=None, # What `as_tokenizer` takes; fastai's rules and spaCy's English words by default
         vocab:Iterable[str]|None=None, # Vocabulary to use; the tokenizer's own, or made from the texts, by default
         min_freq:int|None=None, # A token that occurs less often is unknown; by default 3 for words, 1 for characters
         max_vocab:int=60000, # Most tokens to keep
@@ -296,7 +298,7 @@ class Corpus(_FlatDocuments):
         no_bar:bool=False, # Show no progress bar
     ) -> 'Corpus':
         "Tokenize, count, make the vocabulary and numericalize, in one pass; a tokenizer that must learn does it first."
-        tokenizer = TextTokenizer() if tokenizer is None else tokenizer
+        tokenizer = as_tokenizer(tokenizer)
         if not tokenizer.trained:
             texts = hold_texts(texts, text_cols)   # read twice: to train, and to build
             tokenizer.train(texts_of(texts, text_cols))

@@ -268,6 +268,8 @@ class _CorpusDataLoaders(_FrameDataLoaders):
         **kwargs
     ) -> 'TextDataLoaders':
         "Loaders of a language model; `tok_tfm` is the tokenizer that made the corpus, for new texts."
+        if not isinstance(corpus, Corpus):
+            raise TypeError(f"corpus is of type {type(corpus).__name__}; give a Corpus, e.g. Corpus.open(folder).")
         dls = lm_loaders(corpus, random_splitter(valid_pct, seed)(corpus), **kwargs)
         return cls(*dls, path=path, device=dls[0].device)
 

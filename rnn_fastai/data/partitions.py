@@ -17,7 +17,7 @@ import pandas as pd
 from fastai.data.transforms import get_text_files
 from fastcore.foundation import L
 
-from .texts import CheckedTexts, NoTexts, TableTexts, hold_texts, table_reader, texts_of
+from .texts import CheckedTexts, NoTexts, TableTexts, is_existing, table_reader, texts_of
 
 # %% ../../nbs/141_data.partitions.ipynb #88b3910e
 class Partition(NamedTuple):
@@ -44,6 +44,10 @@ def _folder_files(folder:Path) -> list[Path]:
     tables = [f for f in folder.rglob('*') if table_reader(f) and f.is_file() and f.name[0] not in '._']
     return sorted([*tables, *get_text_files(folder)])
 
+def _has_texts(file:Path) -> bool:
+    "Whether a file holds a table or a text, by its name."
+    return table_reader(file) is not None or '.txt' in file.suffixes
+
 def _path_files(path:str|Path) -> list[Path]:
     "Files of a path or a pattern, in the order of their names."
     path = Path(path)
@@ -53,6 +57,10 @@ def _path_files(path:str|Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"There is no .csv, .parquet, .jsonl or .txt file {str(path)[:200]!r}. Give a file, a "
                                 "folder, a pattern such as 'texts/*.csv.gz', or a list of texts.")
+    other = next((f for f in files if not _has_texts(f)), None)
+    if other is not None:
+        raise ValueError(f"{other} is no .csv, .parquet, .jsonl or .txt file. Choose files by a pattern, such as "
+                         "'*.csv', or give text files of other names as a list of `Path`.")
     return files
 
 # %% ../../nbs/141_data.partitions.ipynb #c1e5bbe0
@@ -65,6 +73,13 @@ def is_dask(
 def _is_files(source:Any) -> bool:
     "Whether `source` is a list of paths."
     return isinstance(source, (list, tuple, L)) and len(source) > 0 and all(isinstance(s, Path) for s in source)
+
+def _check_no_names(source:Any):
+    "Raise `ValueError` for a list of names of files, which would be taken for texts."
+    first = source[0] if isinstance(source, (list, tuple, L)) and len(source) else None
+    if isinstance(first, str) and _has_texts(Path(first)) and is_existing(Path(first)):
+        raise ValueError(f"The first text, {first!r}, is the name of a file. For its content, give paths: "
+                         "[Path(f) for f in files].")
 
 def _cut(held:CheckedTexts|TableTexts, a:int, b:int) -> CheckedTexts|TableTexts:
     "Rows `a` to `b` of texts in memory."
@@ -85,7 +100,8 @@ def partitions_of(
     if _is_files(source): return _group_files(list(source))
     if isinstance(source, Iterable) and not isinstance(source, Sized) or hasattr(source, 'collect_batches'):
         return [Partition("The source", source)]
-    held = hold_texts(source, text_cols)   # checked once, with the numbers of all rows
+    _check_no_names(source)
+    held = texts_of(source, text_cols)   # checked once, with the numbers of all rows
     total = len(held.table if isinstance(held, TableTexts) else held)
     cuts = ((a, min(a + rows, total)) for a in range(0, total, rows))
     return [Partition(f"Rows {a:,} to {b:,}", _cut(held, a, b)) for a,b in cuts]

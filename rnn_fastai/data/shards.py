@@ -47,7 +47,7 @@ from ..progress import progress
 from .cache import add_texts, corpus_key, fingerprint
 from .partitions import Partition, is_dask, partition_texts, partitions_of
 from .texts import NoTexts
-from .tokenize import CorpusTokenizer, TextTokenizer, chunks_of
+from .tokenize import CorpusTokenizer, as_tokenizer, chunks_of
 
 # %% ../../nbs/143_data.shards.ipynb #57ff9354
 _PIECE = 25_000_000   # characters of a shard, about
@@ -69,6 +69,15 @@ def _room(what:str) -> Iterator[None]:
         raise OSError(e.errno or errno.EIO, f"{what} could not be written ({e.strerror or e}). What is finished is "
                       "kept: make room, and build again with the same arguments") from e
 
+@contextmanager
+def _naming(what:str) -> Iterator[None]:
+    "Errors of a tokenizer name the texts that it was given."
+    try: yield
+    except (OSError, MemoryError): raise
+    except ValueError as e: raise ValueError(f"{what}: {e}") from e
+    except TypeError as e: raise TypeError(f"{what}: {e}") from e
+    except Exception as e: raise RuntimeError(f"{what}: the tokenizer failed with {type(e).__name__}: {e}") from e
+
 class _Count:
     "First pass: tokens of a partition, numbered by their first occurrence in each piece, and counted."
     def __init__(self, folder:Path, text_cols:Any, tokenizer:CorpusTokenizer|None):   # no tokenizer: names alone
@@ -76,15 +85,19 @@ class _Count:
 
     def __call__(self, number:int, name:str, data:Any) -> list[str]:
         "Write what is not there yet; gives the names of the pieces."
-        pieces = []
+        pieces,first = [],0
         for k,(digest,texts) in enumerate(_pieces(Partition(name, data), self.text_cols)):
             pieces.append(f'{number:05d}-{k:03d}-{digest}')
             file = self.folder/f'{pieces[-1]}.npz'
-            if self.tokenizer is not None and not file.exists(): self._write(file, texts)
+            if self.tokenizer is not None and not file.exists():
+                with _naming(f"{name}, texts from number {first} on"):
+                    tallied = tally_parts(self.tokenizer.number_all(chunks_of(texts)))
+                self._write(file, tallied)
+            first += len(texts)
         return pieces
 
-    def _write(self, file:Path, texts:list[str]):
-        tally,numbers,offsets = tally_parts(self.tokenizer.number_all(chunks_of(texts)))
+    def _write(self, file:Path, tallied:tuple):   # what `tally_parts` gave
+        tally,numbers,offsets = tallied
         order = tally.numbers
         local = np.zeros(len(tally.counts), dtype=id_dtype(len(order)))
         local[order] = np.arange(len(order))
@@ -132,6 +145,13 @@ def _end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
+
+def _check_main(source:Any, workers:int):
+    "Raise `RuntimeError` in a worker that runs the script of its parent, whose lock on the folder it would wait for."
+    importing = getattr(multiprocessing.current_process(), '_inheriting', False)   # as multiprocessing itself finds it
+    if importing and (workers > 1 or is_dask(source)):
+        raise RuntimeError("A worker process runs the script that started it. Put what starts workers below `if "
+                           "__name__ == '__main__':`.")
 
 @lru_cache(1)
 def _kept(dumped:bytes) -> Callable: return pickle.loads(dumped)
@@ -268,7 +288,7 @@ def build(
     source:Any, # Files (path, pattern, folder, list of `Path`), a table or frame, texts, or a Dask bag or frame
     folder:str|Path, # Where the corpus is to be; after an interrupt, the same folder goes on
     text_cols:Any=0, # Columns of the texts, where there are columns
-    tokenizer:CorpusTokenizer|None=None, # What cuts them; fastai's rules and spaCy's English words by default
+    tokenizer:Any=None, # What `as_tokenizer` takes; fastai's rules and spaCy's English words by default
     vocab:Iterable[str]|None=None, # Vocabulary to use; the tokenizer's own, or made from the texts, by default
     min_freq:int|None=None, # A token that occurs less often is unknown; by default 3 for words, 1 for characters
     max_vocab:int=60000, # Most tokens to keep
@@ -281,12 +301,14 @@ def build(
     A finished corpus of the same partitions and settings is opened. Raises `ValueError` or `TypeError` that names file
     and row for what is no text, `OSError` for a full disk, `RuntimeError` for a worker that died, `FileExistsError` for
     a folder of other things. Each of them leaves what is finished."""
-    folder,tokenizer = Path(folder),TextTokenizer() if tokenizer is None else tokenizer
+    folder,tokenizer = Path(folder),as_tokenizer(tokenizer)
+    settings = ifnone(min_freq, tokenizer.min_freq),max_vocab,special_toks
+    Vocab.from_counts(Counter(), *settings)   # what is wrong with them is said before any text is read
+    _check_main(source, check_count('workers', workers))
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         _check_folder(folder)
-        builder = _Builder(source, folder, text_cols, tokenizer, check_count('workers', workers), no_bar)
+        builder = _Builder(source, folder, text_cols, tokenizer, workers, no_bar)
         with _engine(source, workers, tokenizer) as run:
-            settings = ifnone(min_freq, tokenizer.min_freq),max_vocab,special_toks
             builder.build(run, ifnone(vocab, tokenizer.vocab), *settings)
     return cls.open(folder)

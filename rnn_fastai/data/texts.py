@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_column', 'check_texts', 'NoTexts', 'frame_texts', 'read_csv', 'open_parquet', 'is_table', 'TableTexts',
-           'table_reader', 'CheckedTexts', 'texts_of', 'hold_texts']
+           'table_reader', 'is_existing', 'CheckedTexts', 'texts_of', 'hold_texts']
 
 # %% ../../nbs/105_data.texts.ipynb #d97ff80c
 import csv
@@ -230,7 +230,8 @@ def _json_texts(file:Path, text_cols:Any) -> Iterator[str]:
         for i,line in enumerate(f, 1):
             if line.isspace(): continue
             try: row = json.loads(line)
-            except (ValueError, RecursionError) as e: raise ValueError(f"{file}, line {i} is no JSON: {e}.") from e
+            except (ValueError, RecursionError) as e:
+                raise ValueError(f"{file}, line {i} is no JSON: {e}. Each line must hold one object, {{...}}.") from e
             if not isinstance(row, dict): raise ValueError(f"{file}, line {i} is no object, as {{...}}: {line:.80}")
             yield _dict_text(row, text_cols, f"{file}, line {i}")
 
@@ -330,7 +331,9 @@ def _path_texts(path:Path, text_cols:Any) -> Iterable[str]:
     if path.suffix == '.txt': return map(_read_text, [path])
     raise ValueError(f"{path} is no .csv, .parquet, .jsonl or .txt file; read it into a frame or list first.")
 
-def _exists(path:Path) -> bool:
+def is_existing(
+    path:Path, # A path, or a text
+) -> bool:
     "Whether the path exists; a text may be too long for a path."
     try: return path.exists()
     except (OSError, ValueError): return False
@@ -366,7 +369,7 @@ def texts_of(
     if isinstance(source, pd.Series): return CheckedTexts(check_texts(source))
     if is_table(source): return TableTexts(source, text_cols)
     if isinstance(source, (str, Path)):
-        if _exists(Path(source)): return _path_texts(Path(source), text_cols)
+        if is_existing(Path(source)): return _path_texts(Path(source), text_cols)
         hint = " For a single text, pass a list: [text]." if isinstance(source, str) else ""
         raise FileNotFoundError(f"There is no file or folder {str(source)[:200]!r}.{hint}")
     if isinstance(source, (bytes, dict)) or not isinstance(source, Iterable):
