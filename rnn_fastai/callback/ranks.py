@@ -210,6 +210,14 @@ class RankTrainer(DistributedTrainer):
         "Put everything back where an error ended the fit."
         while self.undo: self.after_fit()
 
+# %% ../../nbs/535_callback.ranks.ipynb #a3c1d5e7
+def _check_knows_all(accelerator:Any):
+    "Raise `RuntimeError` where each process would train for itself, on its rows alone."
+    known,n = accelerator.num_processes,max(num_distrib(), 1)
+    if known != n:
+        raise RuntimeError(f"accelerate knows of {known} process, and {n} were started: its state was made before, by "
+                           "`PartialState()` or `Accelerator()`. Leave that out, or give it cpu=True as well.")
+
 # %% ../../nbs/535_callback.ranks.ipynb #f515106d
 @patch
 def to_distributed(self:Learner,
@@ -217,8 +225,10 @@ def to_distributed(self:Learner,
     **kwargs # Of `Accelerator`
 ) -> Learner: # `self`
     "Let `fit`, `validate` and `get_preds` run in several processes, each on its share of every batch; rank 0 reports."
+    kwargs.setdefault('cpu', getattr(self.dls.device, 'type', None) == 'cpu')   # else accelerate sees one process there
     ours = all(isinstance(dl, SharedLoader) for dl in self.dls)
     trainer = (RankTrainer if ours else DistributedTrainer)(sync_bn, **kwargs)
+    _check_knows_all(trainer.accelerator)
     trainer.quiet = self._grab_cbs(ProgressCallback) if rank_distrib() else L(),self.logger
     self.remove_cbs(trainer.quiet[0])
     self.add_cbs([trainer, *([RankLoss()] if ours else [])])
