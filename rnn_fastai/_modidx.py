@@ -122,6 +122,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'rnn_fastai/callback/ranks.py'),
                                            'rnn_fastai.callback.ranks.RankTrainer._facts': ( 'callback.ranks.html#ranktrainer._facts',
                                                                                              'rnn_fastai/callback/ranks.py'),
+                                           'rnn_fastai.callback.ranks.RankTrainer._let_run': ( 'callback.ranks.html#ranktrainer._let_run',
+                                                                                               'rnn_fastai/callback/ranks.py'),
                                            'rnn_fastai.callback.ranks.RankTrainer._wrap_dl': ( 'callback.ranks.html#ranktrainer._wrap_dl',
                                                                                                'rnn_fastai/callback/ranks.py'),
                                            'rnn_fastai.callback.ranks.RankTrainer.after_fit': ( 'callback.ranks.html#ranktrainer.after_fit',

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.schedule import minimum
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
@@ -175,6 +176,16 @@ def files(path):
     with in_ranks(learn): learn.load('kept')
     return str(file),str(learn.save_bundle(Path(path)/'bundle'))
 
+def logged(path):
+    "A log that goes on, and a graph; what is in the log, and whether all of the callbacks may run afterwards."
+    learn = classifier(path)
+    learn.path = Path(path)/'log'
+    learn.path.mkdir(parents=True, exist_ok=True)
+    cbs = [CSVLogger(append=True), ShowGraphCallback()]
+    with in_ranks(learn):
+        for _ in range(2): learn.fit(1, cbs=cbs)
+    return learn.recorder.values,pd.read_csv(learn.path/'history.csv'),[cb.run for cb in cbs]
+
 def looks(path):
     "What else learners do: found rates, histories, predictions, new texts, recordings, frozen models."
     set_seed(3)
@@ -256,5 +267,5 @@ if __name__ == '__main__':
     out = Path(sys.argv[1])
     if sys.argv[2:] == ['dies']: die(out/'models')
     found = {name: train(name, out/'models') for name in CASES}
-    found.update({f.__name__: f(out/'models') for f in (restored, refused, files, looks, plain, resumed)})
+    found.update({f.__name__: f(out/'models') for f in (restored, refused, files, looks, plain, resumed, logged)})
     torch.save(found, out/f'rank{rank_distrib()}.pt')

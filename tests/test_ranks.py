@@ -66,6 +66,13 @@ def test_a_training_of_two_processes_goes_on_to_the_bit(two):
     assert ends[0][2] != ends[1][2]   # each drew its own dropout
     for t in two: assert 'no checkpoints of rank 1: go on with as many processes' in t['resumed']['said']
 
+def test_rank_0_alone_writes_logs_and_draws(two):
+    rows = two[0]['logged'][1]
+    assert rows.epoch.tolist() == ['0', 'epoch', '0']   # each fit writes its names, as fastai does
+    for t in two:
+        assert float(rows.valid_loss.iloc[-1]) == pytest.approx(float(t['logged'][0][-1][1]))
+        assert t['logged'][2] == [True, True]
+
 def test_accelerate_must_know_of_all_processes(monkeypatch):
     "Else each process would train for itself, on its rows alone."
     pytest.importorskip('accelerate')

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import AvgLoss, AvgMetric, Learner
 from fastai.torch_core import num_distrib, rank_distrib
@@ -161,6 +161,7 @@ class RankTrainer(DistributedTrainer):
         check_same(self._facts(), "Read the same data, with the same seeds, on all ranks.")
         stack = ExitStack()
         self.undo.append(stack)
+        self._let_run(not rank_distrib())   # fastai itself lets them run again after the fit
         stack.enter_context(replaced(self.learn, 'model', self.learn.model))
         stack.enter_context(replaced(self.dls, 'loaders', self.dls.loaders))
         for o,name,f in self._counting(): stack.enter_context(replaced(o, name, f))
@@ -168,6 +169,11 @@ class RankTrainer(DistributedTrainer):
         if any(p.requires_grad for p in self.learn.model.parameters()):   # a frozen model has nothing to average
             self.learn.model = self.accelerator.prepare_model(self.learn.model)
         self.dls.loaders = [self._wrap_dl(dl) for dl in self.dls]
+
+    def _let_run(self, run:bool):
+        "Let callbacks that draw or write run, or not: that is for rank 0."
+        for cb in self.learn.cbs:
+            if isinstance(cb, (ShowGraphCallback, CSVLogger)): cb.run = run
 
     def _facts(self) -> dict:
         "What must be the same on all ranks."
@@ -209,6 +215,7 @@ class RankTrainer(DistributedTrainer):
     def end_fit(self):
         "Put everything back where an error ended the fit."
         while self.undo: self.after_fit()
+        self._let_run(True)
 
 # %% ../../nbs/535_callback.ranks.ipynb #a3c1d5e7
 def _check_knows_all(accelerator:Any):
