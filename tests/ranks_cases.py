@@ -199,6 +199,8 @@ def looks(path):
         res['label'] = learn.predict('w1 w2 w3')[2]
         res['new'] = learn.get_preds(dl=learn.dls.test_dl(frame(7).text.tolist()))[0]
         learn.validate(cbs=captured)
+        res['given'] = learn.get_preds(dl=[learn.dls.valid.one_batch()])[0]   # as `show_results` does
+        learn.show_results(max_n=2)
         learn.freeze_to(len(learn.opt.param_lists))
         for p in learn.model.parameters(): p.requires_grad_(False)
         res['frozen'] = torch.tensor(list(learn.validate()))

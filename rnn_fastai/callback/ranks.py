@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import AvgLoss, AvgMetric, Learner
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib, to_detach
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -131,6 +131,10 @@ class _WholeBatch:
     "Stands for the targets of all ranks, where only their number is asked for."
     def __init__(self, bs:int): self.shape = (bs,)
 
+class _Batches(list):
+    "Batches in place of a loader, which `show_results` gives: each rank predicts all of them for itself."
+    def to_detach(self, b:Any, cpu:bool=True, gather:bool=True) -> Any: return to_detach(b, cpu, gather=False)
+
 def _counting_all(f:Callable, learn:Learner, *args):
     "Call a method of fastai's that asks how many rows the batch has."
     if getattr(learn.dl, 'share', None) is None: return f(*args)
@@ -201,6 +205,7 @@ class RankTrainer(DistributedTrainer):
 
     def _wrap_dl(self, dl):
         "A loader of ours gives its share from now on, until the fit ends; others are wrapped by fastai's."
+        if isinstance(dl, list): return _Batches(dl)
         if not isinstance(dl, SharedLoader): return super()._wrap_dl(dl)
         if dl.share is None:
             self.undo[-1].enter_context(dl.shared(rank_distrib(), max(num_distrib(), 1)))
