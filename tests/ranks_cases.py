@@ -1,9 +1,10 @@
 "What `test_ranks` runs in one process and in two: small trainings whose losses, weights and predictions are compared."
 import os
+import shutil
 import signal
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.schedule import minimum
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.block import RegressionBlock
 from fastai.learner import Learner
 from fastai.metrics import F1Score, Perplexity, accuracy, accuracy_multi, mse
-from fastai.torch_core import num_distrib, rank_distrib, set_seed
+from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
 from torch import nn
 
 from rnn_fastai.callback import ranks  # noqa: F401 # gives fastai's own learners `distrib_ctx` too
@@ -29,6 +31,7 @@ from rnn_fastai.callback.schedule import AveragedSGD, VariableLength
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.sequences import SeqDataLoaders
 from rnn_fastai.data.tags import TagDataLoaders
+from rnn_fastai.learner.checkpoint import Checkpoint
 from rnn_fastai.learner.classifier import text_classifier_learner
 from rnn_fastai.learner.lm import language_model_learner
 from rnn_fastai.learner.rnn import rnn_learner
@@ -110,7 +113,7 @@ CASES = dict(
     stopped=(classifier, lambda learn: learn.fit(30, 5e-2, cbs=[EarlyStoppingCallback(patience=1), SaveModelCallback()])),
 )
 
-def in_ranks(learn): return learn.distrib_ctx(cpu=True) if num_distrib() else nullcontext()
+def in_ranks(learn): return learn.distrib_ctx() if num_distrib() else nullcontext()   # as the README says it
 
 def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.state_dict().values() if p.ndim])
 
@@ -173,6 +176,16 @@ def files(path):
     with in_ranks(learn): learn.load('kept')
     return str(file),str(learn.save_bundle(Path(path)/'bundle'))
 
+def logged(path):
+    "A log that goes on, and a graph; what is in the log, and whether all of the callbacks may run afterwards."
+    learn = classifier(path)
+    learn.path = Path(path)/'log'
+    learn.path.mkdir(parents=True, exist_ok=True)
+    cbs = [CSVLogger(append=True), ShowGraphCallback()]
+    with in_ranks(learn):
+        for _ in range(2): learn.fit(1, cbs=cbs)
+    return learn.recorder.values,pd.read_csv(learn.path/'history.csv'),[cb.run for cb in cbs]
+
 def looks(path):
     "What else learners do: found rates, histories, predictions, new texts, recordings, frozen models."
     set_seed(3)
@@ -186,10 +199,49 @@ def looks(path):
         res['label'] = learn.predict('w1 w2 w3')[2]
         res['new'] = learn.get_preds(dl=learn.dls.test_dl(frame(7).text.tolist()))[0]
         learn.validate(cbs=captured)
+        res['given'] = learn.get_preds(dl=[learn.dls.valid.one_batch()])[0]   # as `show_results` does
+        learn.show_results(max_n=2)
         learn.freeze_to(len(learn.opt.param_lists))
         for p in learn.model.parameters(): p.requires_grad_(False)
         res['frozen'] = torch.tensor(list(learn.validate()))
     res['texts'] = len(captured.recording.docs)
+    return res
+
+class Cut(Callback):
+    "Stops a training in its 45th step."
+    def __init__(self, stop=True): self.stop = stop
+    def before_batch(self):
+        if self.stop and self.training and (self.epoch, self.iter) == (1, 15): raise KeyError('cut')
+
+def dropping(path, seed):
+    "A language model with dropout, whose ranks draw different numbers."
+    set_seed(3)
+    learn = language_model_learner(lm(path).dls, 'AWD_LSTM', config=dict(emb_sz=6, n_hid=8, n_layers=2), pretrained=False,
+                                   path=path)
+    set_seed(seed + rank_distrib())
+    return learn
+
+def ended(learn):
+    return [weights(learn), [list(map(float, r)) for r in learn.recorder.values], np.random.rand(), torch.rand(3)]
+
+def resumed(path):
+    "A training in one piece, and one that was cut, of which a rank lost its last checkpoint; what is said without them."
+    folder,res = Path(path)/'cut',{}
+    whole = dropping(path, 5)
+    with in_ranks(whole), whole.no_bar(), whole.no_logging(): whole.fit(2, 1e-2)
+    res['whole'] = ended(whole)
+    cut = dropping(path, 5)
+    with suppress(KeyError), in_ranks(cut), cut.no_bar(), cut.no_logging():
+        cut.fit(2, 1e-2, cbs=[Checkpoint(folder, every=10), Cut()])
+    own = folder/'rank1'
+    if rank_distrib() == 1: shutil.rmtree(own/'checkpoint-000040')
+    cut = dropping(path, 50)
+    with in_ranks(cut), cut.no_bar(), cut.no_logging():
+        cut.resume(folder, cbs=Cut(stop=False))
+        res['resumed'] = ended(cut)
+        if rank_distrib() == 1: shutil.rmtree(own)
+        try: cut.resume(folder)
+        except ValueError as e: res['said'] = str(e)
     return res
 
 class Dies(Callback):
@@ -213,8 +265,9 @@ def plain(path):
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
+    default_device(use=False)
     out = Path(sys.argv[1])
     if sys.argv[2:] == ['dies']: die(out/'models')
     found = {name: train(name, out/'models') for name in CASES}
-    found.update({f.__name__: f(out/'models') for f in (restored, refused, files, looks, plain)})
+    found.update({f.__name__: f(out/'models') for f in (restored, refused, files, looks, plain, resumed, logged)})
     torch.save(found, out/f'rank{rank_distrib()}.pt')

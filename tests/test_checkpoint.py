@@ -373,13 +373,15 @@ def test_a_full_disk_does_not_end_the_training(n_full, tmp_path, folder, monkeyp
     for p in found: read_checkpoint(p)
     assert (found[0].name == 'checkpoint-000002') == (n_full == 99)
 
-def test_only_the_first_process_writes(tmp_path, folder, monkeypatch):
+def test_other_processes_write_in_folders_of_their_own(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(checkpoint, 'rank_distrib', lambda: 1)
-    learn = made('fine_tune', tmp_path)
-    train(learn, 'fine_tune', Checkpoint(tmp_path/'c', every=2))
-    assert not (tmp_path/'c').exists()
-    monkeypatch.setattr(checkpoint, 'num_distrib', lambda: 2)
-    with pytest.raises(ValueError, match='resume is for one process'): learn.resume(tmp_path/'c')
+    train(made('fine_tune', tmp_path), 'fine_tune', Checkpoint(tmp_path/'c', every=2))
+    assert [p.name for p in (tmp_path/'c').iterdir()] == ['rank1'] and list_checkpoints(tmp_path/'c'/'rank1')
+
+def test_a_training_goes_on_in_as_many_processes_as_it_had(tmp_path, monkeypatch):
+    cut_lm(tmp_path, monkeypatch)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='processes was 1 and is 2'): made('fine_tune', tmp_path).resume(tmp_path/'c')
 
 def test_minutes(tmp_path, monkeypatch):
     clock = count(0, 20)   # seconds go by at each look: one a step

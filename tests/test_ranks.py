@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ranks_cases
@@ -56,6 +57,28 @@ def test_ranks_that_were_given_different_data_say_so_at_the_start(two):
 def test_rank_0_writes_and_all_ranks_know_where(two):
     assert two[0]['files'] == two[1]['files']
     assert all(Path(f).exists() for f in two[0]['files'])
+
+def test_a_training_of_two_processes_goes_on_to_the_bit(two):
+    "Also where one of them was killed before it wrote its last checkpoint."
+    for t in two: assert_close(t['resumed']['resumed'], t['resumed']['whole'], rtol=0, atol=0)
+    ends = [t['resumed']['resumed'] for t in two]
+    assert_close(ends[0][:2], ends[1][:2], rtol=0, atol=0)
+    assert ends[0][2] != ends[1][2]   # each drew its own dropout
+    for t in two: assert 'no checkpoints of rank 1: go on with as many processes' in t['resumed']['said']
+
+def test_rank_0_alone_writes_logs_and_draws(two):
+    rows = two[0]['logged'][1]
+    assert rows.epoch.tolist() == ['0', 'epoch', '0']   # each fit writes its names, as fastai does
+    for t in two:
+        assert float(rows.valid_loss.iloc[-1]) == pytest.approx(float(t['logged'][0][-1][1]))
+        assert t['logged'][2] == [True, True]
+
+def test_accelerate_must_know_of_all_processes(monkeypatch):
+    "Else each process would train for itself, on its rows alone."
+    pytest.importorskip('accelerate')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(RuntimeError, match='knows of 1 process, and 2 were started.*cpu=True'):
+        ranks_cases.ranks._check_knows_all(SimpleNamespace(num_processes=1))
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_all_of_them(tmp_path):

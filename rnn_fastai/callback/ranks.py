@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import AvgLoss, AvgMetric, Learner
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib, to_detach
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -131,6 +131,10 @@ class _WholeBatch:
     "Stands for the targets of all ranks, where only their number is asked for."
     def __init__(self, bs:int): self.shape = (bs,)
 
+class _Batches(list):
+    "Batches in place of a loader, which `show_results` gives: each rank predicts all of them for itself."
+    def to_detach(self, b:Any, cpu:bool=True, gather:bool=True) -> Any: return to_detach(b, cpu, gather=False)
+
 def _counting_all(f:Callable, learn:Learner, *args):
     "Call a method of fastai's that asks how many rows the batch has."
     if getattr(learn.dl, 'share', None) is None: return f(*args)
@@ -161,6 +165,7 @@ class RankTrainer(DistributedTrainer):
         check_same(self._facts(), "Read the same data, with the same seeds, on all ranks.")
         stack = ExitStack()
         self.undo.append(stack)
+        self._let_run(not rank_distrib())   # fastai itself lets them run again after the fit
         stack.enter_context(replaced(self.learn, 'model', self.learn.model))
         stack.enter_context(replaced(self.dls, 'loaders', self.dls.loaders))
         for o,name,f in self._counting(): stack.enter_context(replaced(o, name, f))
@@ -168,6 +173,11 @@ class RankTrainer(DistributedTrainer):
         if any(p.requires_grad for p in self.learn.model.parameters()):   # a frozen model has nothing to average
             self.learn.model = self.accelerator.prepare_model(self.learn.model)
         self.dls.loaders = [self._wrap_dl(dl) for dl in self.dls]
+
+    def _let_run(self, run:bool):
+        "Let callbacks that draw or write run, or not: that is for rank 0."
+        for cb in self.learn.cbs:
+            if isinstance(cb, (ShowGraphCallback, CSVLogger)): cb.run = run
 
     def _facts(self) -> dict:
         "What must be the same on all ranks."
@@ -195,6 +205,7 @@ class RankTrainer(DistributedTrainer):
 
     def _wrap_dl(self, dl):
         "A loader of ours gives its share from now on, until the fit ends; others are wrapped by fastai's."
+        if isinstance(dl, list): return _Batches(dl)
         if not isinstance(dl, SharedLoader): return super()._wrap_dl(dl)
         if dl.share is None:
             self.undo[-1].enter_context(dl.shared(rank_distrib(), max(num_distrib(), 1)))
@@ -209,6 +220,15 @@ class RankTrainer(DistributedTrainer):
     def end_fit(self):
         "Put everything back where an error ended the fit."
         while self.undo: self.after_fit()
+        self._let_run(True)
+
+# %% ../../nbs/535_callback.ranks.ipynb #a3c1d5e7
+def _check_knows_all(accelerator:Any):
+    "Raise `RuntimeError` where each process would train for itself, on its rows alone."
+    known,n = accelerator.num_processes,max(num_distrib(), 1)
+    if known != n:
+        raise RuntimeError(f"accelerate knows of {known} process, and {n} were started: its state was made before, by "
+                           "`PartialState()` or `Accelerator()`. Leave that out, or give it cpu=True as well.")
 
 # %% ../../nbs/535_callback.ranks.ipynb #f515106d
 @patch
@@ -217,8 +237,10 @@ def to_distributed(self:Learner,
     **kwargs # Of `Accelerator`
 ) -> Learner: # `self`
     "Let `fit`, `validate` and `get_preds` run in several processes, each on its share of every batch; rank 0 reports."
+    kwargs.setdefault('cpu', getattr(self.dls.device, 'type', None) == 'cpu')   # else accelerate sees one process there
     ours = all(isinstance(dl, SharedLoader) for dl in self.dls)
     trainer = (RankTrainer if ours else DistributedTrainer)(sync_bn, **kwargs)
+    _check_knows_all(trainer.accelerator)
     trainer.quiet = self._grab_cbs(ProgressCallback) if rank_distrib() else L(),self.logger
     self.remove_cbs(trainer.quiet[0])
     self.add_cbs([trainer, *([RankLoss()] if ours else [])])

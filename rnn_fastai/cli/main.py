@@ -107,7 +107,7 @@ def in_ranks(
     learn:TextLearner, # A learner
 ) -> Any: # A context
     "Train and validate in all processes that `torchrun` or `accelerate launch` has started, where there are several."
-    return learn.distrib_ctx(cpu=learn.dls.device.type == 'cpu') if num_distrib() > 1 else nullcontext()
+    return learn.distrib_ctx() if num_distrib() > 1 else nullcontext()
 
 # %% ../../nbs/760_cli.main.ipynb #d8df9382
 commands = Registry('command')
@@ -227,7 +227,7 @@ def fit_or_resume(
     elif resume: print(f"There is no checkpoint in {folder}, so the training begins.")
     try:
         if cut: learn.resume(folder)
-        else: fit(cbs=[] if num_distrib() > 1 else Checkpoint(folder))   # several processes have a state each
+        else: fit(cbs=Checkpoint(folder))
     except KeyboardInterrupt:
         kept = [p.name for p in list_checkpoints(folder)]
         sys.exit(f"rnn_fastai train: interrupted. {kept[-1]} is kept in {folder}; go on with the same command and "

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.fp16 import NonNativeMixedPrecision
-from fastai.torch_core import default_device, num_distrib, rank_distrib
+from fastai.torch_core import default_device, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from safetensors import SafetensorError
@@ -50,6 +50,7 @@ from rnn_fastai.learner.snapshot import (
 
 from ..callback.schedule import Learner  # with `fit_one_cycle`, `fine_tune`, `fit_gradually` and the like
 from ..core import check_count, check_number
+from ..data.ranks import all_of_ranks, from_rank0
 from ..files import FilePart, parse_json, sweep, write_folder
 from .packing import pack, unpack
 from .tensors import TensorFile
@@ -149,11 +150,12 @@ def list_checkpoints(
 def last_checkpoint(
     folder:str|Path, # Where a `Checkpoint` writes
     device:Any='cpu', # Where tensors go that were on an accelerator
+    upto:float=math.inf, # The last step that it may be of
 ) -> Saved:
     """Read the last checkpoint in a folder; where it is damaged, the one before, with a warning. Raises
     `FileNotFoundError` where there is none, `CheckpointError` where none is whole."""
     if Path(folder).is_dir(): sweep(Path(folder))   # which also puts one back that was about to be replaced
-    left = list_checkpoints(folder)
+    left = [p for p in list_checkpoints(folder) if _step_of(p) <= upto]
     if not left:
         raise FileNotFoundError(f"There is no checkpoint in {folder}. Train with cbs=Checkpoint({str(folder)!r}).")
     while True:
@@ -230,6 +232,41 @@ for _name in _METHODS:
     _method = getattr(_method, 'unnoted', _method)   # where this module is loaded again
     setattr(Learner, _name, _noted(_method))
 
+# %% ../../nbs/640_learner.checkpoint.ipynb #d6f40813
+def _own_folder(
+    folder:str|Path, # Where a `Checkpoint` writes
+) -> Path: # Where this process writes: rank 0 in the folder itself, others in one of their own inside
+    "Each of several processes keeps its own random streams, place in its loader and carried state."
+    return Path(folder)/f'rank{rank_distrib()}' if rank_distrib() else Path(folder)
+
+def _agreed(mine:Any) -> list:
+    "What each rank has. Raises, on all ranks, the error that one of them has instead."
+    said = all_of_ranks(mine)
+    for error in said:
+        if isinstance(error, Exception): raise error
+    return said
+
+def _tried(f:Callable, *args) -> Any:
+    "What a function gives, or its error."
+    try: return f(*args)
+    except (OSError, ValueError) as e: return e
+
+def _own_last(folder:str|Path, device:Any, upto:float) -> Saved:
+    "The last checkpoint of this process up to a step."
+    own,r = _own_folder(folder),rank_distrib()
+    if r and not own.exists():
+        raise ValueError(f"{folder} has no checkpoints of rank {r}: go on with as many processes as the training had.")
+    return last_checkpoint(own, device, upto)
+
+def _last_of_all(folder:str|Path, device:Any) -> Saved:
+    "The last checkpoint that all ranks have whole: one of them may have been killed before it wrote its own."
+    upto = math.inf
+    while True:
+        mine = _tried(_own_last, folder, device, upto)
+        steps = _agreed(mine.step if isinstance(mine, Saved) else mine)
+        if min(steps) == max(steps): return mine
+        upto = min(steps)
+
 # %% ../../nbs/640_learner.checkpoint.ipynb #ef124763
 def _versions() -> dict[str, Any]:
     "What can change the last bits of a result."
@@ -246,7 +283,6 @@ def _make_folder(folder:Path):
 
 def _first_step(folder:Path) -> int:
     "The step that a new training counts on from. Raises `ValueError` where a training that was cut would be lost."
-    if rank_distrib(): return 0   # the first process has looked, and writes
     _make_folder(folder)
     if not list_checkpoints(folder): return 0
     saved = last_checkpoint(folder)
@@ -293,7 +329,8 @@ class Checkpoint(Callback):
         if any(isinstance(cb, NonNativeMixedPrecision) for cb in self.learn.cbs):
             raise TypeError("A checkpoint does not hold the weights of NonNativeMixedPrecision; use learn.to_fp16().")
         pack(call.args, {}, call.name)
-        self._n_done = _first_step(self.folder) if call.saved is None else call.saved.step
+        self._own = _own_folder(self.folder)
+        self._n_done = _agreed(_tried(_first_step, self._own))[0] if call.saved is None else call.saved.step
         self._facts,self._versions,self._since = training_facts(self.learn),_versions(),time.monotonic()
         self._pool,call.checkpoint = ThreadPoolExecutor(1),self
 
@@ -301,7 +338,8 @@ class Checkpoint(Callback):
 
     def after_batch(self):
         self._n_done += 1
-        due = time.monotonic() - self._since >= 60*self.minutes if self.minutes else self._n_done % self.every == 0
+        if self.minutes: due = from_rank0(time.monotonic() - self._since >= 60*self.minutes)   # all at the same step
+        else: due = self._n_done % self.every == 0
         if due: self._write(self.learn, self.epoch, self.iter + 1)
 
     def after_epoch(self):
@@ -310,14 +348,13 @@ class Checkpoint(Callback):
 
     def _write(self, learn:Learner, epoch:int, batch:int, ended:bool=False):
         "Copy the state, and have it written while the training goes on."
-        if rank_distrib(): return
         self._wait()
         call,tensors,self._since = learn._call,{},time.monotonic()
         saved = Saved(dict(name=call.name, args=call.args, cbs=call.cbs), call.fit, epoch, batch, self._n_done, ended,
                       dict(every=self.every, keep=self.keep, minutes=self.minutes), self._facts, self._versions,
                       self._table, self._streams if batch else None, take_snapshot(learn))
         said = pack(vars(saved), tensors, 'saved')
-        self._written = self._pool.submit(_write_and_prune, self.folder, saved.step, self.keep, said, _copied(tensors))
+        self._written = self._pool.submit(_write_and_prune, self._own, saved.step, self.keep, said, _copied(tensors))
         if _has_workers(learn): self._wait()   # processes are made by forking, which threads do not survive
 
     def _wait(self):
@@ -408,10 +445,7 @@ def resume(self:Learner,
     """Go on with a training that was cut, from its last whole checkpoint, as if nothing had happened: the results are
     those of a training in one piece, to the bit. Raises `FileNotFoundError` where there is no checkpoint,
     `CheckpointError` where none is whole, `ValueError` for another model, optimizer, data or callbacks."""
-    if num_distrib() > 1:
-        raise ValueError("resume is for one process, as a checkpoint holds the streams of the first only. Start it "
-                         "without torchrun or accelerate.")
-    saved = last_checkpoint(folder, getattr(self.dls, 'device', None) or default_device())
+    saved = _last_of_all(folder, getattr(self.dls, 'device', None) or default_device())
     if self.opt is None: self.create_opt()
     _check_same(self, saved, folder)
     if saved.ended:

@@ -23,7 +23,7 @@ from fastai.callback.schedule import Learner, ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Metric, Recorder
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
 
 from ..data.lm import ArrayDataLoader
@@ -214,8 +214,8 @@ def training_facts(
 ) -> dict[str, Any]: # Numbers and short texts, by name
     "Describe what must be the same for a training to go on: model, optimizer, loss, settings and data."
     loss = getattr(learn.loss_func, 'loss_func', learn.loss_func)   # as it is outside of a training
-    facts = {'learner': type(learn).__name__, 'loss': _name(loss), **_opt_facts(learn.opt),
-             **{f'learn.{k}': repr(getattr(learn, k)) for k in ('lr', 'moms', 'wd')}}
+    facts = {'learner': type(learn).__name__, 'loss': _name(loss), 'processes': max(num_distrib(), 1),
+             **_opt_facts(learn.opt), **{f'learn.{k}': repr(getattr(learn, k)) for k in ('lr', 'moms', 'wd')}}
     for k,t in _tensors(get_model(learn.model)).items(): facts[k] = f"{str(t.dtype)[6:]} {list(t.shape)}"
     for i,dl in enumerate(learn.dls.loaders):
         name = ('train', 'valid')[i] if i < 2 else f'loader {i}'
