@@ -244,6 +244,7 @@ def alive(pid):
 
 def children(pid): return [int(c) for c in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
 
+@pytest.mark.slow
 def test_a_script_that_its_workers_run_again_ends(tmp_path):
     "Without `if __name__ == '__main__'`, a worker would wait for the lock that its parent holds."
     (tmp_path/'script.py').write_text("from rnn_fastai.data.shards import Corpus\n"
