@@ -181,10 +181,17 @@ class _Call:
 
 _SHOWN = 'ProgressCallback','EpochLines','ShowGraphCallback','CSVLogger','Checkpoint'   # which change no result
 
+def _described(cb:Callback) -> str:
+    "The name of a callback, with those of its arguments that are numbers, texts or truth values, and stay so."
+    held = {k: vars(cb)[k] for k in inspect.signature(type(cb)).parameters if k in vars(cb)}
+    for k in getattr(type(cb), 'checkpointed', ()): held.pop(k, None)
+    said = ', '.join(f'{k}={v!r}' for k,v in held.items() if isinstance(v, (int, float, str)))
+    return f'{type(cb).__name__}({said})' if said else type(cb).__name__
+
 def _callback_names(learn:Learner, cbs:Any) -> list[str]:
-    "Names of the callbacks that count: of a learner, and of those that a call is given."
-    names = ((cb if isinstance(cb, type) else type(cb)).__name__ for cb in (*learn.cbs, *L(cbs)))
-    return sorted(n for n in names if n not in _SHOWN)
+    "Names of the callbacks that count, with their settings: of a learner, and of those that a call is given."
+    cbs = [cb() if isinstance(cb, type) else cb for cb in (*learn.cbs, *L(cbs))]
+    return sorted(_described(cb) for cb in cbs if type(cb).__name__ not in _SHOWN)
 
 def _new_call(learn:Learner, method:Callable, args:tuple, kwargs:dict) -> _Call:
     "Note a call: its arguments by name, but for callbacks, of which only names can be kept."
@@ -412,6 +419,7 @@ def resume(self:Learner,
         raise ValueError("resume is for one process, as a checkpoint holds the streams of the first only. Start it "
                          "without torchrun or accelerate.")
     saved = last_checkpoint(folder, getattr(self.dls, 'device', None) or default_device())
+    getattr(self.dls, 'n_inp', None)   # fastai looks at an item for it, once, which may draw random numbers
     if self.opt is None: self.create_opt()
     _check_same(self, saved, folder)
     if saved.ended:
