@@ -496,6 +496,17 @@ def test_a_new_training_does_not_write_over_one_that_was_cut(tmp_path, monkeypat
     found = list_checkpoints(tmp_path/'c')
     assert len(found) == 1 and found[0].name > ended.name > last.name
 
+def test_two_trainings_at_once_have_two_folders(tmp_path):
+    class Second(ft.Callback):
+        def after_step(self):
+            with pytest.raises(ValueError, match="Another training writes its checkpoints to .*c now: wait until it has ended"):
+                made('next', tmp_path).fit(1, cbs=Checkpoint(tmp_path/'c'))
+            self.tried = True
+    learn,second = made('next', tmp_path),Second()
+    learn.fit(1, cbs=[second, Checkpoint(tmp_path/'c')])
+    assert second.tried and len(list_checkpoints(tmp_path/'c')) == 1
+    made('next', tmp_path).fit(1, cbs=Checkpoint(tmp_path/'c'))   # the folder is free again
+
 def test_two_checkpoints(tmp_path):
     learn = made('lm', tmp_path)
     with pytest.raises(ValueError, match='two Checkpoints'): learn.fit(1, cbs=[Checkpoint(tmp_path/'a'), Checkpoint(tmp_path/'b')])

@@ -17,9 +17,9 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -50,7 +50,7 @@ from rnn_fastai.learner.snapshot import (
 
 from ..callback.schedule import Learner  # with `fit_one_cycle`, `fine_tune`, `fit_gradually` and the like
 from ..core import check_count, check_number
-from ..files import FilePart, parse_json, sweep, write_folder
+from ..files import FilePart, held, parse_json, sweep, write_folder
 from .packing import pack, unpack
 from .tensors import TensorFile
 
@@ -251,10 +251,20 @@ def _make_folder(folder:Path):
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f"{folder} cannot be made a folder ({e.strerror}); name another one.") from e
 
+@contextmanager
+def _alone(folder:Path) -> Iterator[None]:
+    "Make a folder, and keep other trainings out of it in the block."
+    _make_folder(folder)
+    with ExitStack() as stack:
+        try: stack.enter_context(held(folder))
+        except BlockingIOError as e:
+            raise ValueError(f"Another training writes its checkpoints to {folder} now: wait until it has ended, or name "
+                             "another folder.") from e
+        yield
+
 def _first_step(folder:Path) -> int:
     "The step that a new training counts on from. Raises `ValueError` where a training that was cut would be lost."
     if rank_distrib(): return 0   # the first process has looked, and writes
-    _make_folder(folder)
     if not list_checkpoints(folder): return 0
     saved = last_checkpoint(folder)
     if saved.ended: return saved.step
@@ -277,6 +287,7 @@ class Checkpoint(Callback):
     `learn.resume(folder)` goes on after an interruption."""
     order,run_valid = math.inf,False   # after the callbacks whose state it takes
     _pool,_written = None,None         # what writes; the last thing that it was given
+    _held = None                       # the lock on the folder, while a call runs
     def __init__(self,
         folder:str|Path, # Where to write; made if need be
         every:int=100, # Steps from one checkpoint to the next
@@ -300,9 +311,11 @@ class Checkpoint(Callback):
         if any(isinstance(cb, NonNativeMixedPrecision) for cb in self.learn.cbs):
             raise TypeError("A checkpoint does not hold the weights of NonNativeMixedPrecision; use learn.to_fp16().")
         pack(call.args, {}, call.name)
-        self._n_done = _first_step(self.folder) if call.saved is None else call.saved.step
-        self._facts,self._versions,self._since = training_facts(self.learn),_versions(),time.monotonic()
-        self._pool,call.checkpoint = ThreadPoolExecutor(1),self
+        with ExitStack() as stack:   # until the call ends; at once where it does not begin
+            if not rank_distrib(): stack.enter_context(_alone(self.folder))
+            self._n_done = _first_step(self.folder) if call.saved is None else call.saved.step
+            self._facts,self._versions,self._since = training_facts(self.learn),_versions(),time.monotonic()
+            self._pool,self._held,call.checkpoint = ThreadPoolExecutor(1),stack.pop_all(),self
 
     def before_train(self): self._streams = random_streams(self.learn)
 
@@ -345,7 +358,8 @@ class Checkpoint(Callback):
             self._wait()
         finally:
             self._pool.shutdown()
-            self._pool = None
+            self._held.close()
+            self._pool,self._held = None,None
 
 # %% ../../nbs/640_learner.checkpoint.ipynb #07e4e294
 def _check_callbacks(learn:Learner, saved:Saved, cbs:Any):
