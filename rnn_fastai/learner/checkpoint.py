@@ -258,8 +258,8 @@ def _alone(folder:Path) -> Iterator[None]:
     with ExitStack() as stack:
         try: stack.enter_context(held(folder))
         except BlockingIOError as e:
-            raise ValueError(f"Another training writes its checkpoints to {folder} now: wait until it has ended, or name "
-                             "another folder.") from e
+            raise ValueError(f"Another training writes its checkpoints to {folder} now: wait until it has ended, or "
+                             "name another folder.") from e
         yield
 
 def _first_step(folder:Path) -> int:
