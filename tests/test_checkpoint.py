@@ -99,11 +99,23 @@ def plain():
     dls = many_pairs('many-to-one')
     return ft.Learner(dls, Bag(len(dls.vocab[0]), 2), ft.CrossEntropyLossFlat(), metrics=ft.accuracy)
 
-def with_torchs_loaders():
+def numbers():
     g = torch.Generator().manual_seed(0)
-    ds = TensorDataset(torch.randint(9, (22, 5), generator=g), torch.randint(2, (22,), generator=g))
-    dls = ft.DataLoaders(DataLoader(ds, 4, shuffle=True), DataLoader(ds, 4), device='cpu')
-    return ft.Learner(dls, Bag(9, 2), ft.CrossEntropyLossFlat(), metrics=ft.accuracy)
+    return TensorDataset(torch.randint(9, (22, 5), generator=g), torch.randint(2, (22,), generator=g))
+def bag_learner(dls): return ft.Learner(dls, Bag(9, 2), ft.CrossEntropyLossFlat(), metrics=ft.accuracy)
+def with_torchs_loaders(generator=None):
+    ds = numbers()
+    g = None if generator is None else torch.Generator().manual_seed(generator)
+    return bag_learner(ft.DataLoaders(DataLoader(ds, 4, shuffle=True, generator=g), DataLoader(ds, 4), device='cpu'))
+
+class Noisy:
+    "Items of which each is drawn at random whenever it is looked at."
+    def __init__(self, ds): self.ds = ds
+    def __len__(self): return len(self.ds)
+    def __getitem__(self, i):
+        x,y = self.ds[i]
+        return (x + torch.randint(9, (5,)) + random.randrange(9) + np.random.randint(9)) % 9,y
+def with_noise(): return bag_learner(ft.DataLoaders.from_dsets(ds := Noisy(numbers()), ds, bs=4, num_workers=0, device='cpu'))
 
 one_cycle = 'fit_one_cycle',dict(n_epoch=3, lr_max=5e-2)
 SGD = partial(ft.OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
@@ -129,6 +141,8 @@ RECIPES = {   # what makes a learner; how it is trained; callbacks of the call
        for k in ('many-to-one', 'many-to-many', 'one-to-many', 'encoder-decoder')},
     "fastai's learner": (plain, one_cycle, list),
     "torch's loaders": (with_torchs_loaders, ('fit', dict(n_epoch=3, lr=1e-2, start_epoch=1)), list),
+    'generator': (partial(with_torchs_loaders, 5), one_cycle, list),
+    'noise': (with_noise, one_cycle, list),
 }
 
 def made(name, tmp_path):
@@ -158,6 +172,7 @@ def result(learn, cbs):
                      cbs=list(map(kept, cbs)), last=learn.final_record, scores=getattr(learn, 'last_scores', None),
                      epoch=learn.epoch, steps=learn.train_iter, pct=learn.pct_train, smooth=learn.smooth_loss,
                      trains=[p.requires_grad for p in learn.model.parameters()],
+                     modes=[m.training for m in learn.model.modules()],
                      python=random.random(), numpy=np.random.rand(), torch=torch.rand(3),
                      loaders=[dl.rng.random() for dl in learn.dls.loaders if hasattr(dl, 'rng')]), tensors, '')
     return said,tensors
@@ -190,7 +205,7 @@ CUTS = {'a step': ('after_step', 0.4), 'late': ('after_batch', 0.85), 'validatio
         'between epochs': ('after_epoch', 0.4), 'at the end': ('after_fit', 1.)}
 
 GRID = [(name, where) for name in RECIPES for where in CUTS]
-FAST = [o for i,o in enumerate(GRID) if o[0] == 'lm' or i%6 in (0, 3)]   # each learner is cut at one or two places
+FAST = [o for i,o in enumerate(GRID) if o[0] == 'lm' or i%6 in (0, 3) or o[0] in ('generator', 'noise')]   # each learner is cut at one or two places
 
 def cut_and_resume(name, where, folder, monkeypatch, n, **options):
     "Train up to a cut, then go on in another learner; what that leaves."
@@ -402,8 +417,16 @@ OTHERS = {
     'rate': (lambda: lm(lr=0.5), 'learn.lr was 0.001 and is 0.5'),
     'learner': (lambda: ft.Learner((o := lm()).dls, o.model, ft.CrossEntropyLossFlat()), 'learner was LMLearner and is Learner'),
     'callbacks': (lambda: lm(cbs=rf.LossHistory()), 'cut without LossHistory, which the learner has; leave it out'),
-    'penalty': (lambda: lm(alpha=0., beta=0.), 'cut with RNNRegularizer, which the learner lacks; pass it as cbs='),
+    'penalty': (lambda: lm(alpha=0., beta=0.), r'cut with RNNRegularizer\(alpha=2.0, beta=1.0\), which the learner lacks; pass it as cbs='),
+    'size of penalty': (lambda: lm(alpha=5.), r'cut with RNNRegularizer\(alpha=2.0, beta=1.0\), which the learner lacks'),
+    'dropout': (lambda: lm(drop_mult=0.5), r'0.embed_dp was WordDropout\(embed_p=0.02\) and is WordDropout\(embed_p=0.01\)'),
+    'part': (lambda: with_part(lm(), nn.Dropout(0.1)), r'1.output_dp was RNNDropout\(p=0.1\) and is Dropout\(p=0.1'),
+    'metrics': (lambda: lm(metrics=ft.accuracy), r"metrics was \[\] and is \['accuracy'\]"),
+    'norm': (lambda: lm(train_bn=False), 'learn.train_bn was True and is False'),
 }
+def with_part(learn, part):
+    learn.model[1].output_dp = part
+    return learn
 def with_data(dls): return rf.language_model_learner(dls, 'AWD_LSTM', TINY, pretrained=False)
 
 @pytest.fixture(scope='module')
@@ -418,6 +441,24 @@ def test_another_training_is_refused_and_left_alone(what, cut_folder):
     before = {k: t.clone() for k,t in learn.model.state_dict().items()}
     with pytest.raises(ValueError, match=said): learn.resume(cut_folder)
     for k,t in learn.model.state_dict().items(): assert torch.equal(t, before[k])
+
+@pytest.mark.parametrize('then,now,said', [
+    (GradientAccumulation(8), GradientAccumulation(16), r'cut with GradientAccumulation\(n_acc=8\), which'),
+    (EarlyStoppingCallback(patience=1), EarlyStoppingCallback(patience=2), r'cut with EarlyStoppingCallback\(.*patience=1.*\), which')])
+def test_callbacks_with_other_settings_are_refused(then, now, said, tmp_path, monkeypatch):
+    with cut_after(monkeypatch, 'after_step', 4), pytest.raises(Cut):
+        made('lm', tmp_path).fit(1, cbs=[then, Checkpoint(tmp_path/'c', every=2)])
+    with pytest.raises(ValueError, match=said): made('lm', tmp_path).resume(tmp_path/'c', cbs=now)
+
+def test_other_weights_of_classes_are_refused(tmp_path, monkeypatch):
+    def learner(*w):
+        learn = made('classifier', tmp_path)
+        learn.loss_func = ft.CrossEntropyLossFlat(weight=torch.tensor(w))
+        return learn
+    with cut_after(monkeypatch, 'after_step', 2), pytest.raises(Cut):
+        learner(1., 2.).fit(2, cbs=Checkpoint(tmp_path/'c', every=1))
+    with pytest.raises(ValueError, match='loss weight was [0-9a-f]+ and is'): learner(1., 3.).resume(tmp_path/'c')
+    learner(1., 2.).resume(tmp_path/'c')
 
 def test_a_checksum_reads_little_of_a_large_array():
     read = []
@@ -456,6 +497,17 @@ def test_a_new_training_does_not_write_over_one_that_was_cut(tmp_path, monkeypat
     learn.fit(1, cbs=Checkpoint(tmp_path/'c', keep=1))   # counts on
     found = list_checkpoints(tmp_path/'c')
     assert len(found) == 1 and found[0].name > ended.name > last.name
+
+def test_two_trainings_at_once_have_two_folders(tmp_path):
+    class Second(ft.Callback):
+        def after_step(self):
+            with pytest.raises(ValueError, match="Another training writes its checkpoints to .*c now: wait until it has ended"):
+                made('next', tmp_path).fit(1, cbs=Checkpoint(tmp_path/'c'))
+            self.tried = True
+    learn,second = made('next', tmp_path),Second()
+    learn.fit(1, cbs=[second, Checkpoint(tmp_path/'c')])
+    assert second.tried and len(list_checkpoints(tmp_path/'c')) == 1
+    made('next', tmp_path).fit(1, cbs=Checkpoint(tmp_path/'c'))   # the folder is free again
 
 def test_two_checkpoints(tmp_path):
     learn = made('lm', tmp_path)

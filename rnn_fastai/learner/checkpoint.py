@@ -17,9 +17,9 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -51,7 +51,7 @@ from rnn_fastai.learner.snapshot import (
 from ..callback.schedule import Learner  # with `fit_one_cycle`, `fine_tune`, `fit_gradually` and the like
 from ..core import check_count, check_number
 from ..data.ranks import all_of_ranks, from_rank0
-from ..files import FilePart, parse_json, sweep, write_folder
+from ..files import FilePart, held, parse_json, sweep, write_folder
 from .packing import pack, unpack
 from .tensors import TensorFile
 
@@ -183,10 +183,17 @@ class _Call:
 
 _SHOWN = 'ProgressCallback','EpochLines','ShowGraphCallback','CSVLogger','Checkpoint'   # which change no result
 
+def _described(cb:Callback) -> str:
+    "The name of a callback, with those of its arguments that are numbers, texts or truth values, and stay so."
+    held = {k: vars(cb)[k] for k in inspect.signature(type(cb)).parameters if k in vars(cb)}
+    for k in getattr(type(cb), 'checkpointed', ()): held.pop(k, None)
+    said = ', '.join(f'{k}={v!r}' for k,v in held.items() if isinstance(v, (int, float, str)))
+    return f'{type(cb).__name__}({said})' if said else type(cb).__name__
+
 def _callback_names(learn:Learner, cbs:Any) -> list[str]:
-    "Names of the callbacks that count: of a learner, and of those that a call is given."
-    names = ((cb if isinstance(cb, type) else type(cb)).__name__ for cb in (*learn.cbs, *L(cbs)))
-    return sorted(n for n in names if n not in _SHOWN)
+    "Names of the callbacks that count, with their settings: of a learner, and of those that a call is given."
+    cbs = [cb() if isinstance(cb, type) else cb for cb in (*learn.cbs, *L(cbs))]
+    return sorted(_described(cb) for cb in cbs if type(cb).__name__ not in _SHOWN)
 
 def _new_call(learn:Learner, method:Callable, args:tuple, kwargs:dict) -> _Call:
     "Note a call: its arguments by name, but for callbacks, of which only names can be kept."
@@ -281,9 +288,19 @@ def _make_folder(folder:Path):
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f"{folder} cannot be made a folder ({e.strerror}); name another one.") from e
 
+@contextmanager
+def _alone(folder:Path) -> Iterator[None]:
+    "Make a folder, and keep other trainings out of it in the block."
+    _make_folder(folder)
+    with ExitStack() as stack:
+        try: stack.enter_context(held(folder))
+        except BlockingIOError as e:
+            raise ValueError(f"Another training writes its checkpoints to {folder} now: wait until it has ended, or "
+                             "name another folder.") from e
+        yield
+
 def _first_step(folder:Path) -> int:
     "The step that a new training counts on from. Raises `ValueError` where a training that was cut would be lost."
-    _make_folder(folder)
     if not list_checkpoints(folder): return 0
     saved = last_checkpoint(folder)
     if saved.ended: return saved.step
@@ -306,6 +323,7 @@ class Checkpoint(Callback):
     `learn.resume(folder)` goes on after an interruption."""
     order,run_valid = math.inf,False   # after the callbacks whose state it takes
     _pool,_written = None,None         # what writes; the last thing that it was given
+    _held = None                       # the lock on the folder, while a call runs
     def __init__(self,
         folder:str|Path, # Where to write; made if need be
         every:int=100, # Steps from one checkpoint to the next
@@ -330,9 +348,11 @@ class Checkpoint(Callback):
             raise TypeError("A checkpoint does not hold the weights of NonNativeMixedPrecision; use learn.to_fp16().")
         pack(call.args, {}, call.name)
         self._own = _own_folder(self.folder)
-        self._n_done = _agreed(_tried(_first_step, self._own))[0] if call.saved is None else call.saved.step
-        self._facts,self._versions,self._since = training_facts(self.learn),_versions(),time.monotonic()
-        self._pool,call.checkpoint = ThreadPoolExecutor(1),self
+        with ExitStack() as stack:   # until the call ends; at once where it does not begin
+            _agreed(_tried(stack.enter_context, _alone(self._own)))
+            self._n_done = _agreed(_tried(_first_step, self._own))[0] if call.saved is None else call.saved.step
+            self._facts,self._versions,self._since = training_facts(self.learn),_versions(),time.monotonic()
+            self._pool,self._held,call.checkpoint = ThreadPoolExecutor(1),stack.pop_all(),self
 
     def before_train(self): self._streams = random_streams(self.learn)
 
@@ -375,7 +395,8 @@ class Checkpoint(Callback):
             self._wait()
         finally:
             self._pool.shutdown()
-            self._pool = None
+            self._held.close()
+            self._pool,self._held = None,None
 
 # %% ../../nbs/640_learner.checkpoint.ipynb #07e4e294
 def _check_callbacks(learn:Learner, saved:Saved, cbs:Any):
@@ -446,6 +467,7 @@ def resume(self:Learner,
     those of a training in one piece, to the bit. Raises `FileNotFoundError` where there is no checkpoint,
     `CheckpointError` where none is whole, `ValueError` for another model, optimizer, data or callbacks."""
     saved = _last_of_all(folder, getattr(self.dls, 'device', None) or default_device())
+    getattr(self.dls, 'n_inp', None)   # fastai looks at an item for it, once, which may draw random numbers
     if self.opt is None: self.create_opt()
     _check_same(self, saved, folder)
     if saved.ended:

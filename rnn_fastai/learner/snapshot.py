@@ -8,6 +8,7 @@ __all__ = ['random_streams', 'set_random_streams', 'batches_after', 'callback_st
 
 # %% ../../nbs/638_learner.snapshot.ipynb #4442a2ec
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,10 +28,16 @@ from fastai.torch_core import get_model, num_distrib
 from torch import Tensor, nn
 
 from ..data.lm import ArrayDataLoader
-from ..data.ranks import SharedLoader
+from ..data.ranks import SharedLoader, checksum
 from ..data.sequences import SeqDataLoader
 
 # %% ../../nbs/638_learner.snapshot.ipynb #b5af636c
+def _generators(learn:Learner) -> list[torch.Generator]:
+    "Generators that torch's loaders, and samplers of the user's own, draw from."
+    owners = [o for dl in learn.dls.loaders for o in (dl, getattr(dl, 'sampler', None))]
+    own = (getattr(o, '__dict__', {}).get('generator') for o in owners)   # not by `getattr`: fastai's ask their data
+    return [g for g in own if isinstance(g, torch.Generator)]
+
 def random_streams(
     learn:Learner, # Whose loaders have streams of their own
 ) -> dict[str, Any]: # Plain things
@@ -38,7 +45,7 @@ def random_streams(
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     loaders = [dl.rng.getstate() if hasattr(dl, 'rng') else None for dl in learn.dls.loaders]
     return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda,
-                loaders=loaders)
+                loaders=loaders, generators=[g.get_state() for g in _generators(learn)])
 
 def set_random_streams(
     learn:Learner, # Whose loaders have streams of their own
@@ -51,6 +58,7 @@ def set_random_streams(
     for i,state in enumerate(saved['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(state, i)
     for dl,state in zip(learn.dls.loaders, saved['loaders'], strict=True):
         if state is not None: dl.rng.setstate(state)
+    for g,state in zip(_generators(learn), saved['generators'], strict=True): g.set_state(state)
 
 # %% ../../nbs/638_learner.snapshot.ipynb #690b4f04
 def batches_after(
@@ -151,12 +159,14 @@ def _grads(model:nn.Module) -> dict[str, Any]:
 
 def _model_state(model:nn.Module) -> dict[str, Any]:
     return dict(weights=_tensors(model), inside=_inside(model), grads=_grads(model),
-                frozen=[k for k,p in model.named_parameters() if not p.requires_grad])
+                frozen=[k for k,p in model.named_parameters() if not p.requires_grad],
+                training=[k for k,m in model.named_modules() if m.training])
 
 @torch.no_grad()
 def _load_model_state(model:nn.Module, state:dict[str, Any]):
     for k,t in _tensors(model).items(): t.copy_(state['weights'][k])
     _load_inside(model, state['inside'])
+    for k,m in model.named_modules(): m.training = k in state['training']
     for k,p in model.named_parameters():
         p.requires_grad_(k not in state['frozen'])
         g = state['grads'].get(k)
@@ -209,14 +219,28 @@ def _opt_facts(opt:Any) -> dict[str, str]:
     return {'optimizer': f'{type(own).__name__}({steps or _name(getattr(own, "kernel", type(own)))})',
             'groups of weights': str([len(pg) for pg in opt.param_lists])}
 
+def _loss_facts(loss:Any) -> dict[str, str]:
+    "The name of a loss, and checksums of the weights of classes that it has."
+    func = getattr(loss, 'func', loss)   # fastai's have torch's inside
+    held = dict(func.named_buffers()) if isinstance(func, nn.Module) else {}
+    return {'loss': _name(loss), **{f'loss {k}': checksum(t) for k,t in held.items()}}
+
+def _module_facts(model:nn.Module) -> dict[str, str]:
+    "What each part of a model is, with its settings, but for what `backend='auto'` takes, which is no setting."
+    def said(m): return f"{type(m).__name__}({re.sub(r' [(][a-z]+[)]$', '', m.extra_repr())})"
+    return {k or 'model': said(m) for k,m in model.named_modules()}
+
 def training_facts(
     learn:Learner, # A learner with its optimizer
 ) -> dict[str, Any]: # Numbers and short texts, by name
     "Describe what must be the same for a training to go on: model, optimizer, loss, settings and data."
     loss = getattr(learn.loss_func, 'loss_func', learn.loss_func)   # as it is outside of a training
-    facts = {'learner': type(learn).__name__, 'loss': _name(loss), 'processes': max(num_distrib(), 1),
-             **_opt_facts(learn.opt), **{f'learn.{k}': repr(getattr(learn, k)) for k in ('lr', 'moms', 'wd')}}
+    settings = 'lr', 'moms', 'wd', 'wd_bn_bias', 'train_bn'
+    facts = {'learner': type(learn).__name__, 'processes': max(num_distrib(), 1), **_loss_facts(loss),
+             **_opt_facts(learn.opt), **{f'learn.{k}': repr(getattr(learn, k)) for k in settings},
+             'metrics': [m.name for m in learn.metrics]}
     for k,t in _tensors(get_model(learn.model)).items(): facts[k] = f"{str(t.dtype)[6:]} {list(t.shape)}"
+    facts.update(_module_facts(get_model(learn.model)))
     for i,dl in enumerate(learn.dls.loaders):
         name = ('train', 'valid')[i] if i < 2 else f'loader {i}'
         facts.update({f'{name} {k}': v for k,v in _data_facts(dl).items()})
