@@ -208,10 +208,12 @@ def looks(path):
     return res
 
 class Cut(Callback):
-    "Stops a training in its 45th step."
-    def __init__(self, stop=True): self.stop = stop
+    "Stops a training in its 45th step, once."
+    stop = True
     def before_batch(self):
-        if self.stop and self.training and (self.epoch, self.iter) == (1, 15): raise KeyError('cut')
+        if not (Cut.stop and self.training and (self.epoch, self.iter) == (1, 15)): return
+        Cut.stop = False
+        raise KeyError('cut')
 
 def dropping(path, seed):
     "A language model with dropout, whose ranks draw different numbers."
@@ -237,7 +239,7 @@ def resumed(path):
     if rank_distrib() == 1: shutil.rmtree(own/'checkpoint-000040')
     cut = dropping(path, 50)
     with in_ranks(cut), cut.no_bar(), cut.no_logging():
-        cut.resume(folder, cbs=Cut(stop=False))
+        cut.resume(folder, cbs=Cut())
         res['resumed'] = ended(cut)
         if rank_distrib() == 1: shutil.rmtree(own)
         try: cut.resume(folder)
