@@ -223,7 +223,7 @@ def _loss_facts(loss:Any) -> dict[str, str]:
     "The name of a loss, and checksums of the weights of classes that it has."
     func = getattr(loss, 'func', loss)   # fastai's have torch's inside
     held = dict(func.named_buffers()) if isinstance(func, nn.Module) else {}
-    return {'loss': _name(loss), **{f'loss {k}': checksum(t) for k,t in held.items()}}
+    return {'loss': _name(loss), **{f'loss {k}': checksum(t.flatten().tolist()) for k,t in held.items()}}
 
 def _module_facts(model:nn.Module) -> dict[str, str]:
     "What each part of a model is, with its settings, but for what `backend='auto'` takes, which is no setting."
