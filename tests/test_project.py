@@ -172,7 +172,7 @@ def test_notebooks_are_lean_and_tested():
         src = [source(c) for c in cs if c["cell_type"] == "code"]
         assert not any("skip_exec" in s for s in src), nb
         outputs = [json.dumps(c.get("outputs", [])) for c in cs]
-        assert sum(map(len, outputs)) < 64_000, nb
+        assert sum(map(len, outputs)) < 60_000, nb
         assert not re.search(r"/tmp/tmp\w{8}", "".join(outputs)), f"{nb}: run tools/small_outputs.py"
         n_exports = sum(s.startswith("#| export") for s in src)
         n_tests = sum(bool(re.search(r"\bassert|test_eq|assert_close|expect_fail", s)) for s in src)
