@@ -184,7 +184,7 @@ class _StepLearner(SavedLearner):
     def __call__(self,
         event_name:str|list[str], # An event of the training loop, or several
     ):
-        "Run the callbacks that have something to do in an event, in their order. Raises `Exception` for an unknown one."
+        "Run the callbacks that have something to do in an event, in their order; an unknown one is an `Exception`."
         if not (isinstance(event_name, str) and hasattr(event, event_name)): return super().__call__(event_name)
         for cb in sorted(self.cbs, key=attrgetter('order')):
             if _acts(cb, event_name): cb(event_name)
