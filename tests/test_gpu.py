@@ -4,6 +4,7 @@ Run by `make gpu`, or by pytest where a GPU is at hand; `TEST_DEVICE=cpu` runs t
 import copy
 import gc
 import os
+import random
 import warnings
 from functools import partial
 
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.data import device as device_module
 from rnn_fastai.inside.capture import capture
 from rnn_fastai.models.dropout import drop_weight
 from rnn_fastai.models.losses import linear_cross_entropy
@@ -159,6 +161,23 @@ def test_crf():
     far = twin(crf)
     assert_close(here(far(there(scores), there(labels), there(real))), here(crf(scores, labels, real)), **EXACT)
     assert far.decode(there(scores), there(real)).tolist() == crf.decode(scores, real).tolist()
+
+# ---- Batches
+
+@pytest.mark.parametrize('room', [True, False])
+def test_batches_are_the_cpus(room, monkeypatch):
+    "Cut on the device where the ids live there; else brought from pinned memory."
+    if not room: monkeypatch.setattr(device_module, 'fits', lambda *args: False)
+    rng = np.random.default_rng(0)
+    corpus = rf.Corpus.from_ids([rng.integers(0, 300, n) for n in rng.integers(0, 900, 300)])
+    def batches(device):
+        random.seed(1)
+        dl = rf.LMDataLoader(rf.LMDataset(corpus), bs=8, seq_len=20, shuffle=True, device=device)
+        return [b for _ in range(2) for b in dl]
+    far,near = batches(DEVICE),batches(torch.device('cpu'))
+    assert (device_module.resident_ids(corpus, DEVICE) is not None) == (room and DEVICE.type == 'cuda')
+    assert len(far) == len(near) > 500 and far[0][0].device == DEVICE
+    for a,b in zip(far, near, strict=True): assert_close(here(a), here(b), rtol=0, atol=0)
 
 # ---- Learners
 
