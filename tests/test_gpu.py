@@ -23,6 +23,7 @@ from rnn_fastai import all as rf
 from rnn_fastai.data import device as device_module
 from rnn_fastai.inside.capture import capture
 from rnn_fastai.models.dropout import drop_weight
+from rnn_fastai.models.flashrnn import flash_lacks
 from rnn_fastai.models.losses import linear_cross_entropy
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.tagger import CRF
@@ -130,6 +131,21 @@ def test_tensors_of_a_default_device():
     try:
         with capture(rnn, parts='all'): rnn(rand(5, 2, 3).cpu(), None, [5, 2])
     finally: torch.set_default_device(None)
+
+@pytest.mark.parametrize('name', ['LSTM', 'GRU', 'RNN', 'sLSTM'])
+def test_flashrnn(name):
+    "Against float64 on the CPU, with gradients; the kernels are compiled here, which takes minutes."
+    pytest.importorskip('flashrnn')
+    rnn = build(name, 16, 64, backend='flashrnn', scale=0.2)
+    far,x = twin(rnn).bfloat16(),rand(40, 8, 16)
+    if why := flash_lacks(far._cell, DEVICE, torch.bfloat16): pytest.skip(why)
+    with warnings.catch_warnings(action='error'): out,_ = far(there(x).bfloat16())
+    want = build(name, 16, 64, backend='loop', scale=0.2)
+    want.load_state_dict(rnn.state_dict())
+    near,_ = want(x)
+    assert (here(out).double() - near).abs().max() < 0.05
+    got,grads = (torch.autograd.grad(o.sum(), list(m.parameters())) for o,m in ((out, far), (near, want)))
+    for a,b in zip(got, grads, strict=True): assert (here(a).double() - b).norm() < 0.1*b.norm()
 
 # ---- Losses and heads
 
