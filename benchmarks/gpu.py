@@ -132,7 +132,7 @@ def step(b: Bench):
         theirs = fa.LMLearner(dls, fa.get_language_model(fa.AWD_LSTM, vocab_sz), splitter=fa.awd_lstm_lm_split, **kw)
         ours = rf.LMLearner(dls, rf.get_language_model("AWD_LSTM", vocab_sz), splitter=rf.awd_lstm_lm_split, **kw)
         fs = dict(fastai=partial(silent, theirs, cbs), ours=partial(silent, ours, cbs),
-                  chunked=partial(silent, ours, [*cbs, rf.ChunkedCrossEntropy()]),
+                  chunked=partial(silent, ours, [*cbs, rf.ChunkedCrossEntropy(512)]),
                   bare=bare_loop(b, Plain(vocab_sz).to(b.device), batches, dtype))
         med = {k: v/n*1e3 for k, v in b.turns(fs, 3).items()}
         b.add(f"LM step 64 x {sl}, {name}", "ms", **med, busy=b.busy(fs["ours"])/n*1e3, ratio=med["fastai"]/med["ours"],

@@ -212,7 +212,8 @@ def tagger(**args):
     return rf.tagger_learner(dls, 'LSTM', emb_sz=16, n_hid=16, **args)
 def rnn(cell='GRU', **args):
     return rf.rnn_learner(rf.SeqDataLoaders.from_series('abcabdabcab'*9, seq_len=8, device=DEVICE), cell, 16, **args)
-LEARNERS = {'lm': lm, 'lm in chunks': partial(lm, cbs=rf.ChunkedCrossEntropy), 'lm, QRNN': partial(lm, 'AWD_QRNN'),
+LEARNERS = {'lm': lm, 'lm in chunks': lambda: lm(cbs=rf.ChunkedCrossEntropy(16)),
+            'lm, loss by memory': lambda: lm(cbs=rf.ChunkedCrossEntropy()), 'lm, QRNN': partial(lm, 'AWD_QRNN'),
             'classifier': clas, 'tagger': tagger, 'tagger, crf': partial(tagger, crf=True),
             **{c: partial(rnn, c) for c in ('RNN', 'LSTM', 'GRU', 'minLSTM', 'sLSTM', 'MogrifierLSTM')}}
 
