@@ -109,11 +109,13 @@ def test_a_gpu_with_room_makes_all_logits(free, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(chunked_loss, '_free_bytes', lambda device: asked.append(device) or free)
     monkeypatch.setattr(chunked_loss, '_ROWS', 11)
     monkeypatch.setattr(LazyLogits, 'whole', lambda self: made.append(self) or make(self))
-    plain,ours = lm(tmp_path),lm(tmp_path, [rf.ChunkedCrossEntropy()])
-    for learn in (plain, ours): learn.fit(1, 1e-2)
+    both = []
+    for cbs in ([], [rf.ChunkedCrossEntropy()]):
+        learn = lm(tmp_path, cbs)
+        learn.fit(1, 1e-2)
+        both.append(weights(learn))
     assert bool(made) == whole and 1 <= len(asked) <= 4   # once for each size of a batch
-    if whole: assert_close(weights(ours), weights(plain), rtol=0, atol=0)
-    else: assert_close(weights(ours), weights(plain), rtol=1e-3, atol=1e-4)
+    assert_close(*both, **(dict(rtol=0, atol=0) if whole else dict(rtol=1e-3, atol=1e-4)))
 
 class Stop(ft.Callback):
     "Interrupts the second batch."
