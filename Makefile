@@ -27,10 +27,10 @@ test-anywhere: install         ## all notebooks and tests as on other processors
 test-slow: install             ## the long checks: several seeds, big sets
 	$(PY) -m pytest -q -s -m slow
 
-gpu-wheels: install            ## what a machine with a GPU, Python 3.12 and torch may lack for `make gpu`
+gpu-wheels: install            ## what a machine with a GPU, Python 3.12 and torch may lack for `make gpu`, and ids to train on
 	$(PY) tools/gpu.py collect
 
-gpu:                           ## on a machine with a GPU: tests of it, then fastai and this package side by side
+gpu:                           ## on a machine with a GPU: tests of it, fastai and this package side by side, then a training
 	python3 tools/gpu.py
 
 bench: install                 ## fastai and this package side by side, in one process

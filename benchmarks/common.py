@@ -64,10 +64,15 @@ def write(name: str, rows: list, **extra):
     (RESULTS/f"{name}.json").write_text(json.dumps({**environment(), **extra, "rows": rows}, indent=1) + "\n")
 
 
+def about(name: str) -> dict:
+    "What was written before, rows and all else; nothing where there is no such file."
+    file = RESULTS/f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def read(name: str) -> list:
     "Rows written before; none where there is no such file."
-    file = RESULTS/f"{name}.json"
-    return json.loads(file.read_text())["rows"] if file.exists() else []
+    return about(name).get("rows", [])
 
 
 def save(name: str, rows: list, **extra):

@@ -2,21 +2,26 @@
 
     python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] [ceilings] [step] [epoch] [write] [classifier]
                              [capture] [cells]
+    python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] quality
 
 Parts that are still to do when the seconds are over are left out, and the file says so. `--small` shrinks every size,
-and writes nothing: it shows that the script runs, on a CPU too.
+and writes no figures: it shows that the script runs, on a CPU too. `quality`, a training, is run where it is asked for;
+it is cut when the seconds are over, and the next call goes on with it.
 """
 import argparse
 import contextlib
+import math
 import statistics
 import sys
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import common
 import numpy as np
 import torch
+import wikitext
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text import all as fa
@@ -31,13 +36,20 @@ from rnn_fastai.models.recurrent import Recurrent
 
 warnings.filterwarnings("ignore")
 TYPES = {"float32": None, "bfloat16": torch.bfloat16}
+ROOT = Path(__file__).parents[1]
 
 
 class Bench:
     "Sizes, the device, and the rows so far."
     def __init__(self, device: str, small: bool, until: float):
         self.device, self.small, self.until = torch.device(device), small, until
-        self.rows, self.left_out = [], []
+        self.rows, self.left_out = [], []   # rows, and what could not be measured
+
+    def keep(self, parts: list):
+        "Begin with the rows that were measured on this card before, where only some parts are asked for."
+        if parts and self.device.type == "cuda" and common.about("gpu").get("card") == torch.cuda.get_device_name():
+            held = common.about("gpu")
+            self.rows, self.left_out = held["rows"], [o for o in held["left_out"] if o.split(":")[0] not in parts]
 
     def size(self, usual: int, small: int) -> int: return small if self.small else usual
 
@@ -52,8 +64,8 @@ class Bench:
         common.write("gpu", self.rows, **about)
 
     def add(self, what: str, unit: str = "", **values):
-        "Note a row and show it."
-        self.rows.append(dict(what=what, unit=unit, **values))
+        "Note a row, in place of an older one, and show it."
+        self.rows = [r for r in self.rows if r["what"] != what] + [dict(what=what, unit=unit, **values)]
         print(what, *(f"{k} {v:,.4g}" for k, v in values.items() if isinstance(v, int | float)), unit, flush=True)
         self.write()
 
@@ -120,7 +132,7 @@ def step(b: Bench):
         theirs = fa.LMLearner(dls, fa.get_language_model(fa.AWD_LSTM, vocab_sz), splitter=fa.awd_lstm_lm_split, **kw)
         ours = rf.LMLearner(dls, rf.get_language_model("AWD_LSTM", vocab_sz), splitter=rf.awd_lstm_lm_split, **kw)
         fs = dict(fastai=partial(silent, theirs, cbs), ours=partial(silent, ours, cbs),
-                  chunked=partial(silent, ours, [*cbs, rf.ChunkedCrossEntropy()]),
+                  chunked=partial(silent, ours, [*cbs, rf.ChunkedCrossEntropy(512)]),
                   bare=bare_loop(b, Plain(vocab_sz).to(b.device), batches, dtype))
         med = {k: v/n*1e3 for k, v in b.turns(fs, 3).items()}
         b.add(f"LM step 64 x {sl}, {name}", "ms", **med, busy=b.busy(fs["ours"])/n*1e3, ratio=med["fastai"]/med["ours"],
@@ -228,23 +240,70 @@ def capture(b: Bench):
     b.add("capture of two layers, 70 steps", "ms", **{k: v*1e3 for k, v in med.items()})
 
 
+# ---- A training
+
+class OutOfTime(Exception): "The seconds are over."
+
+
+class Watch(fa.Callback):
+    "Notes the perplexity after each epoch, and cuts the training when the seconds are over."
+    order = fa.Recorder.order + 1
+    def __init__(self, b: Bench): self.b, self.start = b, time.monotonic()
+    def after_batch(self):
+        if self.training and self.b.late(): raise OutOfTime("The seconds are over; the next call goes on with the training.")
+    def after_epoch(self):
+        train, valid = map(math.exp, self.recorder.values[-1][:2])
+        done = self.epoch + 1
+        self.b.add(f"default AWD_LSTM on WikiText-2, {self.n_epoch} epochs, bfloat16", "perplexity", value=valid, train=train,
+                   epochs=done, steps=done*len(self.learn.dls.train), seconds_of_this_run=time.monotonic() - self.start)
+
+
+def quality(b: Bench):
+    "One cycle on WikiText-2 through `Checkpoint`, from where the last call was cut; its perplexity after each epoch."
+    file, name = ROOT/"wheels"/"wikitext-2.npz", "small" if b.small else "wikitext-2"
+    if not file.exists():
+        b.left_out.append(f"quality: there is no {file.name} in wheels/; `make gpu-wheels` puts it there")
+        print(b.left_out[-1])
+        return
+    corpora = [rf.Corpus(c.ids[:n], np.array([0, len(c.ids[:n])]), c.vocab)
+               for c, n in zip(wikitext.unpack(file), (b.size(None, 9_000), *[b.size(None, 4_000)]*2), strict=True)]
+    dls = [rf.LMDataLoader(rf.LMDataset(c), bs=b.size(104, 8), seq_len=72, device=b.device) for c in corpora]
+    config = dict(emb_sz=16, n_hid=16) if b.small else None
+    torch.manual_seed(0)
+    learn = rf.language_model_learner(fa.DataLoaders(*dls[:2], device=b.device), rf.AWD_LSTM, config, pretrained=False,
+                                      wd=0.1).to_bf16()
+    folder, cbs = ROOT/"out"/"gpu"/name, [Watch(b)]
+    def train():
+        try: learn.resume(folder, cbs=cbs)
+        except FileNotFoundError:
+            learn.fit_one_cycle(20, 5e-3, moms=(0.8, 0.7, 0.8), div=10, cbs=[rf.Checkpoint(folder, minutes=1, keep=1), *cbs])
+    try:
+        with learn.no_bar(), learn.no_logging(): train()
+    except OutOfTime as e: print(e.args[0].splitlines()[-1].strip())
+    else:
+        with learn.no_bar(), learn.no_logging(): loss = learn.validate(dl=dls[2])[0]
+        b.add("the same on the test text", "perplexity", value=math.exp(loss))
+
+
 PARTS = dict(ceilings=ceilings, step=step, epoch=epoch, write=write, classifier=classifier, capture=capture, cells=cells)
+ASKED = dict(quality=quality)   # which all parts together leave out
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    p.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS | ASKED)}; all but the last by default")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--seconds", type=float, default=180.)
     p.add_argument("--small", action="store_true")
     args = p.parse_args()
     if args.device == "cpu" and not args.small: sys.exit("There is no GPU here; --small shows on a CPU that the script runs.")
     b, failed = Bench(args.device, args.small, time.monotonic() + args.seconds), []
+    b.keep(args.parts)
     for name in args.parts or PARTS:
         if b.late():
             b.left_out.append(name)
             continue
-        try: PARTS[name](b)
+        try: (PARTS | ASKED)[name](b)
         except Exception as e:   # the next part is measured all the same
             failed.append(name)
             b.left_out.append(f"{name}: {type(e).__name__}: {e}")

@@ -4,6 +4,7 @@ Run by `make gpu`, or by pytest where a GPU is at hand; `TEST_DEVICE=cpu` runs t
 import copy
 import gc
 import os
+import random
 import warnings
 from functools import partial
 
@@ -19,8 +20,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.data import device as device_module
 from rnn_fastai.inside.capture import capture
 from rnn_fastai.models.dropout import drop_weight
+from rnn_fastai.models.flashrnn import flash_lacks
 from rnn_fastai.models.losses import linear_cross_entropy
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.tagger import CRF
@@ -129,6 +132,21 @@ def test_tensors_of_a_default_device():
         with capture(rnn, parts='all'): rnn(rand(5, 2, 3).cpu(), None, [5, 2])
     finally: torch.set_default_device(None)
 
+@pytest.mark.parametrize('name', ['LSTM', 'GRU', 'RNN', 'sLSTM'])
+def test_flashrnn(name):
+    "Against float64 on the CPU, with gradients; the kernels are compiled here, which takes minutes."
+    pytest.importorskip('flashrnn')
+    rnn = build(name, 16, 64, backend='flashrnn', scale=0.2)
+    far,x = twin(rnn).bfloat16(),rand(40, 8, 16)
+    if why := flash_lacks(far._cell, DEVICE, torch.bfloat16): pytest.skip(why)
+    with warnings.catch_warnings(action='error'): out,_ = far(there(x).bfloat16())
+    want = build(name, 16, 64, backend='loop', scale=0.2)
+    want.load_state_dict(rnn.state_dict())
+    near,_ = want(x)
+    assert (here(out).double() - near).abs().max() < 0.05
+    got,grads = (torch.autograd.grad(o.sum(), list(m.parameters())) for o,m in ((out, far), (near, want)))
+    for a,b in zip(got, grads, strict=True): assert (here(a).double() - b).norm() < 0.1*b.norm()
+
 # ---- Losses and heads
 
 @pytest.mark.parametrize('ignore', [False, True])
@@ -160,6 +178,23 @@ def test_crf():
     assert_close(here(far(there(scores), there(labels), there(real))), here(crf(scores, labels, real)), **EXACT)
     assert far.decode(there(scores), there(real)).tolist() == crf.decode(scores, real).tolist()
 
+# ---- Batches
+
+@pytest.mark.parametrize('room', [True, False])
+def test_batches_are_the_cpus(room, monkeypatch):
+    "Cut on the device where the ids live there; else brought from pinned memory."
+    if not room: monkeypatch.setattr(device_module, 'fits', lambda *args: False)
+    rng = np.random.default_rng(0)
+    corpus = rf.Corpus.from_ids([rng.integers(0, 300, n) for n in rng.integers(0, 900, 300)])
+    def batches(device):
+        random.seed(1)
+        dl = rf.LMDataLoader(rf.LMDataset(corpus), bs=8, seq_len=20, shuffle=True, device=device)
+        return [b for _ in range(2) for b in dl]
+    far,near = batches(DEVICE),batches(torch.device('cpu'))
+    assert (device_module.resident_ids(corpus, DEVICE) is not None) == (room and DEVICE.type == 'cuda')
+    assert len(far) == len(near) > 500 and far[0][0].device == DEVICE
+    for a,b in zip(far, near, strict=True): assert_close(here(a), here(b), rtol=0, atol=0)
+
 # ---- Learners
 
 def lm(arch='AWD_LSTM', **args):
@@ -177,7 +212,8 @@ def tagger(**args):
     return rf.tagger_learner(dls, 'LSTM', emb_sz=16, n_hid=16, **args)
 def rnn(cell='GRU', **args):
     return rf.rnn_learner(rf.SeqDataLoaders.from_series('abcabdabcab'*9, seq_len=8, device=DEVICE), cell, 16, **args)
-LEARNERS = {'lm': lm, 'lm in chunks': partial(lm, cbs=rf.ChunkedCrossEntropy), 'lm, QRNN': partial(lm, 'AWD_QRNN'),
+LEARNERS = {'lm': lm, 'lm in chunks': lambda: lm(cbs=rf.ChunkedCrossEntropy(16)),
+            'lm, loss by memory': lambda: lm(cbs=rf.ChunkedCrossEntropy()), 'lm, QRNN': partial(lm, 'AWD_QRNN'),
             'classifier': clas, 'tagger': tagger, 'tagger, crf': partial(tagger, crf=True),
             **{c: partial(rnn, c) for c in ('RNN', 'LSTM', 'GRU', 'minLSTM', 'sLSTM', 'MogrifierLSTM')}}
 

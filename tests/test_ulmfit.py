@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.callback import chunked_loss
 from rnn_fastai.callback.chunked_loss import LazyCrossEntropy
 from rnn_fastai.callback.schedule import stream_widths
 from rnn_fastai.models.losses import LazyLogits
@@ -101,6 +102,20 @@ def test_lean_training_is_the_same(tmp_path):
             both.append((weights(learn), list(learn.recorder.values[-1]), list(learn.validate())))
             assert learn.loss_func is loss and learn.model[1].lazy is False
         assert_close(both[1], both[0], rtol=1e-3, atol=1e-4)
+
+@pytest.mark.parametrize('free,whole', [(None, False), (0, False), (10**8, True)])
+def test_a_gpu_with_room_makes_all_logits(free, whole, tmp_path, monkeypatch):
+    asked,made,make = [],[],LazyLogits.whole
+    monkeypatch.setattr(chunked_loss, '_free_bytes', lambda device: asked.append(device) or free)
+    monkeypatch.setattr(chunked_loss, '_ROWS', 11)
+    monkeypatch.setattr(LazyLogits, 'whole', lambda self: made.append(self) or make(self))
+    both = []
+    for cbs in ([], [rf.ChunkedCrossEntropy()]):
+        learn = lm(tmp_path, cbs)
+        learn.fit(1, 1e-2)
+        both.append(weights(learn))
+    assert bool(made) == whole and 1 <= len(asked) <= 4   # once for each size of a batch
+    assert_close(*both, **(dict(rtol=0, atol=0) if whole else dict(rtol=1e-3, atol=1e-4)))
 
 class Stop(ft.Callback):
     "Interrupts the second batch."

@@ -19,7 +19,7 @@ from fastai.data.core import TfmdDL, TfmdLists, show_results
 from fastai.data.load import fa_collate
 from fastai.text.core import PAD
 from fastai.text.data import TensorText
-from fastai.torch_core import display_df, to_device
+from fastai.torch_core import display_df
 from fastcore.basics import camel2snake, chunked, ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..core import check_count
 from .arrays import slices_of
 from .corpus import Corpus, Vocab
+from .device import send
 from .lm import ArrayDataLoader, CorpusDataset, new_corpus, show_ids
 from .ranks import checksum
 from .splits import check_training
@@ -240,8 +241,7 @@ class PaddedDataset(CorpusDataset):
         "Items as one batch."
         x = pad_text(self.corpus, self.docs[at], self.pad, self.backwards, width)
         b = (x,) if self.y is None else (x, self.targets(at, width))
-        if device is None: return b
-        b = to_device(b, device)
+        b = send(b, device)
         b[0].lens = x.lens
         return b
 

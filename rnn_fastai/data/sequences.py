@@ -20,6 +20,7 @@ from fastcore.basics import ifnone
 from torch import Tensor
 
 from ..core import check_count, suggest
+from .device import send
 from .ranks import SharedLoader, checksum
 from .splits import check_valid_pct
 from .task import IGNORE, SeqTask, ids_of, pad_ids, seq_kinds, seq_tokens
@@ -44,14 +45,12 @@ class SeqDataLoader(SharedLoader, DataLoader):
     ):
         super().__init__(bs=check_count('bs', bs), shuffle=shuffle, num_workers=0, indexed=True,
                          device=ifnone(device, default_device()))
-        self.tensors,self.task,self.seq_len,self.trim,self.n = tensors,task,seq_len,trim,len(tensors[0])
-        if seq_len is not None: check_count('seq_len', seq_len)
-        self.n_inp = task.n_inp
+        self.tensors,self.n,self.task,self.n_inp = tensors,len(tensors[0]),task,task.n_inp
+        self.seq_len,self.trim = None if seq_len is None else check_count('seq_len', seq_len),trim
 
     def _windows(self) -> list[slice]:
         if not self.n: return []   # of a learner that was loaded
-        sl = self.tensors[0].size(1)
-        step = ifnone(self.seq_len, sl)
+        step = ifnone(self.seq_len, sl := self.tensors[0].size(1))
         return [slice(i, i+step) for i in range(0, sl, step)]
 
     def __len__(self): return len(self._windows()) if self.task.kind == 'next' else -(-self.n//self.bs)
@@ -67,12 +66,14 @@ class SeqDataLoader(SharedLoader, DataLoader):
     def __iter__(self): return self.iter_from()
 
     def _batches(self, start:int=0):
-        if self.task.kind == 'next': batches = [tuple(t[:, w] for t in self.tensors) for w in self._windows()[start:]]
+        if self.task.kind == 'next':
+            tensors = send(self.tensors, self.device)   # all of them at once: they are small
+            batches = (tuple(t[:, w] for t in tensors) for w in self._windows()[start:])
         else:
             # Drawn as the epoch starts, from torch's stream, which `set_seed` sets.
             order = self.agreed(torch.randperm(self.n)) if self.shuffle else torch.arange(self.n)
-            batches = (self._rows(idx) for idx in order.split(self.bs)[start:] if len(idx))
-        for b in batches: yield tuple(t[self.own_rows(len(t))].to(self.device) for t in b)
+            batches = (send(self._rows(idx), self.device) for idx in order.split(self.bs)[start:] if len(idx))
+        for b in batches: yield tuple(t[self.own_rows(len(t))] for t in b)
 
     def facts(self) -> dict[str, Any]:
         "What must be the same on all ranks, by name."

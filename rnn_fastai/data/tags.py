@@ -18,7 +18,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text.core import BOS, PAD, UNK
-from fastai.torch_core import TensorCategory, TitledStr, default_device, display_df, to_device
+from fastai.torch_core import TensorCategory, TitledStr, default_device, display_df
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..core import check_count
 from .conll import read_columns, read_conllu
 from .corpus import Corpus
+from .device import send
 from .documents import DocDataLoader, PaddedDataset, pad_rows
 from .lm import show_ids
 from .splits import check_training, column_splitter, random_splitter
@@ -210,7 +211,7 @@ class TagDataset(PaddedDataset):
         "Items as one batch."
         x,*y = super().batch(at, device, width)
         if self.chars is None: return x,*y
-        return x,*to_device(self.chars.batch(self.corpus, self.docs[at], width), ifnone(device, 'cpu')),*y
+        return x,*send(self.chars.batch(self.corpus, self.docs[at], width), device),*y
 
     def collate(self,
         items:list[tuple], # Sentences; targets, where there are tags

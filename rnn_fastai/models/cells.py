@@ -31,6 +31,7 @@ class CellEquations(nn.Module):
     dropped:tuple[str, ...] = ('weight_hh',)   # what weight drop acts on
     zoned:tuple[str, ...]|None = None          # entries of the state that zoneout acts on; all by default
     kernel:Any = None                          # torch's fused kernel: 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
+    flash:Any = None                           # FlashRNN's function: 'lstm', 'gru', 'elman' or 'slstm'
     scan:Any = None                            # a method (gx, state) -> all entries of the state at all steps
     gate_names:tuple[str, ...] = ()            # what `inside` gives
     input_size:int                             # features of the input
@@ -120,7 +121,8 @@ class Cell(CellEquations):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if _is_outdated(cls, 'kernel', _EQUATIONS): cls.kernel = None
+        for name in ('kernel', 'flash'):
+            if _is_outdated(cls, name, _EQUATIONS): setattr(cls, name, None)
         if _is_outdated(cls, 'scan', ('step',)): cls.scan = None
         if _is_outdated(cls, 'inside', (*_EQUATIONS, 'terms')): cls.gate_names = ()
 
@@ -254,6 +256,10 @@ class RNNCell(Cell):
     def kernel(self) -> str:
         "torch's fused kernel."
         return f'rnn_{self.nonlinearity}'
+    @property
+    def flash(self) -> str|None:
+        "FlashRNN's function, which has no rectifier."
+        return 'elman' if self.nonlinearity == 'tanh' else None
 
     def step(self, gx, state): return (getattr(torch, self.nonlinearity)(gx + self.recur(state[0])),)
 
@@ -264,7 +270,7 @@ class LSTMCell(Cell):
     i, f, g, o = W_ih x + b_ih + W_hh h + b_hh, in four blocks;
     c' = sigmoid(f) c + sigmoid(i) tanh(g);
     h' = sigmoid(o) tanh(c'), times W_hr where there is a projection."""
-    gates,states = 4,('h', 'c')
+    gates,states,flash = 4,('h', 'c'),'lstm'
     kernel:Any = 'lstm'
     gate_names = 'input', 'forget', 'cell', 'output'
     def __init__(self,
@@ -315,7 +321,7 @@ class GRUCell(Cell):
     r, z = sigmoid(W_i x + b_i + W_h h + b_h), in two blocks;
     n = tanh(W_in x + b_in + r (W_hn h + b_hn));
     h' = (1-z) n + z h."""
-    gates,kernel,gate_names = 3,'gru',('reset', 'update', 'new')
+    gates,kernel,flash,gate_names = 3,'gru','gru',('reset', 'update', 'new')
     def step(self, gx, state):
         h, = state
         (rx,zx,nx),(rh,zh,nh) = gx.chunk(3, -1),self.recur(h).chunk(3, -1)
@@ -441,7 +447,8 @@ class SLSTMCell(Cell):
     i, f, z, o = W_ih x + b_ih + W_hh h + b_hh; m' = max(log sigmoid(f) + m, i);
     i, f = exp(i - m'), exp(log sigmoid(f) + m - m'); c' = f c + i tanh(z); n' = f n + i;
     h' = sigmoid(o) c'/n'."""
-    gates,states,zoned = 4,('h', 'c', 'n', 'm'),('h',)   # c, n and m mean something only together
+    gates,states,flash = 4,('h', 'c', 'n', 'm'),'slstm'
+    zoned = ('h',)   # c, n and m mean something only together
     gate_names = LSTMCell.gate_names
     def _gates(self, pre:Tensor, n:Tensor, m:Tensor) -> tuple[Tensor, ...]:
         "Input and forget gate, both over exp(m), the candidate, the output gate, and the new m."

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..core import check_count, check_prob, suggest
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight
+from .flashrnn import flash_lacks, tell_once
 from .kernels import KERNEL_WEIGHTS, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel
 from .origin import maker
 from .packed import PackedWeight
@@ -93,7 +94,7 @@ def _check_zoneout(cell:Cell, p:float|tuple) -> tuple:
     return ps if any(ps) else ()
 
 # %% ../../nbs/220_models.recurrent.ipynb #92bd89a3
-_BACKENDS = 'auto', 'fused', 'scan', 'compile', 'loop'
+_BACKENDS = 'auto', 'fused', 'flashrnn', 'scan', 'compile', 'loop'
 
 def _fast_parent(cell:Cell) -> str|None:
     "The class above a cell's that has a kernel or a scan, which is not the cell's."
@@ -105,6 +106,7 @@ def _plan(cell:Cell, asked:str, zone:bool, few:bool) -> tuple[str, str]:
     lacks = f"{name} changes the equations of {_fast_parent(cell)}" if _fast_parent(cell) else \
             f"{name} has neither a kernel nor a scan"
     reasons:dict[str, Any] = dict(fused=f"torch has a kernel, {cell.kernel}" if cell.kernel and not zone else None,
+                   flashrnn=f"FlashRNN has a kernel, {cell.flash}" if cell.flash and not zone else None,
                    scan=f"{name} is linear in its state" if cell.scan and not zone else None,
                    compile="compiled in chunks of steps, which takes a while at the first call",
                    loop="so few steps need no more" if few else "zoneout acts between steps" if zone else
@@ -117,6 +119,11 @@ def _plan(cell:Cell, asked:str, zone:bool, few:bool) -> tuple[str, str]:
         why = "zoneout acts between steps" if zone else f"{name} has none"
         raise ValueError(f"backend={asked!r} is not available: {why}. Use 'auto', 'loop' or 'compile'.")
     return asked,"as asked for"
+
+def _flash_lacks(layer:Any, device:Any) -> str|None:
+    "Why FlashRNN cannot run a layer's cells there; none where it can, or was not asked for."
+    if layer._backend != 'flashrnn': return None
+    return flash_lacks(layer._cell, device, next(layer.parameters()).dtype)
 
 # %% ../../nbs/220_models.recurrent.ipynb #45979275
 class RecurrentBase(nn.Module):
@@ -139,7 +146,7 @@ class RecurrentBase(nn.Module):
         proj_size:int=0, # Features of the output, for cells that project theirs
         weight_p:float=0., # Probability to drop an entry of a recurrent matrix, one mask a batch, in training only
         zoneout_p:float|tuple=0., # Probability that a unit keeps its state for a step, or one for each entry of it
-        backend:str='auto', # 'fused', 'scan', 'compile' or 'loop'; see `plan`
+        backend:str='auto', # 'fused', 'flashrnn', 'scan', 'compile' or 'loop'; see `plan`
         check_nan:bool=False, # For debugging: raise at the first step whose output is not a number
         **cell_args # Further arguments of the cell
     ):
@@ -180,7 +187,7 @@ class RecurrentBase(nn.Module):
 
     @property
     def backend(self) -> str:
-        "What was asked for: 'auto', 'fused', 'scan', 'compile' or 'loop'."
+        "What was asked for: 'auto', 'fused', 'flashrnn', 'scan', 'compile' or 'loop'."
         return self._backend
     @backend.setter
     def backend(self, name:str):
@@ -282,6 +289,7 @@ class _Pass:
         self.n_dir = 2 if layer.bidirectional else 1
         self.drops = self._drop_weights()
         self.backend = layer.plan(len(x), x.device)[0]
+        if self.backend != layer.backend: tell_once(_flash_lacks(layer, x.device))
 
     def _drop_weights(self) -> list[dict[str, Tensor]]:
         "Dropped weights of each cell by name, in training."
@@ -402,7 +410,9 @@ class Recurrent(RecurrentBase):
         if self.edit is not None: return 'loop',"an edit acts between steps"
         # A kernel on the CPU lays out its weights again at every call, which costs several times a step itself.
         few = n_steps <= self.few_steps and (torch.device(device).type == 'cpu' or not self._cell.kernel)
-        return _plan(self._cell, self._backend, bool(self._zone), few)
+        flash = self._backend == 'flashrnn' and n_steps > self.few_steps and _flash_lacks(self, device) is None
+        asked = 'auto' if self._backend == 'flashrnn' and not flash else self._backend
+        return _plan(self._cell, asked, bool(self._zone), few)
 
     def zero_state(self,
         x:Tensor, # Input, ...,bs,features; gives batch size, type and device

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from .cells import Cell
 from .dropout import zoneout
+from .flashrnn import run_flash
 from .padding import last_steps, padded_steps
 
 # %% ../../nbs/218_models.steps.ipynb #90ac7e52
@@ -77,14 +78,13 @@ def run_cell(
     x:Tensor, # sl,bs,n_in
     state:tuple[Tensor, ...], # Entries of the state before the first step: bs,features
     lengths:Tensor|None=None, # Length of each sequence: bs; all fill the batch by default
-    backend:str='loop', # 'scan', 'compile' or 'loop'
+    backend:str='loop', # 'flashrnn', 'scan', 'compile' or 'loop'
     **kwargs # Further arguments of `take_steps`
-) -> tuple[tuple, tuple]: # As `take_steps`; a scan gives all entries of every step
+) -> tuple[tuple, tuple]: # As `take_steps`; FlashRNN and a scan give all entries of every step
     "All steps in one direction, without a kernel."
     gx = cell.project(x)
-    if backend == 'scan':
-        every = cell.scan(gx, state)
-        return every,tuple(last_steps(s, lengths) for s in every)
+    every = run_flash(cell, gx, state) if backend == 'flashrnn' else cell.scan(gx, state) if backend == 'scan' else None
+    if every is not None: return every,tuple(last_steps(s, lengths) for s in every)
     steps = take_compiled_steps if backend == 'compile' else take_steps
     return steps(cell, gx, state, None if lengths is None else padded_steps(x, lengths), **kwargs)
 
