@@ -149,7 +149,7 @@ def _autocast_depth() -> int:
 def kept_autocast():
     "Leave autocast as it was before the block, even if the block ends in an error."
     import torch
-    was = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in ('cpu', 'cuda')]
+    was = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in ('cpu', 'cuda', 'mps')]
     depth = _autocast_depth()
     try: yield
     finally:

@@ -24,6 +24,7 @@ from fastai.torch_core import distrib_barrier, get_model, rank_distrib, to_detac
 from fastcore.basics import ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
+from torch.amp import GradScaler
 
 from rnn_fastai.learner.weights import (
     TransferReport,
@@ -47,6 +48,7 @@ from rnn_fastai.learner.weights import (
 
 from ..callback.history import LastScores
 from ..callback.optim import Adam
+from ..callback.precision import MixedPrecision
 from ..callback.regularize import rnn_cbs
 from ..core import flush_denormals, kept_autocast
 from ..data.loaders import text_vocab
@@ -199,6 +201,15 @@ class SafeLearner(SavedLearner):
     ):
         "As fastai's. What switched autocast on in the batch has no say beyond it, even where the batch is interrupted."
         with kept_autocast(): super().one_batch(i, b)
+
+    @delegates(GradScaler)
+    def to_fp16(self, **kwargs) -> 'SafeLearner':
+        "Train in float16 mixed precision on every device, the CPU too; see `MixedPrecision`."
+        return self.add_cb(MixedPrecision(**kwargs))
+
+    def to_bf16(self) -> 'SafeLearner':
+        "The same in bfloat16."
+        return self.add_cb(MixedPrecision('bf16'))
 
     def distrib_ctx(self,
         sync_bn:bool=True, # Normalise by the batches of all ranks
