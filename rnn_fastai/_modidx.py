@@ -326,6 +326,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'rnn_fastai.core.Registry.register': ('core.html#registry.register', 'rnn_fastai/core.py'),
                                  'rnn_fastai.core._autocast_depth': ('core.html#_autocast_depth', 'rnn_fastai/core.py'),
                                  'rnn_fastai.core._denormals_flushed': ('core.html#_denormals_flushed', 'rnn_fastai/core.py'),
+                                 'rnn_fastai.core.allow_float64': ('core.html#allow_float64', 'rnn_fastai/core.py'),
                                  'rnn_fastai.core.check_count': ('core.html#check_count', 'rnn_fastai/core.py'),
                                  'rnn_fastai.core.check_number': ('core.html#check_number', 'rnn_fastai/core.py'),
                                  'rnn_fastai.core.check_prob': ('core.html#check_prob', 'rnn_fastai/core.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['suggest', 'Registry', 'check_count', 'check_number', 'check_prob', 'seeded', 'flush_denormals', 'kept_autocast',
-           'full_precision', 'transforms_active']
+           'full_precision', 'allow_float64', 'transforms_active']
 
 # %% ../nbs/000_core.ipynb #7a165991
 import math
@@ -166,6 +166,15 @@ def full_precision(
     "Half precision as single; single and double stay as they are."
     import torch
     return x if x.dtype == torch.float64 else x.float()
+
+# %% ../nbs/000_core.ipynb #355caa63
+_NO_FLOAT64 = {'mps'}   # kinds of devices
+
+def allow_float64(
+    x:'torch.Tensor', # Of any floating type
+) -> 'torch.Tensor': # The same, or a copy on the CPU
+    "Take a tensor to the CPU where its device has no float64."
+    return x.cpu() if x.device.type in _NO_FLOAT64 else x
 
 # %% ../nbs/000_core.ipynb #1e8ae2dc
 def transforms_active() -> bool:
