@@ -1,10 +1,12 @@
 """Loss after 200 steps in bfloat16 against float32, on the CPU; results go to results/half.json.
 
-    python benchmarks/half.py [--steps 200] [--seeds 3] [NAME ...]
+    python benchmarks/half.py [--seeds 3] [NAME ...]
 
 Learners of every kind, on data of the demo's size: a language model and every cell on human numbers, a classifier on
 IMDB's sample, taggers on a treebank, an encoder and decoder on pairs. `autocast` is `learn.to_bf16()`, `weights` is
-`learn.model.bfloat16()`. A training is chaotic, so what counts is the mean of the validation loss over seeds.
+`learn.model.bfloat16()`. All train for one cycle of 200 steps, or nearly. A training is chaotic, so what counts is the
+mean of the validation loss over seeds; `again` is float32 from weights that differ by rounding, which tells how far
+apart trainings come by chance.
 """
 import argparse
 import os
@@ -17,7 +19,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from common import save
-from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import set_seed
 
 import rnn_fastai.all as rf
@@ -27,23 +28,16 @@ from rnn_fastai.recipes import DEMO, DEMO_CONFIG
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"
 if SHARED.exists(): os.environ.setdefault("RNN_FASTAI_DATA", str(SHARED))
-MODES = "float32", "autocast", "weights"
+MODES = "float32", "again", "autocast", "weights"
+STEPS = 200
 DATA = dict(device="cpu", no_bar=True)
-
-
-class Steps(Callback):
-    "Ends the training after so many steps."
-    def __init__(self, n: int): self.n = n
-
-    def after_step(self):
-        if self.train_iter + 1 >= self.n: raise CancelFitException
 
 
 def lm(seed: int, arch: str = "AWD_LSTM", **args):
     "The demo's language model, on a tenth of its rows, as validation takes all of theirs."
     dls = rf.TextDataLoaders.from_df(rf.human_numbers_100()[:200], is_lm=True, text_col="text", seq_len=5, seed=seed,
                                      val_bs=DEMO["val_bs"], **DATA)
-    return rf.language_model_learner(dls, arch, DEMO_CONFIG, DEMO["drop_mult"], pretrained=False, **args), 1e-2
+    return rf.language_model_learner(dls, arch, DEMO_CONFIG, DEMO["drop_mult"], pretrained=False, **args), 3e-3
 
 
 def classifier(seed: int, arch: str = "AWD_LSTM"):
@@ -84,23 +78,23 @@ LEARNERS = {
     "encoder and decoder": pairs, "with attention": partial(pairs, attention=True)}
 
 
-def loss_after(make, mode: str, seed: int, steps: int) -> float:
+def loss_after(make, mode: str, seed: int) -> float:
     "Validation loss, worked out as the model was trained."
     set_seed(seed)
     learn, lr = make(seed)
+    if mode == "again":
+        for w in learn.model.parameters(): w.data.mul_(1 + 1e-6)
     if mode == "weights": learn.model.bfloat16()
-    cbs = [MixedPrecision("bf16")] if mode == "autocast" else []
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(steps, lr, cbs=[Steps(steps), *cbs])
-        assert learn.train_iter >= steps - 1
-        return float(learn.validate(cbs=cbs)[0])
+    if mode == "autocast": learn.add_cb(MixedPrecision("bf16"))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(max(round(STEPS/len(learn.dls.train)), 1), lr)
+    return float(learn.recorder.values[-1][1])
 
 
-def compare(name: str, steps: int, seeds: int) -> dict:
+def compare(name: str, seeds: int) -> dict:
     "Losses of all modes and seeds; ratios of means, and the largest distance of one seed."
-    loss = {m: [loss_after(LEARNERS[name], m, s, steps) for s in range(seeds)] for m in MODES}
+    loss = {m: [loss_after(LEARNERS[name], m, s) for s in range(seeds)] for m in MODES}
     mean = {m: statistics.mean(v) for m, v in loss.items()}
-    res = dict(what=name, steps=steps, loss=loss, mean=mean)
+    res = dict(what=name, steps=STEPS, loss=loss, mean=mean)
     for m in MODES[1:]:
         each = [a/b - 1 for a, b in zip(loss[m], loss["float32"], strict=True)]
         res[m] = dict(of_means=mean[m]/mean["float32"] - 1, largest=max(each, key=abs))
@@ -113,10 +107,9 @@ def main():
     "Each learner's row is written as soon as it is known."
     p = argparse.ArgumentParser()
     p.add_argument("names", nargs="*")
-    p.add_argument("--steps", type=int, default=200)
     p.add_argument("--seeds", type=int, default=3)
     args = p.parse_args()
-    for name in args.names or LEARNERS: save("half", [compare(name, args.steps, args.seeds)], threads=torch.get_num_threads())
+    for name in args.names or LEARNERS: save("half", [compare(name, args.seeds)], threads=torch.get_num_threads())
 
 
 if __name__ == "__main__": main()

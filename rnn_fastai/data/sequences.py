@@ -20,6 +20,7 @@ from fastcore.basics import ifnone
 from torch import Tensor
 
 from ..core import check_count, suggest
+from ..devices import check_device
 from .ranks import SharedLoader, checksum
 from .splits import check_valid_pct
 from .task import IGNORE, SeqTask, ids_of, pad_ids, seq_kinds, seq_tokens
@@ -43,7 +44,7 @@ class SeqDataLoader(SharedLoader, DataLoader):
         device:Any=None, # Where batches go; fastai's default device by default
     ):
         super().__init__(bs=check_count('bs', bs), shuffle=shuffle, num_workers=0, indexed=True,
-                         device=ifnone(device, default_device()))
+                         device=ifnone(check_device(device), default_device()))
         self.tensors,self.task,self.seq_len,self.trim,self.n = tensors,task,seq_len,trim,len(tensors[0])
         if seq_len is not None: check_count('seq_len', seq_len)
         self.n_inp = task.n_inp
