@@ -35,6 +35,7 @@ gpu:                           ## on a machine with a GPU: tests of it, then fas
 
 bench: install                 ## fastai and this package side by side, in one process
 	$(PY) benchmarks/run.py
+	$(PY) benchmarks/fit.py
 	$(PY) benchmarks/text.py
 	$(PY) benchmarks/cells.py
 	$(PY) benchmarks/inside.py

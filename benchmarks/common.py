@@ -26,23 +26,23 @@ def environment() -> dict:
                 versions={n: here[n] for n in names if n in here}, date=time.strftime("%Y-%m-%d"))
 
 
-def seconds(f) -> float:
-    "Wall time of one call, with the garbage collector out of the way."
+def seconds(f, clock=time.perf_counter) -> float:
+    "Time of one call, with the garbage collector out of the way: wall time, or that of another clock."
     gc.collect()
     gc.disable()
-    start = time.perf_counter()
+    start = clock()
     try: f()
     finally: gc.enable()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def in_turns(fs: dict, repeats: int, warmup: int = 1) -> dict:
+def in_turns(fs: dict, repeats: int, warmup: int = 1, clock=time.perf_counter) -> dict:
     "Call the functions in turn, `repeats` times; the times of each, in seconds. The slow ones warm up once only."
     for f in fs.values():
         for _ in range(warmup): f()
     times = {k: [] for k in fs}
     for _ in range(repeats):
-        for k, f in fs.items(): times[k].append(seconds(f))
+        for k, f in fs.items(): times[k].append(seconds(f, clock))
     return times
 
 

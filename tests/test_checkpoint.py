@@ -49,16 +49,29 @@ TINY = dict(emb_sz=6, n_hid=6, n_layers=2)
 class Cut(Exception): pass
 
 @contextmanager
-def cut_after(monkeypatch, event, n):
-    "End a training right after the `n`-th of some event, as a killed process ends: no other event follows."
-    call,left = ft.Learner.__call__,[n]
-    def counting(self, name):
-        call(self, name)
-        left[0] -= name == event
-        if not left[0]: raise Cut
-    with monkeypatch.context() as m:
-        m.setattr(ft.Learner, '__call__', counting)
+def after_events(f):
+    "Call `f` with the name of each event of a learner, once its callbacks have run."
+    def hearing(call):
+        def heard(self, name):
+            call(self, name)
+            f(name)
+        return heard
+    with pytest.MonkeyPatch.context() as m:
+        for cls in (ft.Learner, rf.TextLearner): m.setattr(cls, '__call__', hearing(cls.__call__))
         yield
+
+def ending(event, n, end):
+    "Count down `n` events of a kind, then end."
+    left = [n]
+    def count(name):
+        left[0] -= name == event
+        if not left[0]: end()
+    return after_events(count)
+
+def cut_after(event, n):
+    "End a training right after the `n`-th of some event, as a killed process ends: no other event follows."
+    def cut(): raise Cut
+    return ending(event, n, cut)
 
 # ---- Learners
 
@@ -187,13 +200,7 @@ def assert_same(got, want):
 def whole(name, folder):
     "What the training in one piece leaves, and how many events there were of each kind."
     learn,cbs,n = made(name, folder),RECIPES[name][2](),{}
-    call = ft.Learner.__call__
-    def counting(self, event):
-        n[event] = n.get(event, 0) + 1
-        call(self, event)
-    ft.Learner.__call__ = counting
-    try: train(learn, name, cbs)
-    finally: ft.Learner.__call__ = call
+    with after_events(lambda event: n.update({event: n.get(event, 0) + 1})): train(learn, name, cbs)
     if name == 'nt-asgd': assert cbs[0].since is not None
     if name == 'trackers': assert n['after_cancel_fit']
     return result(learn, cbs),n
@@ -207,11 +214,11 @@ CUTS = {'a step': ('after_step', 0.4), 'late': ('after_batch', 0.85), 'validatio
 GRID = [(name, where) for name in RECIPES for where in CUTS]
 FAST = [o for i,o in enumerate(GRID) if o[0] == 'lm' or i%6 in (0, 3) or o[0] in ('generator', 'noise')]   # each learner is cut at one or two places
 
-def cut_and_resume(name, where, folder, monkeypatch, n, **options):
+def cut_and_resume(name, where, folder, n, **options):
     "Train up to a cut, then go on in another learner; what that leaves."
     event,part = CUTS[where]
     learn = made(name, folder)
-    with cut_after(monkeypatch, event, max(round(n[event]*part), 1)), pytest.raises(Cut):
+    with cut_after(event, max(round(n[event]*part), 1)), pytest.raises(Cut):
         train(learn, name, [*RECIPES[name][2](), Checkpoint(folder/'c', every=3, **options)])
     assert 1 <= len(list_checkpoints(folder/'c')) <= 3
     return go_on(name, folder)
@@ -224,22 +231,22 @@ def go_on(name, folder):
     return result(learn, cbs)
 
 @pytest.mark.parametrize('name,where', FAST)
-def test_the_same_as_in_one_piece(name, where, tmp_path, folder, monkeypatch):
+def test_the_same_as_in_one_piece(name, where, tmp_path, folder):
     want,n = whole(name, folder)
-    assert_same(cut_and_resume(name, where, tmp_path, monkeypatch, n), want)
+    assert_same(cut_and_resume(name, where, tmp_path, n), want)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name,where', [o for o in GRID if o not in FAST])
-def test_the_same_at_all_places(name, where, tmp_path, folder, monkeypatch):
-    test_the_same_as_in_one_piece(name, where, tmp_path, folder, monkeypatch)
+def test_the_same_at_all_places(name, where, tmp_path, folder):
+    test_the_same_as_in_one_piece(name, where, tmp_path, folder)
 
-def test_a_training_that_is_cut_again_and_again(tmp_path, folder, monkeypatch):
+def test_a_training_that_is_cut_again_and_again(tmp_path, folder):
     "Each time a few steps later; every process but the last is cut."
     want,n = whole('fine_tune', folder)
     for k in range(99):
         learn = made('fine_tune', tmp_path)
         try:
-            with cut_after(monkeypatch, 'after_step', 7):
+            with cut_after('after_step', 7):
                 if k: learn.resume(tmp_path/'c')
                 else: train(learn, 'fine_tune', Checkpoint(tmp_path/'c', every=2, keep=1))
         except Cut:
@@ -270,15 +277,10 @@ torch.set_num_threads(1)
 import test_checkpoint as t
 from pathlib import Path
 name,folder,event,n = sys.argv[1],Path(sys.argv[2]),sys.argv[3],int(sys.argv[4])
-call,left = t.ft.Learner.__call__,[n]
-def killing(self, what):
-    call(self, what)
-    left[0] -= what == event
-    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
-t.ft.Learner.__call__ = killing
 learn,cbs = t.made(name, folder),t.RECIPES[name][2]()
-if t.list_checkpoints(folder/'c'): learn.resume(folder/'c', cbs=cbs)
-else: t.train(learn, name, [*cbs, t.Checkpoint(folder/'c', every=2)])
+with t.ending(event, n, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+    if t.list_checkpoints(folder/'c'): learn.resume(folder/'c', cbs=cbs)
+    else: t.train(learn, name, [*cbs, t.Checkpoint(folder/'c', every=2)])
 said,tensors = t.result(learn, cbs)
 save_file({k: v.clone(memory_format=torch.contiguous_format) for k,v in tensors.items()}, folder/'result.safetensors')
 (folder/'result.json').write_text(t.json.dumps(said))
@@ -305,15 +307,15 @@ def test_killed_processes(tmp_path, folder):
 
 # ---- Files
 
-def cut_lm(folder, monkeypatch, n=10, **options):
+def cut_lm(folder, n=10, **options):
     "A folder with checkpoints of a language model that was cut."
     learn = made('fine_tune', folder)
-    with cut_after(monkeypatch, 'after_step', n), pytest.raises(Cut):
+    with cut_after('after_step', n), pytest.raises(Cut):
         train(learn, 'fine_tune', Checkpoint(folder/'c', **{'every': 2, **options}))
     return list_checkpoints(folder/'c')
 
-def test_the_last_ones_are_kept_and_hold_no_pickle(tmp_path, monkeypatch):
-    found = cut_lm(tmp_path, monkeypatch, keep=2)
+def test_the_last_ones_are_kept_and_hold_no_pickle(tmp_path):
+    found = cut_lm(tmp_path, keep=2)
     assert [p.name for p in found] == ['checkpoint-000006', 'checkpoint-000008']   # the cut was within step 10
     assert {f.name for p in found for f in p.iterdir()} == {'state.json', 'state.safetensors'}
     json.loads((found[0]/'state.json').read_text())
@@ -327,8 +329,8 @@ def damage(file, how):
 
 @pytest.mark.parametrize('name', ['state.json', 'state.safetensors'])
 @pytest.mark.parametrize('how', ['a byte', 'cut short', 'empty', 'missing'])
-def test_a_damaged_one_is_named_and_the_one_before_is_taken(name, how, tmp_path, folder, monkeypatch):
-    before,last = cut_lm(tmp_path, monkeypatch)[-2:]
+def test_a_damaged_one_is_named_and_the_one_before_is_taken(name, how, tmp_path, folder):
+    before,last = cut_lm(tmp_path)[-2:]
     if how == 'missing': (last/name).unlink()
     else: damage(last/name, how)
     with pytest.raises(CheckpointError, match=f'{last} is damaged'): read_checkpoint(last)
@@ -336,8 +338,8 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(name, how, tmp_path,
         with pytest.warns(UserWarning, match=f'{last} is damaged: .*{before.name}, is taken'): got = go_on('fine_tune', tmp_path)
         assert_same(got, whole('fine_tune', folder)[0])
 
-def test_where_none_is_whole(tmp_path, monkeypatch):
-    for p in cut_lm(tmp_path, monkeypatch): damage(p/'state.json', 'empty')
+def test_where_none_is_whole(tmp_path):
+    for p in cut_lm(tmp_path): damage(p/'state.json', 'empty')
     with pytest.warns(UserWarning, match='damaged'), pytest.raises(CheckpointError, match='No checkpoint before it is whole'):
         made('fine_tune', tmp_path).resume(tmp_path/'c')
     for folder in (tmp_path/'none', tmp_path/'models'):
@@ -354,8 +356,8 @@ def rewrite(folder, **changes):
 
 def read_versions(folder): return json.loads((folder/'state.json').read_text())['saved']['versions']
 
-def test_a_newer_format_and_other_versions(tmp_path, folder, monkeypatch):
-    last = cut_lm(tmp_path, monkeypatch)[-1]
+def test_a_newer_format_and_other_versions(tmp_path, folder):
+    last = cut_lm(tmp_path)[-1]
     rewrite(last, format=2)
     with pytest.raises(NewerFormatError, match='has format 2, and this version reads up to 1. Update'):
         made('fine_tune', tmp_path).resume(tmp_path/'c')
@@ -364,8 +366,8 @@ def test_a_newer_format_and_other_versions(tmp_path, folder, monkeypatch):
         got = go_on('fine_tune', tmp_path)
     assert_same(got, whole('fine_tune', folder)[0])
 
-def test_a_method_that_does_not_train_is_not_called(tmp_path, monkeypatch):
-    last = cut_lm(tmp_path, monkeypatch)[-1]
+def test_a_method_that_does_not_train_is_not_called(tmp_path):
+    last = cut_lm(tmp_path)[-1]
     rewrite(last, call=dict(name='export', args={}, cbs=read_checkpoint(last).call['cbs']))
     with pytest.raises(CheckpointError, match="names the method 'export', which does not train"):
         made('fine_tune', tmp_path).resume(tmp_path/'c')
@@ -394,14 +396,14 @@ def test_other_processes_write_in_folders_of_their_own(tmp_path, folder, monkeyp
     assert [p.name for p in (tmp_path/'c').iterdir()] == ['rank1'] and list_checkpoints(tmp_path/'c'/'rank1')
 
 def test_a_training_goes_on_in_as_many_processes_as_it_had(tmp_path, monkeypatch):
-    cut_lm(tmp_path, monkeypatch)
+    cut_lm(tmp_path)
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(ValueError, match='processes was 1 and is 2'): made('fine_tune', tmp_path).resume(tmp_path/'c')
 
 def test_minutes(tmp_path, monkeypatch):
     clock = count(0, 20)   # seconds go by at each look: one a step
     monkeypatch.setattr(checkpoint.time, 'monotonic', lambda: next(clock))
-    assert [int(p.name[-2:]) for p in cut_lm(tmp_path, monkeypatch, n=13, keep=9, minutes=1)] == [3, 6, 9, 12]
+    assert [int(p.name[-2:]) for p in cut_lm(tmp_path, n=13, keep=9, minutes=1)] == [3, 6, 9, 12]
 
 # ---- Another training
 
@@ -431,7 +433,7 @@ def with_data(dls): return rf.language_model_learner(dls, 'AWD_LSTM', TINY, pret
 
 @pytest.fixture(scope='module')
 def cut_folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as m: cut_lm(folder := tmp_path_factory.mktemp('cut'), m)
+    cut_lm(folder := tmp_path_factory.mktemp('cut'))
     return folder/'c'
 
 @pytest.mark.parametrize('what', OTHERS)
@@ -445,17 +447,17 @@ def test_another_training_is_refused_and_left_alone(what, cut_folder):
 @pytest.mark.parametrize('then,now,said', [
     (GradientAccumulation(8), GradientAccumulation(16), r'cut with GradientAccumulation\(n_acc=8\), which'),
     (EarlyStoppingCallback(patience=1), EarlyStoppingCallback(patience=2), r'cut with EarlyStoppingCallback\(.*patience=1.*\), which')])
-def test_callbacks_with_other_settings_are_refused(then, now, said, tmp_path, monkeypatch):
-    with cut_after(monkeypatch, 'after_step', 4), pytest.raises(Cut):
+def test_callbacks_with_other_settings_are_refused(then, now, said, tmp_path):
+    with cut_after('after_step', 4), pytest.raises(Cut):
         made('lm', tmp_path).fit(1, cbs=[then, Checkpoint(tmp_path/'c', every=2)])
     with pytest.raises(ValueError, match=said): made('lm', tmp_path).resume(tmp_path/'c', cbs=now)
 
-def test_other_weights_of_classes_are_refused(tmp_path, monkeypatch):
+def test_other_weights_of_classes_are_refused(tmp_path):
     def learner(*w):
         learn = made('classifier', tmp_path)
         learn.loss_func = ft.CrossEntropyLossFlat(weight=torch.tensor(w))
         return learn
-    with cut_after(monkeypatch, 'after_step', 2), pytest.raises(Cut):
+    with cut_after('after_step', 2), pytest.raises(Cut):
         learner(1., 2.).fit(2, cbs=Checkpoint(tmp_path/'c', every=1))
     with pytest.raises(ValueError, match='loss weight was [0-9a-f]+ and is'): learner(1., 3.).resume(tmp_path/'c')
     learner(1., 2.).resume(tmp_path/'c')
@@ -487,8 +489,8 @@ def test_arguments_that_cannot_be_kept(args, said, tmp_path):
 def test_bad_options(args, said):
     with pytest.raises(ValueError, match=said): Checkpoint('c', **args)
 
-def test_a_new_training_does_not_write_over_one_that_was_cut(tmp_path, monkeypatch):
-    last = cut_lm(tmp_path, monkeypatch)[-1]
+def test_a_new_training_does_not_write_over_one_that_was_cut(tmp_path):
+    last = cut_lm(tmp_path)[-1]
     learn = made('lm', tmp_path)
     with pytest.raises(ValueError, match=r"c holds a training that was cut at step 8: go on with learn.resume\('.*c'\), or delete"):
         learn.fit(1, cbs=Checkpoint(tmp_path/'c'))
@@ -513,8 +515,8 @@ def test_two_checkpoints(tmp_path):
     learn = made('lm', tmp_path)
     with pytest.raises(ValueError, match='two Checkpoints'): learn.fit(1, cbs=[Checkpoint(tmp_path/'a'), Checkpoint(tmp_path/'b')])
 
-def test_a_checkpoint_of_another_folder(tmp_path, monkeypatch):
-    cut_lm(tmp_path, monkeypatch)
+def test_a_checkpoint_of_another_folder(tmp_path):
+    cut_lm(tmp_path)
     with pytest.raises(ValueError, match="Checkpoint writes to .*other, and the training is in .*c: name one folder"):
         made('fine_tune', tmp_path).resume(tmp_path/'c', cbs=Checkpoint(tmp_path/'other'))
 
@@ -551,9 +553,9 @@ def test_an_interrupt_leaves_whole_checkpoints_and_no_thread(tmp_path, folder):
     del learn.one_batch
     assert_same(result(learn.resume(tmp_path/'c'), []), whole('fine_tune', folder)[0])
 
-def test_the_table_shows_the_epochs_before(tmp_path, folder, monkeypatch):
+def test_the_table_shows_the_epochs_before(tmp_path, folder):
     want,n = whole('lm', folder)
-    cut_and_resume('lm', 'between epochs', tmp_path, monkeypatch, n)
+    cut_and_resume('lm', 'between epochs', tmp_path, n)
     rows = []
     learn = made('lm', tmp_path)
     learn.logger = rows.append

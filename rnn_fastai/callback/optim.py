@@ -24,7 +24,7 @@ class FusedAdam(Optimizer):
         super().__init__(params, [], **defaults)
         self.kernel = kernel
 
-    def _update(self, ps:list, hyper:dict, wd:float):
+    def _update(self, ps:list, lr:float, mom:float, sqr_mom:float, eps:float, wd:float):
         "One step for parameters that share all hyper-parameters."
         for p in ps:
             s = self.state[p]
@@ -32,19 +32,20 @@ class FusedAdam(Optimizer):
             s['step'] = torch.as_tensor(s['step'], dtype=torch.float32, device=p.device)
         avg,sqr,steps = ([self.state[p][k] for p in ps] for k in ('grad_avg', 'sqr_avg', 'step'))
         self.kernel(ps, [p.grad for p in ps], avg, sqr, [], steps, fused=True, amsgrad=False, maximize=False,
-                    beta1=float(hyper['mom']), beta2=float(hyper['sqr_mom']), lr=float(hyper['lr']),
-                    weight_decay=float(wd), eps=hyper['eps'])
+                    beta1=mom, beta2=sqr_mom, lr=lr, weight_decay=wd, eps=eps)
 
     @torch.no_grad()
     def step(self, closure=None):
         "Update all parameters that have a gradient."
         if closure is not None: raise NotImplementedError("fastai optimizers take no closure.")
+        alike:dict[tuple, list] = {}   # a call of the kernel takes longer than the weights of a small layer
         for pg,hyper in zip(self.param_lists, self.hypers, strict=True):
-            ps = [p for p in pg if p.grad is not None]
-            decayed = [p for p in ps if self.state[p].get('do_wd', True)]
-            other = [p for p in ps if not self.state[p].get('do_wd', True)]
-            if decayed: self._update(decayed, hyper, hyper['wd'])
-            if other: self._update(other, hyper, 0.)
+            for p in pg:
+                if p.grad is None: continue
+                wd = hyper['wd'] if self.state[p].get('do_wd', True) else 0.
+                key = *(float(hyper[k]) for k in ('lr', 'mom', 'sqr_mom', 'eps')),float(wd)
+                alike.setdefault(key, []).append(p)
+        for (lr,mom,sqr_mom,eps,wd),ps in alike.items(): self._update(ps, lr, mom, sqr_mom, eps, wd)
 
     def load_state_dict(self,
         sd:dict, # `state`, a dict for each parameter, and `hypers`, a dict for each group

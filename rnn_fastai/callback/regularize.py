@@ -9,6 +9,7 @@ __all__ = ['ar_penalty', 'tar_penalty', 'RNNRegularizer', 'rnn_cbs']
 from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..core import full_precision
 from .state import ModelResetter, RNNCallback, StateFeeder
@@ -24,7 +25,8 @@ def ar_penalty(
     real:Tensor|None=None, # Steps that count: bs,sl; all by default
 ) -> Tensor: # A number
     "Compute the mean square of the states."
-    return _mean(full_precision(h).pow(2), real)
+    h = full_precision(h)
+    return _mean(h*h, real)
 
 # %% ../../nbs/510_callback.regularize.ipynb #42afd2db
 def tar_penalty(
@@ -34,7 +36,8 @@ def tar_penalty(
     "Compute the mean square of the change of the states from step to step."
     h = full_precision(h)
     if h.size(1) < 2: return h.new_zeros(())
-    return _mean((h[:, 1:] - h[:, :-1]).pow(2), None if real is None else real[:, 1:])
+    change = F.mse_loss(h[:, 1:], h[:, :-1], reduction='none')
+    return _mean(change, None if real is None else real[:, 1:])
 
 # %% ../../nbs/510_callback.regularize.ipynb #751d26e8
 class RNNRegularizer(fastai_rnn.RNNRegularizer):

@@ -10,17 +10,19 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.callback import rnn as fastai_rnn
+from fastai.callback.core import Callback, event
 from fastai.callback.schedule import Learner  # with `fine_tune`, `fit_one_cycle` and `lr_find`
 from fastai.learner import AvgSmoothLoss
 from fastai.text import learner as fastai_learner
 from fastai.text.models import awdlstm as fastai_awd
 from fastai.text.models import core as fastai_core
-from fastai.torch_core import distrib_barrier, get_model, rank_distrib, to_detach
+from fastai.torch_core import TensorBase, distrib_barrier, get_model, rank_distrib, to_detach
 from fastcore.basics import ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
@@ -184,11 +186,47 @@ class SavedLearner(_DeviceLearner):
             if must: raise
             warnings.warn(f"The optimizer's state is not loaded, only the weights. {e}", stacklevel=3)
 
+# %% ../../nbs/605_learner.text.ipynb #c1d2e302
+def _plain(t:Any) -> Any:
+    "A tensor without fastai's type."
+    return t.as_subclass(torch.Tensor) if isinstance(t, TensorBase) else t
+
+def _acts(cb:Callback, event_name:str) -> bool:
+    "Whether a callback has something to do in an event, as far as its class and its own attributes tell."
+    cls = type(cb)
+    if hasattr(cls, event_name) or event_name in vars(cb) or event_name == 'after_fit': return True
+    return cls.__call__ is not Callback.__call__ or cls.__getattr__ is not Callback.__getattr__   # it decides itself
+
+class _StepLearner(SavedLearner):
+    "fastai's training loop, with less between one kernel and the next."
+    def one_batch(self,
+        i:int, # Number of the batch in its epoch
+        b:tuple, # The batch
+    ):
+        """As fastai's, on plain tensors. What switched autocast on in the batch has no say beyond it, even where the
+        batch is interrupted."""
+        with kept_autocast(): super().one_batch(i, tuple(map(_plain, b)) if isinstance(b, (tuple, list)) else b)
+
+    @property
+    def loss_grad(self) -> torch.Tensor:
+        "The loss that is differentiated, a plain tensor."
+        return self._loss_grad
+    @loss_grad.setter
+    def loss_grad(self, loss:torch.Tensor): self._loss_grad = _plain(loss)
+
+    def __call__(self,
+        event_name:str|list[str], # An event of the training loop, or several
+    ):
+        "Run the callbacks that have something to do in an event, in their order; an unknown one is an `Exception`."
+        if not (isinstance(event_name, str) and hasattr(event, event_name)): return super().__call__(event_name)
+        for cb in sorted(self.cbs, key=attrgetter('order')):
+            if _acts(cb, event_name): cb(event_name)
+
 # %% ../../nbs/605_learner.text.ipynb #3efc090f
 _FASTAI_CBS = fastai_rnn.ModelResetter,fastai_rnn.RNNCallback   # for models that keep their state inside
 
 @delegates(Learner.__init__)
-class SafeLearner(SavedLearner):
+class SafeLearner(_StepLearner):
     "A learner with safe files, this package's callbacks, and losses that know their answers."
     _own_loss = None   # decides how outputs become answers, where neither the loss nor the loaders do
     def __init__(self,
@@ -228,13 +266,6 @@ class SafeLearner(SavedLearner):
                 raise
             finally:   # fastai runs no event of its callbacks after an interrupt or error
                 for cb in self.cbs: getattr(cb, 'end_fit', noop)()
-
-    def one_batch(self,
-        i:int, # Number of the batch in its epoch
-        b:tuple, # The batch
-    ):
-        "As fastai's. What switched autocast on in the batch has no say beyond it, even where the batch is interrupted."
-        with kept_autocast(): super().one_batch(i, b)
 
     def distrib_ctx(self,
         sync_bn:bool=True, # Normalise by the batches of all ranks

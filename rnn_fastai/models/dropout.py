@@ -59,8 +59,8 @@ def drop_weight(
     n_drop = min(round(p * 2**16), 2**16 - 1)   # of the 65,536 values that sixteen bits take
     if n_drop == 0: return w
     bits = torch.empty(-(-w.numel()//4), dtype=torch.int64, device=w.device).random_(-2**63, None)
-    keep = bits.view(torch.int16)[:w.numel()].view(w.shape) >= n_drop - 2**15
-    return w * keep.to(w.dtype).mul_(2**16/(2**16 - n_drop))
+    draws = bits.view(torch.int16)[:w.numel()].view(w.shape).float()   # processors compare floats many at a time
+    return w * draws.ge_(n_drop - 2**15).to(w.dtype).mul_(2**16/(2**16 - n_drop))
 
 # %% ../../nbs/203_models.dropout.ipynb #9c66e417
 def zoneout(
