@@ -9,7 +9,7 @@ __all__ = ['PIECE_RULES', 'spans', 'Links', 'write_at', 'rule_text', 'NumberedTo
 import gc
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
 from itertools import chain, islice, pairwise
@@ -48,7 +48,7 @@ def spans(
 class Links:
     "Pairs of characters, the last of one piece and the first of the next, over which a tokenizer may look."
     def __init__(self,
-        pairs:dict[str, set], # First character of a token -> characters that end the token before
+        pairs:dict[str, str], # First character of a token -> characters that end the token before
     ):
         groups = list({frozenset(b) for b in pairs.values()})
         self._after = {a: groups.index(frozenset(b)) + 1 for a,b in pairs.items()}
@@ -57,6 +57,8 @@ class Links:
             for c in g: self._before[c] = self._before.get(c, 0) | 1 << i
         masks = sorted({0, *self._before.values()})
         self._before = {c: masks.index(m) for c,m in self._before.items()}
+        ends,starts = (re.escape(''.join(chars)) for chars in (self._before, self._after))
+        self.pattern = re.compile(f'[{ends}] (?=[{starts}])' if pairs else '(?!)')   # where two pieces may be linked
         self.linked = np.array([[False, *(bool(m >> i & 1) for i in range(len(groups)))] for m in masks])
 
     def before(self,
@@ -101,8 +103,15 @@ def rule_text(
     return text
 
 # %% ../../nbs/115_data.pretokenize.ipynb #3df12982
-_ALONE = re.compile(r'[&\\;]|[^\S ]').search   # HTML, or white space that is not a blank: run alone
-_BEYOND = re.compile(r'[^\S ]').search     # white space that is not a blank
+_ALONE = re.compile(r'[&\\;]|[^\S ]')   # HTML, or white space that is not a blank: run alone
+_BEYOND = re.compile(r'[^\S ]')         # white space that is not a blank
+_BLANK,_NBSP = re.compile(' '),re.compile('nbsp;')
+
+def _holding(pattern:re.Pattern, pieces:list[str]) -> list[int]:
+    "Numbers of the pieces in which a match starts; a match of several characters may end in the next piece."
+    at = np.fromiter((m.start() for m in pattern.finditer(''.join(pieces))), dtype=np.int64)
+    ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)))
+    return np.unique(np.searchsorted(ends, at, 'right')).tolist()
 
 def _is_utf8(text:str) -> bool:
     "Whether `text` has no lone half of a surrogate pair."
@@ -116,11 +125,11 @@ def _rule_words(t:str) -> str:   # those after it; of `lowercase`, what it does 
 
 def _by_lines(rules:Callable, pieces:list[str]) -> list[str]:
     "Pieces after `rules`: all at once, those that might break one by one, and those that go whole unchanged."
-    alone = [i for i,p in enumerate(pieces) if _ALONE(p)]
+    alone = _holding(_ALONE, pieces)
     plain = pieces.copy()
     for i in alone: plain[i] = ''
     ruled = rules('\n'.join(plain)).split('\n')
-    for i in alone: ruled[i] = pieces[i] if _BEYOND(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
+    for i in alone: ruled[i] = pieces[i] if _BEYOND.search(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
     return ruled
 
 # %% ../../nbs/115_data.pretokenize.ipynb #165884f8
@@ -217,21 +226,30 @@ class _Reader:
         words = _by_lines(_first_rules, pieces)
         ruled = _by_lines(_rule_words, words)
         texts = [r.strip(' ') for r in ruled]
-        first,last = (np.fromiter(map(hash, words), dtype=np.int64, count=len(words)) for _ in range(2))
-        whole = np.array([not t or 'nbsp;' in t for t in texts])
-        parts = [(t,) for t in texts]
-        for i in (i for i,(w,t) in enumerate(zip(words, texts, strict=True)) if ' ' in w or ' ' in t or _BEYOND(t)):
+        first = np.fromiter(map(hash, words), dtype=np.int64, count=len(words))
+        last,whole = first.copy(),np.array([not t for t in texts], dtype=bool)
+        whole[_holding(_NBSP, texts) + (beyond := _holding(_BEYOND, texts))] = True
+        for i in {*_holding(_BLANK, words), *beyond}:
             own = words[i].split() or ['']
             first[i],last[i] = hash(own[0]),hash(own[-1])
-            whole[i] |= bool(_BEYOND(texts[i])) or any(map(eq, own, own[1:]))
-            parts[i] = () if whole[i] else self._unlinked(texts[i].split(' '))
+            whole[i] |= any(map(eq, own, own[1:]))
+        parts = self._split(texts, whole)
         return dict(self._tokens_of(parts), first=first, last=last, whole=whole, lead=[r[:1] == ' ' for r in ruled],
                     before=list(map(self._links.before, texts)), after=list(map(self._links.after, texts)))
 
-    def _unlinked(self, words:list[str]) -> list[str]:
-        "The words, or all of them as one where a word may belong together with the next."
+    def _split(self, texts:list[str], whole:np.ndarray) -> list[Sequence[str]]:
+        "The words of each text, or all of them as one where some may belong together; none of a text that goes whole."
+        parts:list[Sequence[str]] = [(t,) for t in texts]
+        near = set(_holding(self._links.pattern, texts))
+        for i in _holding(_BLANK, texts):
+            words = texts[i].split(' ')
+            if i not in near or not self._are_linked(words): parts[i] = words
+        for i in np.flatnonzero(whole): parts[i] = ()
+        return parts
+
+    def _are_linked(self, words:list[str]) -> bool:
         before,after,linked = self._links.before,self._links.after,self._links.linked
-        return [' '.join(words)] if any(linked[before(a), after(b)] for a,b in pairwise(words)) else words
+        return any(linked[before(a), after(b)] for a,b in pairwise(words))
 
     def _tokens_of(self, parts:list[list[str]]) -> dict[str, np.ndarray]:
         "Ids of the tokens of lists of words, end to end, and how many each list has."
@@ -364,7 +382,7 @@ class PieceTable:
     def __init__(self,
         cut:Callable, # Words to a tuple of tokens each
         tokenize:Callable, # A text to its tokens
-        pairs:dict[str, set], # First character of a token -> last characters before it that `tokenize` may link it with
+        pairs:dict[str, str], # First character of a token -> last characters before it that `tokenize` may link it with
         post:Callable, # Token to token, the rules for tokens
         max_pieces:int=400_000, # Most pieces to keep; the table starts again beyond it
     ):
