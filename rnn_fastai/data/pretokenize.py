@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastai.text.core import (
     BOS,
+    TK_MAJ,
     fix_html,
     lowercase,
     replace_all_caps,
@@ -203,7 +204,7 @@ class _Pieces:
         self.names += names   # after an interrupt before this line, the next pieces are written to the same places
         self._ids.update(zip(names, range(at, at + len(names)), strict=True))
 
-# %% ../../nbs/115_data.pretokenize.ipynb #e476327c
+# %% ../../nbs/115_data.pretokenize.ipynb #50faad1d
 def _without_gc(f:Callable) -> Callable:
     "Switch off Python's garbage collector in `f`, which makes no cycles, and many objects to look at."
     @wraps(f)
@@ -215,13 +216,77 @@ def _without_gc(f:Callable) -> Callable:
             if was: gc.enable()
     return inner
 
+# %% ../../nbs/115_data.pretokenize.ipynb #a38e179d
+_SIGNS = ',.!?:)"\'\]'   # without `;`, which may end an entity of HTML
+_WORD = rf'^(?P<word>[A-Za-z][a-z]+)(?P<sign>[{_SIGNS}]?)$'
+_THRICE = re.compile(r'([a-z])\1\1')
+
+class _PlainPieces:
+    """Tokens and facts of letters, with a capital or without, and perhaps a sign behind them: seven new pieces of ten.
+
+    The rules write `xxmaj` for the capital and change nothing else; the tokenizer cuts the sign off, but for cases."""
+    def __init__(self, cut:Callable, tokens:NumberedTokens, links:Links, cases:set):
+        self._cut,self._tokens,self._links,self._cases = cut,tokens,links,cases
+
+    def read(self, pieces:list[str]) -> tuple[list[str], dict]:
+        "Those pieces that are plain, with their tokens and facts as `_Pieces.add` takes them."
+        found = pc.extract_regex(pa.array(pieces, pa.large_string()), _WORD)
+        at,found = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False)),found.drop_null()
+        small = pc.ascii_lower(found.field('word'))
+        big = pc.not_equal(small, found.field('word')).to_numpy(zero_copy_only=False)
+        (word,words),(sign,signs) = _coded(small),_coded(found.field('sign'))
+        ok = ~self._special(word, words, sign, signs)
+        names = [pieces[i] for i in at[ok].tolist()]
+        return names,{**self._tokens_of(big[ok], word[ok], words, sign[ok], signs), **self._facts(names, big[ok])}
+
+    def _special(self, word:np.ndarray, words:list[str], sign:np.ndarray, signs:list[str]) -> np.ndarray:
+        "Which pieces are special cases, alone or with their sign, or repeat a letter so that a rule changes them."
+        res = np.array([w in self._cases for w in words], dtype=bool)
+        res[_holding(_THRICE, words)] = True
+        code,number = word*len(signs) + sign,{w: i for i,w in enumerate(words)}
+        odd = [number[c[:-1]]*len(signs) + k for k,s in enumerate(signs) if s for c in self._cases
+               if c[-1:] == s and c[:-1] in number]
+        return res[word] | np.isin(code, odd)
+
+    def _tokens_of(self, big:np.ndarray, word:np.ndarray, words:list[str], sign:np.ndarray, signs:list[str]) -> dict:
+        "Ids of the tokens: `xxmaj`, the word, the sign."
+        used,which = np.unique(word, return_inverse=True)
+        ids = np.array(self._tokens.ids([words[i] for i in used.tolist()]), dtype=np.int32)
+        signed = np.array([bool(s) for s in signs], dtype=bool)[sign]
+        used,kind = np.unique(sign[signed], return_inverse=True)
+        marks = np.array(self._tokens.ids([signs[i] for i in used.tolist()]), dtype=np.int32)
+        n = 1 + big + signed
+        end = np.cumsum(n)
+        toks = np.empty(n.sum(), dtype=np.int32)
+        if big.any(): toks[(end - n)[big]] = self._tokens.ids([TK_MAJ])
+        toks[end - 1 - signed] = ids[which]
+        toks[end[signed] - 1] = marks[kind]
+        return dict(toks=toks, n=n)
+
+    def _facts(self, names:list[str], big:np.ndarray) -> dict:
+        hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+        after = np.array(list(map(self._links.after, names)), dtype=np.int64)
+        return dict(first=hashes, last=hashes, before=list(map(self._links.before, names)),
+                    after=np.where(big, self._links.after(TK_MAJ), after))
+
+def _coded(col:pa.Array) -> tuple[np.ndarray, list[str]]:
+    "Numbers of the values of a column, and the different values."
+    coded = col.dictionary_encode()
+    return coded.indices.to_numpy().astype(np.int64),coded.dictionary.to_pylist()
+
+# %% ../../nbs/115_data.pretokenize.ipynb #e476327c
 class _Reader:
     "Tokens and facts of new pieces."
-    def __init__(self, cut:Callable, tokens:NumberedTokens, links:Links):
+    def __init__(self, cut:Callable, tokens:NumberedTokens, links:Links, cases:set|None=None):
         self._cut,self._tokens,self._links = cut,tokens,links
+        self._plain = None if cases is None else _PlainPieces(cut, tokens, links, cases)
+
+    def read_plain(self, pieces:list[str]) -> tuple[list[str], dict]:
+        "Those pieces that are plain words, with what `read` gives for them."
+        return ([], {}) if self._plain is None else self._plain.read(pieces)
 
     @_without_gc
-    def read(self, pieces:list[str]) -> dict:
+    def read(self, pieces:list[str]) -> tuple[list[str], dict]:
         "Tokens and facts of pieces of texts, as `_Pieces.add` takes them."
         words = _by_lines(_first_rules, pieces)
         ruled = _by_lines(_rule_words, words)
@@ -234,8 +299,9 @@ class _Reader:
             first[i],last[i] = hash(own[0]),hash(own[-1])
             whole[i] |= any(map(eq, own, own[1:]))
         parts = self._split(texts, whole)
-        return dict(self._tokens_of(parts), first=first, last=last, whole=whole, lead=[r[:1] == ' ' for r in ruled],
-                    before=list(map(self._links.before, texts)), after=list(map(self._links.after, texts)))
+        facts = dict(first=first, last=last, whole=whole, lead=[r[:1] == ' ' for r in ruled],
+                     before=list(map(self._links.before, texts)), after=list(map(self._links.after, texts)))
+        return pieces,{**self._tokens_of(parts), **facts}
 
     def _split(self, texts:list[str], whole:np.ndarray) -> list[Sequence[str]]:
         "The words of each text, or all of them as one where some may belong together; none of a text that goes whole."
@@ -263,16 +329,16 @@ class _Reader:
         return dict(toks=ids[spans((np.cumsum(n) - n)[which], n[which])],
                     n=np.bincount(part_of, n[which], len(parts)).astype(np.int64))
 
-    def read_runs(self, runs:list[tuple]) -> dict:
+    def read_runs(self, runs:list[tuple]) -> tuple[list[tuple], dict]:
         "Tokens of runs of newlines, each given as `('run', code)`."
         texts = [''.join('\n ' if d == '2' else '\n' for d in reversed(np.base_repr(code, 3))) for _,code in runs]
-        return dict(toks=np.array(self._tokens.ids(texts), dtype=np.int32), n=np.ones(len(runs), dtype=np.int64))
+        return runs,dict(toks=np.array(self._tokens.ids(texts), dtype=np.int32), n=np.ones(len(runs), dtype=np.int64))
 
-    def read_groups(self, groups:list[tuple]) -> dict:
+    def read_groups(self, groups:list[tuple]) -> tuple[list[tuple], dict]:
         "Tokens of pieces that belong together."
         words = iter(_by_lines(_first_rules, list(chain.from_iterable(groups))))
         texts = [replace_wrep(' '.join(islice(words, len(g)))) for g in groups]
-        return self._tokens_of([(r.strip(' '),) for r in _by_lines(_rule_words, texts)])
+        return groups,self._tokens_of([(r.strip(' '),) for r in _by_lines(_rule_words, texts)])
 
 # %% ../../nbs/115_data.pretokenize.ipynb #9eee33ee
 def _cut_to_pieces(texts:list[str]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
@@ -385,10 +451,11 @@ class PieceTable:
         pairs:dict[str, str], # First character of a token -> last characters before it that `tokenize` may link it with
         post:Callable, # Token to token, the rules for tokens
         max_pieces:int=400_000, # Most pieces to keep; the table starts again beyond it
+        cases:set|None=None, # Where `cut` cuts nothing but a sign off letters: the exceptions to this
     ):
         self._cut,self._tokenize,self.max_pieces = cut,tokenize,max_pieces
         self._tokens,self._links,self._lock = NumberedTokens(post),Links(pairs),threading.Lock()
-        self._reader,self._pieces = _Reader(cut, self._tokens, self._links),_Pieces()
+        self._reader,self._pieces = _Reader(cut, self._tokens, self._links, cases),_Pieces()
 
     @property
     def toks(self) -> list[str]:
@@ -412,7 +479,7 @@ class PieceTable:
         with self._lock:
             if len(self._pieces) > self.max_pieces: self._pieces = _Pieces()
             names = coded.dictionary.to_pylist()
-            ids = self._known(names, self._reader.read)[coded.indices.to_numpy()]
+            ids = self._known(names, self._reader.read_plain, self._reader.read)[coded.indices.to_numpy()]
             ids,ends = self._join_runs(ids, ends, odd)
             joined,far = _reaches(ids, ends, self._pieces, self._links)
             odd[np.searchsorted(ends, far, 'right')] = True
@@ -423,10 +490,11 @@ class PieceTable:
             whole = [(i, self._whole(texts[i], first + i)) for i in np.flatnonzero(odd)]
             return _open_texts(toks, sizes, whole, self._tokens.ids([BOS])[0])
 
-    def _known(self, names:list, read:Callable) -> np.ndarray:
-        "Ids of different pieces; `read` gives tokens and facts of new ones."
-        new = self._pieces.lacking(names)
-        if new: self._pieces.add(new, **read(new))
+    def _known(self, names:list, *reads:Callable) -> np.ndarray:
+        "Ids of different pieces; `reads` give tokens and facts of new ones, each for those that it can read."
+        for read in reads:
+            new,columns = read(lacking) if (lacking := self._pieces.lacking(names)) else ([], {})
+            if new: self._pieces.add(new, **columns)
         return self._pieces.ids(names)
 
     def _join_runs(self, pieces:np.ndarray, ends:np.ndarray, odd:np.ndarray) -> tuple[np.ndarray, np.ndarray]:

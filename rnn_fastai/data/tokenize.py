@@ -253,7 +253,7 @@ class CorpusTokenizer:
 def _piece_table(lang:str, special_toks:tuple, buf_sz:int, post_rules:tuple) -> PieceTable:
     "The table for these settings: all tokenizers that have them share it."
     words = WordTokenizer(lang, special_toks, buf_sz)
-    return PieceTable(words.cut, words.tokenize, words.pairs, compose(*post_rules), buf_sz)
+    return PieceTable(words.cut, words.tokenize, words.pairs, compose(*post_rules), buf_sz, words._shared.cases)
 
 # %% ../../nbs/125_data.tokenize.ipynb #887f0c13
 def _tokens_of(tok:Callable, texts:Iterable[str]) -> Iterator[Iterable[str]]:
