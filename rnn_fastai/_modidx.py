@@ -306,6 +306,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rnn_fastai.cli.main._check_seed': ('cli.main.html#_check_seed', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._check_source': ('cli.main.html#_check_source', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main._check_training': ('cli.main.html#_check_training', 'rnn_fastai/cli/main.py'),
+                                     'rnn_fastai.cli.main._jobs': ('cli.main.html#_jobs', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.demo': ('cli.main.html#demo', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.evaluate': ('cli.main.html#evaluate', 'rnn_fastai/cli/main.py'),
                                      'rnn_fastai.cli.main.generate': ('cli.main.html#generate', 'rnn_fastai/cli/main.py'),

@@ -374,7 +374,7 @@ def test_an_encoder_from_a_folder_that_is_named_from_here(models, run, monkeypat
     assert {f.name for f in (tmp_path/'clas').rglob('*') if f.is_file()} == {'README.md', 'config.json', 'model.safetensors', 'vocab.json'}
 
 def test_a_place_that_takes_no_model_is_refused_before_the_training(models, run, monkeypatch):
-    for name in ('recipes.read_data', 'cli.jobs.set_seed'): monkeypatch.setattr(f'rnn_fastai.{name}', lambda *a: pytest.fail('too late'))
+    for name in ('read_data', 'set_seed'): monkeypatch.setattr(f'rnn_fastai.cli.jobs.{name}', lambda *a: pytest.fail('too late'))
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'a.csv', *SMALL)
     assert 'a.csv is a file. Name another' in code
     monkeypatch.setattr(os, 'access', lambda *a: False)

@@ -6,17 +6,32 @@
 __all__ = ['commands', 'demo', 'train', 'evaluate', 'predict', 'generate', 'write_onnx', 'push', 'serve', 'main']
 
 # %% ../../nbs/760_cli.main.ipynb #a089b10c
+import gc
 import io
 import os
 import sys
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fastcore.script import call_parse, parse_cli, store_true
 
 from ..core import Registry, check_count
 from ..data.choices import check_task, data_file
 from ..files import check_place
+
+# %% ../../nbs/760_cli.main.ipynb #bfe9c12a
+def _jobs() -> Any:
+    "What the commands do. Python does not search all that is loaded with it for garbage, now or later: there is none."
+    if 'rnn_fastai.cli.jobs' not in sys.modules:
+        was = gc.isenabled()
+        gc.disable()
+        try: import_module('rnn_fastai.cli.jobs')   # seconds, of which searches for garbage would be a fifth
+        finally:
+            gc.freeze()
+            if was: gc.enable()
+    return sys.modules['rnn_fastai.cli.jobs']
 
 # %% ../../nbs/760_cli.main.ipynb #d8df9382
 commands = Registry('command')
@@ -30,8 +45,7 @@ def demo(
 ):
     "Train a language model on human numbers, continue two prompts, and draw the losses."
     check_count('seed', seed, 0)
-    from rnn_fastai.cli.jobs import run_demo, run_honest
-    (run_honest if honest else run_demo)(seed, Path(out))
+    (_jobs().run_honest if honest else _jobs().run_demo)(seed, Path(out))
 
 # %% ../../nbs/760_cli.main.ipynb #cb27a2f8
 def _check_model(model:str):
@@ -85,10 +99,8 @@ def train(
     arch = arch or ('LSTM' if task == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
-    from rnn_fastai.cli.jobs import train_model
-    from rnn_fastai.recipes import read_data
-    train_model(task, read_data(task, data, text, label, valid), out, arch, sizes, drop, encoder, epochs, lr, bs, seed,
-                resume, allow)
+    df = _jobs().read_data(task, data, text, label, valid)
+    _jobs().train_model(task, df, out, arch, sizes, drop, encoder, epochs, lr, bs, seed, resume, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc3
 @commands.register('eval')
@@ -102,8 +114,7 @@ def evaluate(
 ):
     "Score a trained model on data."
     _check_model(model); data_file(data)
-    from rnn_fastai.cli.jobs import score_model
-    score_model(model, data, text, label, allow)
+    _jobs().score_model(model, data, text, label, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #88914c5e
 @commands.register()
@@ -118,8 +129,7 @@ def predict(
 ):
     "Continue, classify or tag texts."
     _check_model(model); check_count('n_words', n_words); _check_seed(seed)
-    from rnn_fastai.cli.jobs import answer_texts
-    answer_texts(model, texts, n_words, temperature, seed, allow)
+    _jobs().answer_texts(model, texts, n_words, temperature, seed, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fb
 @commands.register()
@@ -158,8 +168,7 @@ def generate(
     drawing = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
                    repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
                    required=tuple(required.split()), stop=stop or ())
-    from rnn_fastai.cli.jobs import continue_prompts
-    continue_prompts(model, prompts, file, words, drawing, n, beam, seed, int8, bs, as_json, allow)
+    _jobs().continue_prompts(model, prompts, file, words, drawing, n, beam, seed, int8, bs, as_json, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #bd9d705a
 @commands.register('export-onnx')
@@ -172,9 +181,9 @@ def write_onnx(
 ):
     "Write a model as ONNX, which runs without torch."
     _check_model(model); check_place(out)
-    from rnn_fastai.cli.jobs import load_allowed
+    learn = _jobs().load_allowed(model, allow)
     from rnn_fastai.ship.onnx import export_onnx
-    folder = export_onnx(load_allowed(model, allow), out, int8)
+    folder = export_onnx(learn, out, int8)
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"The model is in {folder}, {size/1e6:,.1f} MB. Read it with rnn_fastai.ship.onnx_model.OnnxModel.")
 
@@ -190,9 +199,8 @@ def push(
 ):
     "Upload a model to the Hugging Face hub, with the card of its folder."
     _check_model(model)
-    from rnn_fastai.cli.jobs import load_allowed
+    learn,file = _jobs().load_allowed(model, allow),Path(model)/'README.md'
     from rnn_fastai.ship.hub import read_card
-    learn,file = load_allowed(model, allow),Path(model)/'README.md'
     card = read_card(file) if file.exists() else None
     url = learn.push_to_hub(repo, private, license=license, message=message, card=card)
     print(f"The model is at {url}.")
@@ -208,9 +216,9 @@ def serve(
 ):
     "Answer over HTTP, with a page, until interrupted."
     _check_model(model)
-    from rnn_fastai.cli.jobs import allowed_paths
+    paths = _jobs().allowed_paths(allow)
     from rnn_fastai.ship.serve import serve as serve_folder
-    serve_folder(model, host, port, allow=allowed_paths(allow))
+    serve_folder(model, host, port, allow=paths)
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():
