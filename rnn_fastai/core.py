@@ -12,10 +12,8 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     import torch  # at run time only where it is used: exported models are read without it
@@ -86,7 +84,7 @@ def check_count(
     least:int=1, # The smallest value allowed
 ) -> int: # `value`
     "Raise `ValueError` unless `value` is a whole number of at least `least`."
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:   # numpy's are `Integral` too
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
     return int(value)
 
@@ -114,6 +112,7 @@ def seeded(
     seed:int, # Seed for `random`, numpy and torch
 ):
     "Run a block with all three random streams seeded; put them back afterwards."
+    import numpy as np
     import torch
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
