@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
+from fastcore.basics import defaults
 from fastcore.docments import docments
 
 import rnn_fastai
@@ -439,3 +441,24 @@ def test_a_training_that_is_interrupted_goes_on(models, run, tmp_path, monkeypat
     assert code is None and figures(out) == figures(whole) and ('no checkpoint' in out) != bool(kept)
     a,b = ((tmp_path/d/'model.safetensors').read_bytes() for d in ('whole', 'cut'))
     assert a == b and not folder.exists()
+
+def test_a_device_that_is_not_there(run, tmp_path, monkeypatch):
+    "Each command that works on a device says at once which there are."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    file = tmp_path/'texts.csv'
+    pd.DataFrame(dict(text=['one two three'], label=['a'])).to_csv(file, index=False)
+    for args in (('train', 'classifier', file, '--out', tmp_path/'m'), ('eval', tmp_path, file), ('predict', tmp_path, 'a'),
+                 ('generate', tmp_path, 'a'), ('serve', tmp_path)):
+        code,out,_ = run(*args, '--device', 'cuda')
+        assert (code, out) == (f"rnn_fastai {args[0]}: device='cuda' is not there. This machine has cpu.", '')
+    assert not (tmp_path/'m').exists()
+    assert "device='gpu' is not known. This machine has cpu" in run('predict', tmp_path, 'a', '--device', 'gpu')[0]
+
+def test_a_device_that_is_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, 'use_cuda', None)
+    file = tmp_path/'texts.csv'
+    pd.DataFrame(dict(text=['one two', 'three four']*10, label=['a', 'b']*10)).to_csv(file, index=False)
+    code,out,_ = run('train', 'classifier', file, '--out', tmp_path/'m', '--epochs', 1, '--emb-sz', 4, '--n-hid', 4, '--device', 'cpu')
+    assert code is None and 'The model is in' in out
+    assert run('predict', tmp_path/'m', 'one two', '--device', 'cpu')[0] is None
+    assert defaults.use_cuda is False   # on a machine with a GPU too

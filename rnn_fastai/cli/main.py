@@ -92,10 +92,12 @@ def train(
     valid:str=None, # Column that is true for rows held out; a tenth at random by default
     seed:int=42, # Seed of the split, the weights and the batches
     resume:store_true=False, # Go on with a training that was cut; the other arguments are those that it had
+    device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the encoder uses, separated by blanks
 ):
     "Train a language model, a classifier or a tagger, and keep it in a folder."
     _check_training(task, data, out, encoder, epochs, bs, seed)
+    _jobs().use_device(device)
     arch = arch or ('LSTM' if task == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
@@ -110,10 +112,12 @@ def evaluate(
     data:str, # A named set, of which held-out rows count, or a file
     text:str='text', # Column of texts
     label:str='label', # Column of labels
+    device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Score a trained model on data."
     _check_model(model); data_file(data)
+    _jobs().use_device(device)
     _jobs().score_model(model, data, text, label, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #88914c5e
@@ -125,10 +129,12 @@ def predict(
     n_words:int=20, # Words that a language model goes on by
     temperature:float=1., # 0 always takes the likeliest word
     seed:int=None, # Seed of what is drawn
+    device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Continue, classify or tag texts."
     _check_model(model); check_count('n_words', n_words); _check_seed(seed)
+    _jobs().use_device(device)
     _jobs().answer_texts(model, texts, n_words, temperature, seed, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fb
@@ -158,11 +164,13 @@ def generate(
     int8:store_true=False, # Weights in eight bits: faster, and slightly inexact
     bs:int=64, # Texts written together
     as_json:store_true=False, # Write JSON lines: prompt, text, tokens, their log-probabilities, why it ended
+    device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Continue prompts with a language model."
     _check_model(model); _check_source(prompts, file); _check_seed(seed)
     for name,value in (('bs', bs), ('n', n)): check_count(name, value)
+    _jobs().use_device(device)
     words = dict(n_words=n_words, stop_tokens=stop_tokens.split(), forbidden=forbidden.split(), min_words=min_words,
                  no_repeat_ngram=no_repeat_ngram)
     drawing = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
@@ -212,10 +220,12 @@ def serve(
     model:str, # Folder of a trained model
     host:str='127.0.0.1', # Address to listen at; by default only programs of this machine are answered
     port:int=8000, # Port to listen at; 0 takes any that is free
+    device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Answer over HTTP, with a page, until interrupted."
     _check_model(model)
+    _jobs().use_device(device)
     paths = _jobs().allowed_paths(allow)
     from rnn_fastai.ship.serve import serve as serve_folder
     serve_folder(model, host, port, allow=paths)
