@@ -1,7 +1,4 @@
 "Run by `test_no_float64.py` in a process of its own: jobs on a device that has no float64, as MPS has none."
-import os
-
-os.environ['TEST_DEVICE'] = 'sim:0'
 import pytest
 import simulated
 import torch
