@@ -9,9 +9,8 @@ import torch
 from fastai.callback.progress import ProgressCallback
 from fastcore.basics import defaults
 
-from rnn_fastai.cli.main import stream_scores
 from rnn_fastai.data.sets import human_numbers_100
-from rnn_fastai.recipes import PROMPTS, is_exact, train_demo, train_honest
+from rnn_fastai.recipes import PROMPTS, is_exact, stream_scores, train_demo, train_honest
 
 warnings.filterwarnings("ignore")
 

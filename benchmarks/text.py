@@ -28,9 +28,9 @@ if SHARED.exists(): os.environ.setdefault("RNN_FASTAI_DATA", str(SHARED))
 
 
 def forget():
-    "Let go of every piece and word that was met: the next tokenizer starts cold, and loads spaCy again."
+    "Let go of every piece and word that was met: the next tokenizer starts cold."
     tokenize._piece_table.cache_clear()
-    tokenize._load_spacy.cache_clear()
+    tokenize._share.cache_clear()
 
 
 def ours_lm(df, cache=False):

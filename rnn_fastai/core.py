@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['suggest', 'Registry', 'check_count', 'check_number', 'check_prob', 'seeded', 'flush_denormals', 'kept_autocast',
-           'full_precision', 'transforms_active']
+           'full_precision', 'allow_float64', 'transforms_active']
 
 # %% ../nbs/000_core.ipynb #7a165991
 import math
@@ -12,10 +12,8 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     import torch  # at run time only where it is used: exported models are read without it
@@ -86,7 +84,7 @@ def check_count(
     least:int=1, # The smallest value allowed
 ) -> int: # `value`
     "Raise `ValueError` unless `value` is a whole number of at least `least`."
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:   # numpy's are `Integral` too
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
     return int(value)
 
@@ -114,6 +112,7 @@ def seeded(
     seed:int, # Seed for `random`, numpy and torch
 ):
     "Run a block with all three random streams seeded; put them back afterwards."
+    import numpy as np
     import torch
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -149,7 +148,7 @@ def _autocast_depth() -> int:
 def kept_autocast():
     "Leave autocast as it was before the block, even if the block ends in an error."
     import torch
-    was = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in ('cpu', 'cuda')]
+    was = [(k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in ('cpu', 'cuda', 'mps')]
     depth = _autocast_depth()
     try: yield
     finally:
@@ -166,6 +165,15 @@ def full_precision(
     "Half precision as single; single and double stay as they are."
     import torch
     return x if x.dtype == torch.float64 else x.float()
+
+# %% ../nbs/000_core.ipynb #355caa63
+_NO_FLOAT64 = {'mps'}   # kinds of devices
+
+def allow_float64(
+    x:'torch.Tensor', # Of any floating type
+) -> 'torch.Tensor': # The same, or a copy on the CPU
+    "Take a tensor to the CPU where its device has no float64."
+    return x.cpu() if x.device.type in _NO_FLOAT64 else x
 
 # %% ../nbs/000_core.ipynb #1e8ae2dc
 def transforms_active() -> bool:

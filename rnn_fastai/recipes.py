@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HONEST', 'STAGES', 'TASKS', 'SETS', 'is_exact',
-           'train_demo', 'save_picture', 'stream_scores', 'honest_docs', 'honest_loaders', 'train_honest', 'check_task',
-           'read_data']
+           'train_demo', 'save_picture', 'stream_scores', 'honest_docs', 'honest_loaders', 'train_honest', 'read_data']
 
 # %% ../nbs/750_recipes.ipynb #1b7ae226
 import math
@@ -21,7 +20,7 @@ from fastai.torch_core import set_seed
 from torch.nn import functional as F
 
 from .callback.history import LossHistory
-from .core import suggest
+from .data.choices import check_task, data_file
 from .data.conll import read_columns, read_conllu
 from .data.corpus import Corpus
 from .data.loaders import TextDataLoaders
@@ -137,14 +136,6 @@ def train_honest(
 # %% ../nbs/750_recipes.ipynb #31b64c54
 TASKS = {LMLearner: 'lm', ClassifierLearner: 'classifier', TaggerLearner: 'tagger'}
 
-def check_task(
-    task:str, # What was asked for
-) -> str: # The same
-    "Raise `ValueError` for an unknown task."
-    if task not in TASKS.values():
-        raise ValueError(f"The task {task!r} is unknown. {suggest(str(task), TASKS.values())}")
-    return task
-
 # %% ../nbs/750_recipes.ipynb #730c3bbd
 def _held_out(df:pd.DataFrame, col:str) -> pd.DataFrame: return df.rename(columns={col: 'held_out'})
 
@@ -196,10 +187,7 @@ def read_data(
     valid:str|None=None, # Column that is true for rows held out
 ) -> pd.DataFrame: # Columns `text`, or `tokens` and `tags`; `label`; `held_out` where that is known
     "Read data for a task. Raises `ValueError` for an unknown set, a missing file or column, or a faulty row."
-    sets = SETS[check_task(task)]
-    if data in sets: return sets[data]()
-    file = Path(data)
-    if not file.exists(): raise ValueError(f"There is no file {data}, and no set of this name. {suggest(data, sets)}")
-    if file.is_dir(): raise ValueError(f"{data} is a folder; give a file, or a set. {suggest(data, sets)}")
+    file = data_file(data, check_task(task))
+    if file is None: return SETS[task][data]()
     try: return _read_file(task, file, text, label, valid)
     except (ValueError, TypeError) as e: raise ValueError(str(e) if str(file) in str(e) else f"{file}: {e}") from e

@@ -1,4 +1,5 @@
 "The command `rnn_fastai`, run as a user runs it, and its front door in this process (a call mostly imports fastai)."
+import inspect
 import io
 import os
 import re
@@ -12,9 +13,13 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
+from fastcore.basics import defaults
+from fastcore.docments import docments
 
 import rnn_fastai
-from rnn_fastai.cli.entry import main
+from rnn_fastai.cli.entry import COMMANDS, main
+from rnn_fastai.cli.main import commands
 
 COMMAND = Path(sys.executable).with_name('rnn_fastai')
 CALLS = dict(help=('--help',), unknown=('dmeo',), demo_help=('demo', '--help'))
@@ -63,6 +68,46 @@ def test_help_of_demo_lists_its_arguments():
     assert out.startswith('usage: rnn_fastai demo')
     wanted = '--honest', '--seed', '--out', 'Train a language model on human numbers', '8,001 to 9,999', 'default: 42'
     assert [w for w in wanted if w not in out] == []
+
+def test_the_version(run):
+    assert run('--version') == (None, f'rnn_fastai {rnn_fastai.__version__}\n', '')
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_lists_all_arguments(run, monkeypatch, name):
+    "With what each is, as it stands in the source; after a blank line, the version."
+    monkeypatch.setenv('COLUMNS', '1000')
+    code,out,err = run(name, '--help')
+    assert (code, err) == (0, '') and out.startswith(f'usage: rnn_fastai {name} [-h]') and COMMANDS[name] in out
+    f = inspect.unwrap(commands.get(name))
+    docs,options = docments(f, full=True, returns=False),out.split('options:')[1]
+    for k,v in docs.items():
+        given = v.default is not inspect.Parameter.empty
+        assert re.search(rf"^  {'--' if given else ''}{k.replace('_', '-')} .*{re.escape(v.docment)}", options if given else out, re.M), k
+    assert out.endswith(f'\n\nrnn_fastai {rnn_fastai.__version__}\n')
+
+QUICK = [['--help'], ['--version'], ['dmeo'], ['demo', '--seed', 'three'], ['demo', '--seed', '-1'], ['demo', '--bogus'],
+         ['train', 'lm', 'none.csv'], ['train', 'odd', 'imdb'], ['train', 'lm', 'imdb', '--epochs', '0'],
+         ['train', 'classifier', 'imdb', '--encoder', 'none'], ['train', 'lm', 'imdb', '--encoder', 'none'],
+         ['train', 'lm', 'imdb', '--out', '/dev/null/m'], ['eval', 'none', 'imdb'], ['eval', '.', 'none.csv'], ['predict', 'none', 'a'],
+         ['predict', '.', '--n-words', '0'], ['generate', '.', '--file', 'none'], ['generate', '.', 'a', '--seed', '-1'],
+         ['generate', '.', '--bs', '0'], ['export-onnx', 'none', 'out'], ['push', 'none', 'me/m'], ['serve', 'none']]
+
+def test_help_and_wrong_arguments_load_nothing(tmp_path):
+    "In one process, so what one call loads shows in all that follow."
+    code = """
+import contextlib, io, sys
+from rnn_fastai.cli.entry import main
+for line in sys.stdin.read().splitlines():
+    sys.argv = ['rnn_fastai', *line.split()]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try: main()
+        except SystemExit: pass
+    print(line, '->', *{'torch', 'fastai', 'pandas', 'spacy', 'numpy', 'pyarrow', 'matplotlib'} & set(sys.modules))
+"""
+    calls = [*QUICK, *([name, '--help'] for name in COMMANDS)]
+    done = subprocess.run([sys.executable, '-c', code], input='\n'.join(map(' '.join, calls)), capture_output=True, text=True,
+                          check=True, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(Path(rnn_fastai.__file__).parents[1])})
+    assert done.stdout.splitlines() == [f"{' '.join(c)} ->" for c in calls]
 
 @pytest.mark.parametrize('args,words', [(('--seed', 'three'), 'invalid int value'), (('--bogus',), '--bogus'),
                                         (('extra',), 'extra')], ids=lambda a: a[0] if isinstance(a, tuple) else '')
@@ -331,7 +376,7 @@ def test_an_encoder_from_a_folder_that_is_named_from_here(models, run, monkeypat
     assert {f.name for f in (tmp_path/'clas').rglob('*') if f.is_file()} == {'README.md', 'config.json', 'model.safetensors', 'vocab.json'}
 
 def test_a_place_that_takes_no_model_is_refused_before_the_training(models, run, monkeypatch):
-    for name in ('read_data', 'set_seed'): monkeypatch.setattr(f'rnn_fastai.cli.main.{name}', lambda *a: pytest.fail('too late'))
+    for name in ('read_data', 'set_seed'): monkeypatch.setattr(f'rnn_fastai.cli.jobs.{name}', lambda *a: pytest.fail('too late'))
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'a.csv', *SMALL)
     assert 'a.csv is a file. Name another' in code
     monkeypatch.setattr(os, 'access', lambda *a: False)
@@ -396,3 +441,24 @@ def test_a_training_that_is_interrupted_goes_on(models, run, tmp_path, monkeypat
     assert code is None and figures(out) == figures(whole) and ('no checkpoint' in out) != bool(kept)
     a,b = ((tmp_path/d/'model.safetensors').read_bytes() for d in ('whole', 'cut'))
     assert a == b and not folder.exists()
+
+def test_a_device_that_is_not_there(run, tmp_path, monkeypatch):
+    "Each command that works on a device says at once which there are."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    file = tmp_path/'texts.csv'
+    pd.DataFrame(dict(text=['one two three'], label=['a'])).to_csv(file, index=False)
+    for args in (('train', 'classifier', file, '--out', tmp_path/'m'), ('eval', tmp_path, file), ('predict', tmp_path, 'a'),
+                 ('generate', tmp_path, 'a'), ('serve', tmp_path)):
+        code,out,_ = run(*args, '--device', 'cuda')
+        assert (code, out) == (f"rnn_fastai {args[0]}: device='cuda' is not there. This machine has cpu.", '')
+    assert not (tmp_path/'m').exists()
+    assert "device='gpu' is not known. This machine has cpu" in run('predict', tmp_path, 'a', '--device', 'gpu')[0]
+
+def test_a_device_that_is_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, 'use_cuda', None)
+    file = tmp_path/'texts.csv'
+    pd.DataFrame(dict(text=['one two', 'three four']*10, label=['a', 'b']*10)).to_csv(file, index=False)
+    code,out,_ = run('train', 'classifier', file, '--out', tmp_path/'m', '--epochs', 1, '--emb-sz', 4, '--n-hid', 4, '--device', 'cpu')
+    assert code is None and 'The model is in' in out
+    assert run('predict', tmp_path/'m', 'one two', '--device', 'cpu')[0] is None
+    assert defaults.use_cuda is False   # on a machine with a GPU too

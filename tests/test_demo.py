@@ -1,9 +1,8 @@
 "The main job, whole: minutes each, so run by `make test-slow`."
 import pytest
 
-from rnn_fastai.cli.main import stream_scores
 from rnn_fastai.data.sets import human_numbers_100
-from rnn_fastai.recipes import PROMPTS, is_exact, train_demo, train_honest
+from rnn_fastai.recipes import PROMPTS, is_exact, stream_scores, train_demo, train_honest
 
 def quiet(f, *args):
     "Train without a progress bar, which would fill the log."

@@ -23,7 +23,7 @@ from fastai.torch_core import set_seed
 from starlette.testclient import TestClient
 
 import rnn_fastai.all as rf
-from rnn_fastai.cli.main import build_learner
+from rnn_fastai.cli.jobs import build_learner
 from rnn_fastai.ship.requests import Limits
 from rnn_fastai.ship.serve import make_app, serve
 
@@ -419,7 +419,7 @@ def test_the_door_names_the_extra():
     code = ("import sys, fastai.text.all\n"   # fastai's own requirements may load starlette
             "for m in [m for m in sys.modules if m.partition('.')[0] in ('starlette', 'uvicorn')]: del sys.modules[m]\n"
             "sys.modules['starlette'] = sys.modules['uvicorn'] = None\n"
-            "import rnn_fastai.all, rnn_fastai.cli.main\n"
+            "import rnn_fastai.all, rnn_fastai.cli.jobs\n"
             "from rnn_fastai.ship.serve import make_app, serve\n"
             "for door in (lambda: make_app(None), lambda: serve('none')):\n"
             "    try: door()\n"

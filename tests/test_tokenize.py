@@ -239,25 +239,25 @@ def assert_cut_as_spacy(words, cores, n_signs):
     signs,n = [''.join(s) for k in range(n_signs+1) for s in product(SIGNS, repeat=k)],0
     for core,pre in product(cores, ['', '"', "'", '(', '[']):
         made = [pre+core+s+g for s in ('', "'s") for g in signs]
-        ours = {w: toks for w,toks in zip(made, tokenize._cut_plain(made, words._cases), strict=True) if toks}
-        doc = [t.text for t in words._tok('\n'.join(ours))] if ours else []
+        ours = {w: toks for w,toks in zip(made, tokenize._cut_plain(made, words._shared.cases), strict=True) if toks}
+        doc = [t.text for t in words._shared.spacy('\n'.join(ours))] if ours else []
         n += len(ours)
         if doc == [t for toks in ours.values() for t in ('\n', *toks)][1:]: continue
-        for w,toks in ours.items(): assert toks == tuple(t.text for t in words._tok(w)), w
+        for w,toks in ours.items(): assert toks == tuple(t.text for t in words._shared.spacy(w)), w
     return n
 
 def test_plain_words():
     words = WordTokenizer()
-    cores = plain_cores(words._tok.rules)
+    cores = plain_cores(words._shared.spacy.rules)
     assert len(cores) > 200 and assert_cut_as_spacy(words, cores, 1) > 5_000
     assert assert_cut_as_spacy(words, ['foo', 're', 'us-am', 'xxbos'], 3) > 10_000
-    assert tokenize._cut_plain(['foo', "don't", 'x'], words._cases) == [('foo',), (), ()]
+    assert tokenize._cut_plain(['foo', "don't", 'x'], words._shared.cases) == [('foo',), (), ()]
 
 @pytest.mark.slow
 @pytest.mark.parametrize('lang', 'en af cs et eu ga gd he hi la lv mk sk sq tl xx'.split())
 def test_plain_words_with_all_signs(lang):
     words = WordTokenizer(lang)
-    assert words._cases is not None and assert_cut_as_spacy(words, plain_cores(words._tok.rules), 3) > 10_000
+    assert words._shared.cases is not None and assert_cut_as_spacy(words, plain_cores(words._shared.spacy.rules), 3) > 10_000
 
 @pytest.mark.parametrize('words', [[], [''], ['c1', '', 'b-1', ''], ['hello', 'hello']])
 def test_cut(words):
@@ -467,22 +467,25 @@ def test_two_threads(make):
         assert sum(a != b for a,b in zip(ours, alone, strict=True)) == 0
 
 class Interrupted:
-    "spaCy's tokenizer, stopped by the user after `n` calls."
-    def __init__(self, tok, n): self.tok,self.n = tok,n
+    "What cuts words, stopped by the user after `n` calls."
+    def __init__(self, cut, n): self.cut,self.n = cut,n
     def __call__(self, text):
         self.n -= 1
         if self.n < 0: raise KeyboardInterrupt
-        return self.tok(text)
+        return self.cut(text)
 
 @pytest.mark.parametrize('rules', [None, []], ids=['rules', 'no_rules'])
 @pytest.mark.parametrize('n', [0, 1])
-def test_an_interrupt_leaves_nothing_wrong_behind(n, rules, monkeypatch):
+@pytest.mark.parametrize('by_spacy', [False, True])
+def test_an_interrupt_leaves_nothing_wrong_behind(n, rules, by_spacy, monkeypatch):
     forget()
     tok = TextTokenizer(rules=rules)
     words = tok.tok if tok._table is None else tok._table._cut.__self__
-    monkeypatch.setattr(words, '_batch', 2)
+    monkeypatch.setattr(words._shared, 'batch', 2)
+    if by_spacy: monkeypatch.setattr(words._shared, 'cutter', None)
     with monkeypatch.context() as m:
-        m.setattr(words, '_tok', Interrupted(words._tok, n))
+        name = 'spacy' if by_spacy else 'cutter'
+        m.setattr(words._shared, name, Interrupted(getattr(words._shared, name), n))
         with pytest.raises(KeyboardInterrupt): list(tok(["zq1 isn't zq2 there, zq3-4 isn't."]))
     assert_same(["zq1 isn't zq2 there, zq3-4 isn't."], tok, rules=rules)
 

@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from fastai.callback import fp16
 from fastai.text import all as ft
 from torch import nn
 from torch.nn import functional as F
@@ -163,9 +164,15 @@ def test_learners_train_models_of_other_types(make, dtype):
 
 @by_learner
 @pytest.mark.parametrize('how', ['to_fp16', 'to_bf16'])
-def test_fastais_mixed_precision(make, how):
-    "Without a GPU it asks outputs for their type and casts nothing, so that training is as without it."
+def test_mixed_precision(make, how):
     losses = [trained(make, change)[1] for change in (lambda learn: getattr(learn, how)(), lambda learn: None)]
+    assert_close(*losses, rtol=0.05, atol=0)
+
+@by_learner
+@pytest.mark.parametrize('mode', ['fp16', 'bf16'])
+def test_fastais_mixed_precision(make, mode):
+    "Without a GPU fastai's callback asks outputs for their type and casts nothing, so that training is as without it."
+    losses = [trained(make, change)[1] for change in (lambda learn: learn.add_cb(fp16.MixedPrecision(mode)), lambda learn: None)]
     assert_close(*losses, rtol=0.05 if torch.cuda.is_available() else 1e-3, atol=0)
 
 @by_learner

@@ -25,6 +25,7 @@ from ..data.loaders import text_vocab
 from ..data.sequences import SeqDataLoader
 from ..data.tags import TagDataset
 from ..data.task import pad_ids
+from ..devices import fewer_rows, suggest_less
 from ..generate.decode import evaluating
 from ..inside.capture import Capture
 from ..inside.capture import capture as capture_model
@@ -107,7 +108,9 @@ def record(self:Learner,
     device,read = next(model.parameters()).device,_whole(model)
     if not no_bar and len(batches) >= 20 and hasattr(self, 'progress'): batches = progress_bar(batches, leave=False)
     with evaluating(model), torch.no_grad(), self.capture(layers, parts, **kwargs) as rec:
-        for b in batches: read(*(t.as_subclass(torch.Tensor).to(device) for t in b))
+        for b in batches:
+            with suggest_less(fewer_rows('bs', len(b[0]), 'texts')):
+                read(*(t.as_subclass(torch.Tensor).to(device) for t in b))
     return rec
 
 # %% ../../nbs/530_callback.capture.ipynb #dfa93803
@@ -148,5 +151,9 @@ class HiddenStateCapture(Callback):
 
     def after_batch(self): self._finish()
     def after_cancel_batch(self): self._finish()
+    def end_fit(self):
+        "Leave out a batch whose backward pass was cut."
+        if self.capturing is not None: self.capturing.forget()
+
     def _finish(self):
         if self.capturing is not None: self.capturing.finish()

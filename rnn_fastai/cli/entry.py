@@ -11,6 +11,8 @@ import gc
 import sys
 import warnings
 
+from .. import __version__
+
 # %% ../../nbs/770_cli.entry.ipynb #b174f2b8
 COMMANDS = {
     'demo': "Train a language model on human numbers, continue two prompts, and draw the losses.",
@@ -26,14 +28,16 @@ COMMANDS = {
 # %% ../../nbs/770_cli.entry.ipynb #c5d1e7a2
 def _run():
     "Load the commands, and run the one that was named."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)   # fastai's import uses a deprecated part of torch
-        from rnn_fastai.cli.main import main as run
+    from rnn_fastai.cli.main import main as run
+    warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)   # fastai's import uses a deprecated part of torch
     atexit.register(gc.freeze)   # else Python searches all that fastai has loaded for garbage as it ends, for seconds
     run()
 
 def main():
-    "Print the help, or hand over to the commands."
-    if sys.argv[1:2] not in ([], ['-h'], ['--help']): return _run()
-    docs = '\n'.join(f"  {name}: {what}" for name,what in COMMANDS.items())
-    print(f"usage: rnn_fastai COMMAND [--help]\n\n{docs}")
+    "Print the help or the version, or hand over to the commands."
+    first = sys.argv[1:2]
+    if first == ['--version']: print(f"rnn_fastai {__version__}")
+    elif first in ([], ['-h'], ['--help']):
+        docs = '\n'.join(f"  {name}: {what}" for name,what in COMMANDS.items())
+        print(f"usage: rnn_fastai COMMAND [--help]\n\n{docs}")
+    else: _run()

@@ -155,10 +155,12 @@ class Tally:
         "Count more tokens."
         counts = np.bincount(ids, minlength=len(self.counts))
         counts[:len(self.counts)] += self.counts
-        was = np.zeros(len(counts), dtype=bool)
-        was[:len(self.counts)] = self.counts > 0
-        new,first = np.unique(ids[~was[ids]], return_index=True)
-        self.order.append(new[np.argsort(first)])
+        new = counts > 0
+        new[:len(self.counts)] &= self.counts == 0
+        first = np.empty(len(counts), dtype=np.int64)
+        first[ids[::-1]] = np.arange(len(ids))[::-1]   # what is written last stays: the first place of each
+        new = np.flatnonzero(new)
+        self.order.append(new[np.argsort(first[new])])
         self.counts = counts
 
     @property

@@ -27,6 +27,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 from ..core import check_count, suggest
+from ..devices import check_device
 from .cache import cached_corpus
 from .corpus import Corpus
 from .documents import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels, label_keys
@@ -85,7 +86,7 @@ def text_loaders(
 ) -> list: # Training loader, validation loader
     "Tokenize, numericalize and make two loaders. Raises `ValueError` for bad sizes."
     sizes = check_count('bs', bs),check_count('val_bs', ifnone(val_bs, bs))
-    tokenizer,device = as_tokenizer(tok_tfm),ifnone(device, default_device())
+    tokenizer,device = as_tokenizer(tok_tfm),ifnone(check_device(device), default_device())
     made = isinstance(texts, Corpus)
     corpus = texts if made else _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab,
                                         min_freq=min_freq, max_vocab=max_vocab)

@@ -9,7 +9,7 @@ __all__ = ['PIECE_RULES', 'spans', 'Links', 'write_at', 'rule_text', 'NumberedTo
 import gc
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
 from itertools import chain, islice, pairwise
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastai.text.core import (
     BOS,
+    TK_MAJ,
     fix_html,
     lowercase,
     replace_all_caps,
@@ -48,7 +49,7 @@ def spans(
 class Links:
     "Pairs of characters, the last of one piece and the first of the next, over which a tokenizer may look."
     def __init__(self,
-        pairs:dict[str, set], # First character of a token -> characters that end the token before
+        pairs:dict[str, str], # First character of a token -> characters that end the token before
     ):
         groups = list({frozenset(b) for b in pairs.values()})
         self._after = {a: groups.index(frozenset(b)) + 1 for a,b in pairs.items()}
@@ -57,6 +58,8 @@ class Links:
             for c in g: self._before[c] = self._before.get(c, 0) | 1 << i
         masks = sorted({0, *self._before.values()})
         self._before = {c: masks.index(m) for c,m in self._before.items()}
+        ends,starts = (re.escape(''.join(chars)) for chars in (self._before, self._after))
+        self.pattern = re.compile(f'[{ends}] (?=[{starts}])' if pairs else '(?!)')   # where two pieces may be linked
         self.linked = np.array([[False, *(bool(m >> i & 1) for i in range(len(groups)))] for m in masks])
 
     def before(self,
@@ -101,8 +104,15 @@ def rule_text(
     return text
 
 # %% ../../nbs/115_data.pretokenize.ipynb #3df12982
-_ALONE = re.compile(r'[&\\;]|[^\S ]').search   # HTML, or white space that is not a blank: run alone
-_BEYOND = re.compile(r'[^\S ]').search     # white space that is not a blank
+_ALONE = re.compile(r'[&\\;]|[^\S ]')   # HTML, or white space that is not a blank: run alone
+_BEYOND = re.compile(r'[^\S ]')         # white space that is not a blank
+_BLANK,_NBSP = re.compile(' '),re.compile('nbsp;')
+
+def _holding(pattern:re.Pattern, pieces:list[str]) -> list[int]:
+    "Numbers of the pieces in which a match starts; a match of several characters may end in the next piece."
+    at = np.fromiter((m.start() for m in pattern.finditer(''.join(pieces))), dtype=np.int64)
+    ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)))
+    return np.unique(np.searchsorted(ends, at, 'right')).tolist()
 
 def _is_utf8(text:str) -> bool:
     "Whether `text` has no lone half of a surrogate pair."
@@ -116,11 +126,11 @@ def _rule_words(t:str) -> str:   # those after it; of `lowercase`, what it does 
 
 def _by_lines(rules:Callable, pieces:list[str]) -> list[str]:
     "Pieces after `rules`: all at once, those that might break one by one, and those that go whole unchanged."
-    alone = [i for i,p in enumerate(pieces) if _ALONE(p)]
+    alone = _holding(_ALONE, pieces)
     plain = pieces.copy()
     for i in alone: plain[i] = ''
     ruled = rules('\n'.join(plain)).split('\n')
-    for i in alone: ruled[i] = pieces[i] if _BEYOND(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
+    for i in alone: ruled[i] = pieces[i] if _BEYOND.search(pieces[i]) or 'nbsp;' in pieces[i] else rules(pieces[i])
     return ruled
 
 # %% ../../nbs/115_data.pretokenize.ipynb #165884f8
@@ -194,7 +204,7 @@ class _Pieces:
         self.names += names   # after an interrupt before this line, the next pieces are written to the same places
         self._ids.update(zip(names, range(at, at + len(names)), strict=True))
 
-# %% ../../nbs/115_data.pretokenize.ipynb #e476327c
+# %% ../../nbs/115_data.pretokenize.ipynb #50faad1d
 def _without_gc(f:Callable) -> Callable:
     "Switch off Python's garbage collector in `f`, which makes no cycles, and many objects to look at."
     @wraps(f)
@@ -206,32 +216,106 @@ def _without_gc(f:Callable) -> Callable:
             if was: gc.enable()
     return inner
 
+# %% ../../nbs/115_data.pretokenize.ipynb #a38e179d
+_SIGNS = ',.!?:)"\'\]'   # without `;`, which may end an entity of HTML
+_WORD = rf'^(?P<word>[A-Za-z][a-z]+)(?P<sign>[{_SIGNS}]?)$'
+_THRICE = re.compile(r'([a-z])\1\1')
+
+class _PlainPieces:
+    """Tokens and facts of letters, with a capital or without, and perhaps a sign behind them: seven new pieces of ten.
+
+    The rules write `xxmaj` for the capital and change nothing else; the tokenizer cuts the sign off, but for cases."""
+    def __init__(self, cut:Callable, tokens:NumberedTokens, links:Links, cases:set):
+        self._cut,self._tokens,self._links,self._cases = cut,tokens,links,cases
+
+    def read(self, pieces:list[str]) -> tuple[list[str], dict]:
+        "Those pieces that are plain, with their tokens and facts as `_Pieces.add` takes them."
+        found = pc.extract_regex(pa.array(pieces, pa.large_string()), _WORD)
+        at,found = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False)),found.drop_null()
+        small = pc.ascii_lower(found.field('word'))
+        big = pc.not_equal(small, found.field('word')).to_numpy(zero_copy_only=False)
+        (word,words),(sign,signs) = _coded(small),_coded(found.field('sign'))
+        ok = ~self._special(word, words, sign, signs)
+        names = [pieces[i] for i in at[ok].tolist()]
+        return names,{**self._tokens_of(big[ok], word[ok], words, sign[ok], signs), **self._facts(names, big[ok])}
+
+    def _special(self, word:np.ndarray, words:list[str], sign:np.ndarray, signs:list[str]) -> np.ndarray:
+        "Which pieces are special cases, alone or with their sign, or repeat a letter so that a rule changes them."
+        res = np.array([w in self._cases for w in words], dtype=bool)
+        res[_holding(_THRICE, words)] = True
+        code,number = word*len(signs) + sign,{w: i for i,w in enumerate(words)}
+        odd = [number[c[:-1]]*len(signs) + k for k,s in enumerate(signs) if s for c in self._cases
+               if c[-1:] == s and c[:-1] in number]
+        return res[word] | np.isin(code, odd)
+
+    def _tokens_of(self, big:np.ndarray, word:np.ndarray, words:list[str], sign:np.ndarray, signs:list[str]) -> dict:
+        "Ids of the tokens: `xxmaj`, the word, the sign."
+        used,which = np.unique(word, return_inverse=True)
+        ids = np.array(self._tokens.ids([words[i] for i in used.tolist()]), dtype=np.int32)
+        signed = np.array([bool(s) for s in signs], dtype=bool)[sign]
+        used,kind = np.unique(sign[signed], return_inverse=True)
+        marks = np.array(self._tokens.ids([signs[i] for i in used.tolist()]), dtype=np.int32)
+        n = 1 + big + signed
+        end = np.cumsum(n)
+        toks = np.empty(n.sum(), dtype=np.int32)
+        if big.any(): toks[(end - n)[big]] = self._tokens.ids([TK_MAJ])
+        toks[end - 1 - signed] = ids[which]
+        toks[end[signed] - 1] = marks[kind]
+        return dict(toks=toks, n=n)
+
+    def _facts(self, names:list[str], big:np.ndarray) -> dict:
+        hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+        after = np.array(list(map(self._links.after, names)), dtype=np.int64)
+        return dict(first=hashes, last=hashes, before=list(map(self._links.before, names)),
+                    after=np.where(big, self._links.after(TK_MAJ), after))
+
+def _coded(col:pa.Array) -> tuple[np.ndarray, list[str]]:
+    "Numbers of the values of a column, and the different values."
+    coded = col.dictionary_encode()
+    return coded.indices.to_numpy().astype(np.int64),coded.dictionary.to_pylist()
+
+# %% ../../nbs/115_data.pretokenize.ipynb #e476327c
 class _Reader:
     "Tokens and facts of new pieces."
-    def __init__(self, cut:Callable, tokens:NumberedTokens, links:Links):
+    def __init__(self, cut:Callable, tokens:NumberedTokens, links:Links, cases:set|None=None):
         self._cut,self._tokens,self._links = cut,tokens,links
+        self._plain = None if cases is None else _PlainPieces(cut, tokens, links, cases)
+
+    def read_plain(self, pieces:list[str]) -> tuple[list[str], dict]:
+        "Those pieces that are plain words, with what `read` gives for them."
+        return ([], {}) if self._plain is None else self._plain.read(pieces)
 
     @_without_gc
-    def read(self, pieces:list[str]) -> dict:
+    def read(self, pieces:list[str]) -> tuple[list[str], dict]:
         "Tokens and facts of pieces of texts, as `_Pieces.add` takes them."
         words = _by_lines(_first_rules, pieces)
         ruled = _by_lines(_rule_words, words)
         texts = [r.strip(' ') for r in ruled]
-        first,last = (np.fromiter(map(hash, words), dtype=np.int64, count=len(words)) for _ in range(2))
-        whole = np.array([not t or 'nbsp;' in t for t in texts])
-        parts = [(t,) for t in texts]
-        for i in (i for i,(w,t) in enumerate(zip(words, texts, strict=True)) if ' ' in w or ' ' in t or _BEYOND(t)):
+        first = np.fromiter(map(hash, words), dtype=np.int64, count=len(words))
+        last,whole = first.copy(),np.array([not t for t in texts], dtype=bool)
+        whole[_holding(_NBSP, texts) + (beyond := _holding(_BEYOND, texts))] = True
+        for i in {*_holding(_BLANK, words), *beyond}:
             own = words[i].split() or ['']
             first[i],last[i] = hash(own[0]),hash(own[-1])
-            whole[i] |= bool(_BEYOND(texts[i])) or any(map(eq, own, own[1:]))
-            parts[i] = () if whole[i] else self._unlinked(texts[i].split(' '))
-        return dict(self._tokens_of(parts), first=first, last=last, whole=whole, lead=[r[:1] == ' ' for r in ruled],
-                    before=list(map(self._links.before, texts)), after=list(map(self._links.after, texts)))
+            whole[i] |= any(map(eq, own, own[1:]))
+        parts = self._split(texts, whole)
+        facts = dict(first=first, last=last, whole=whole, lead=[r[:1] == ' ' for r in ruled],
+                     before=list(map(self._links.before, texts)), after=list(map(self._links.after, texts)))
+        return pieces,{**self._tokens_of(parts), **facts}
 
-    def _unlinked(self, words:list[str]) -> list[str]:
-        "The words, or all of them as one where a word may belong together with the next."
+    def _split(self, texts:list[str], whole:np.ndarray) -> list[Sequence[str]]:
+        "The words of each text, or all of them as one where some may belong together; none of a text that goes whole."
+        parts:list[Sequence[str]] = [(t,) for t in texts]
+        near = set(_holding(self._links.pattern, texts))
+        for i in _holding(_BLANK, texts):
+            words = texts[i].split(' ')
+            if i not in near or not self._are_linked(words): parts[i] = words
+        for i in np.flatnonzero(whole): parts[i] = ()
+        return parts
+
+    def _are_linked(self, words:list[str]) -> bool:
         before,after,linked = self._links.before,self._links.after,self._links.linked
-        return [' '.join(words)] if any(linked[before(a), after(b)] for a,b in pairwise(words)) else words
+        return any(linked[before(a), after(b)] for a,b in pairwise(words))
 
     def _tokens_of(self, parts:list[list[str]]) -> dict[str, np.ndarray]:
         "Ids of the tokens of lists of words, end to end, and how many each list has."
@@ -245,16 +329,16 @@ class _Reader:
         return dict(toks=ids[spans((np.cumsum(n) - n)[which], n[which])],
                     n=np.bincount(part_of, n[which], len(parts)).astype(np.int64))
 
-    def read_runs(self, runs:list[tuple]) -> dict:
+    def read_runs(self, runs:list[tuple]) -> tuple[list[tuple], dict]:
         "Tokens of runs of newlines, each given as `('run', code)`."
         texts = [''.join('\n ' if d == '2' else '\n' for d in reversed(np.base_repr(code, 3))) for _,code in runs]
-        return dict(toks=np.array(self._tokens.ids(texts), dtype=np.int32), n=np.ones(len(runs), dtype=np.int64))
+        return runs,dict(toks=np.array(self._tokens.ids(texts), dtype=np.int32), n=np.ones(len(runs), dtype=np.int64))
 
-    def read_groups(self, groups:list[tuple]) -> dict:
+    def read_groups(self, groups:list[tuple]) -> tuple[list[tuple], dict]:
         "Tokens of pieces that belong together."
         words = iter(_by_lines(_first_rules, list(chain.from_iterable(groups))))
         texts = [replace_wrep(' '.join(islice(words, len(g)))) for g in groups]
-        return self._tokens_of([(r.strip(' '),) for r in _by_lines(_rule_words, texts)])
+        return groups,self._tokens_of([(r.strip(' '),) for r in _by_lines(_rule_words, texts)])
 
 # %% ../../nbs/115_data.pretokenize.ipynb #9eee33ee
 def _cut_to_pieces(texts:list[str]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
@@ -364,13 +448,14 @@ class PieceTable:
     def __init__(self,
         cut:Callable, # Words to a tuple of tokens each
         tokenize:Callable, # A text to its tokens
-        pairs:dict[str, set], # First character of a token -> last characters before it that `tokenize` may link it with
+        pairs:dict[str, str], # First character of a token -> last characters before it that `tokenize` may link it with
         post:Callable, # Token to token, the rules for tokens
         max_pieces:int=400_000, # Most pieces to keep; the table starts again beyond it
+        cases:set|None=None, # Where `cut` cuts nothing but a sign off letters: the exceptions to this
     ):
         self._cut,self._tokenize,self.max_pieces = cut,tokenize,max_pieces
         self._tokens,self._links,self._lock = NumberedTokens(post),Links(pairs),threading.Lock()
-        self._reader,self._pieces = _Reader(cut, self._tokens, self._links),_Pieces()
+        self._reader,self._pieces = _Reader(cut, self._tokens, self._links, cases),_Pieces()
 
     @property
     def toks(self) -> list[str]:
@@ -394,7 +479,7 @@ class PieceTable:
         with self._lock:
             if len(self._pieces) > self.max_pieces: self._pieces = _Pieces()
             names = coded.dictionary.to_pylist()
-            ids = self._known(names, self._reader.read)[coded.indices.to_numpy()]
+            ids = self._known(names, self._reader.read_plain, self._reader.read)[coded.indices.to_numpy()]
             ids,ends = self._join_runs(ids, ends, odd)
             joined,far = _reaches(ids, ends, self._pieces, self._links)
             odd[np.searchsorted(ends, far, 'right')] = True
@@ -405,10 +490,11 @@ class PieceTable:
             whole = [(i, self._whole(texts[i], first + i)) for i in np.flatnonzero(odd)]
             return _open_texts(toks, sizes, whole, self._tokens.ids([BOS])[0])
 
-    def _known(self, names:list, read:Callable) -> np.ndarray:
-        "Ids of different pieces; `read` gives tokens and facts of new ones."
-        new = self._pieces.lacking(names)
-        if new: self._pieces.add(new, **read(new))
+    def _known(self, names:list, *reads:Callable) -> np.ndarray:
+        "Ids of different pieces; `reads` give tokens and facts of new ones, each for those that it can read."
+        for read in reads:
+            new,columns = read(lacking) if (lacking := self._pieces.lacking(names)) else ([], {})
+            if new: self._pieces.add(new, **columns)
         return self._pieces.ids(names)
 
     def _join_runs(self, pieces:np.ndarray, ends:np.ndarray, odd:np.ndarray) -> tuple[np.ndarray, np.ndarray]:

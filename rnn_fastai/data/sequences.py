@@ -20,6 +20,7 @@ from fastcore.basics import ifnone
 from torch import Tensor
 
 from ..core import check_count, suggest
+from ..devices import check_device
 from .device import send
 from .ranks import SharedLoader, checksum
 from .splits import check_valid_pct
@@ -44,7 +45,7 @@ class SeqDataLoader(SharedLoader, DataLoader):
         device:Any=None, # Where batches go; fastai's default device by default
     ):
         super().__init__(bs=check_count('bs', bs), shuffle=shuffle, num_workers=0, indexed=True,
-                         device=ifnone(device, default_device()))
+                         device=ifnone(check_device(device), default_device()))
         self.tensors,self.n,self.task,self.n_inp = tensors,len(tensors[0]),task,task.n_inp
         self.seq_len,self.trim = None if seq_len is None else check_count('seq_len', seq_len),trim
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count
+from ..devices import check_device
 from .conll import read_columns, read_conllu
 from .corpus import Corpus
 from .device import send
@@ -287,6 +288,7 @@ class TagDataLoaders(DataLoaders):
         "Loaders from columns of lists. Raises `ValueError` for tags that do not fit, `TypeError` for other values."
         if len(df) == 0: raise ValueError("The frame has no rows, so there is nothing to tag.")
         bs,val_bs = check_count('bs', bs),check_count('val_bs', ifnone(val_bs, bs))
+        device = ifnone(check_device(device), default_device())
         cols = check_column(df, token_col, 'token_col'),check_column(df, tag_col, 'tag_col')
         splitter = random_splitter(valid_pct, seed) if valid_col is None else column_splitter(df, valid_col)
         train,valid = (df.iloc[list(rows)] for rows in splitter(df))
@@ -305,7 +307,6 @@ class TagDataLoaders(DataLoaders):
             return TagDataset(corpus, None, y, names, tok, cols, part, spelt).part(i)
         first = data(0, train, text_vocab)
         second = data(1, valid, first.corpus.vocab, first.chars.names if chars else None)
-        device = ifnone(device, default_device())
         return cls(TagDataLoader(first, bs=bs, shuffle=True, device=device),
                    TagDataLoader(second, bs=val_bs, device=device), path=path, device=device)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,23 +23,13 @@ from fastcore.foundation import L
 from ..core import check_count
 from .pretokenize import PIECE_RULES, NumberedTokens, PieceTable, rule_text
 from .rules import decode_spec_tokens
+from .words import WordCutter, load_rules, load_spacy
 
 # %% ../../nbs/125_data.tokenize.ipynb #e1bdc2f8
 _all_ = ['decode_spec_tokens']   # from words back to a text
 
 # %% ../../nbs/125_data.tokenize.ipynb #ed443a29
-def _straddling_pairs(tok) -> dict[str, set]:
-    "For spaCy's special cases in `tok`: first character of a token -> the characters that end the token before."
-    from spacy.tokenizer import Tokenizer
-    plain = Tokenizer(tok.vocab, rules={}, prefix_search=tok.prefix_search, suffix_search=tok.suffix_search,
-                      infix_finditer=tok.infix_finditer, token_match=tok.token_match, url_match=tok.url_match)
-    pairs = {}
-    for case in tok.rules:
-        toks = [t.text for t in plain(case) if not t.text.isspace()]
-        for a,b in pairwise(toks): pairs.setdefault(b[0], set()).add(a[-1])
-    return pairs
-
-def _pieces_re(pairs:dict[str, set]) -> re.Pattern:
+def _pieces_re(pairs:dict[str, str]) -> re.Pattern:
     "Finds the pieces of a text: runs without white space, linked where `pairs` says so; and other white space."
     befores = {}   # characters before the blank -> characters after it
     for after,before in pairs.items():
@@ -53,15 +43,6 @@ def _pieces_re(pairs:dict[str, set]) -> re.Pattern:
 # %% ../../nbs/125_data.tokenize.ipynb #19104ee8
 # A sign, letters (several words with hyphens between), a genitive, signs; or anything else.
 _PLAIN = re.compile(r"""^(?:(["'(\[]?)([a-z]{2,}(?:-[a-z]{2,})*)('s)?([,.!?;:)"'\]]{0,3})|.*)$""", re.M)
-
-def _has_common_punctuation(lang) -> bool:
-    "Whether `lang` (of `spacy.blank`) cuts plain words as spaCy's common patterns do."
-    from spacy.lang import punctuation as common
-    from spacy.lang.en import English
-    d,tok = lang.Defaults,lang.tokenizer
-    return (tok.token_match is None and d.prefixes == common.TOKENIZER_PREFIXES and
-            d.suffixes == common.TOKENIZER_SUFFIXES and
-            d.infixes in (common.TOKENIZER_INFIXES, English.Defaults.infixes))
 
 def _cut_plain(
     words:list[str], # Words without white space
@@ -85,25 +66,55 @@ def _cut_signs(pre:str, core:str, s:str, signs:str, cases:set) -> tuple[str, ...
     return () if '..' in signs or not cases.isdisjoint(spans) else toks
 
 # %% ../../nbs/125_data.tokenize.ipynb #fc73b12b
-@lru_cache(maxsize=8)
-def _load_spacy(lang:str, special_toks:tuple) -> tuple:
-    "spaCy's tokenizer, finder of pieces, what it links, its cases where its signs are common; a cache and its lock."
-    import spacy
-    from spacy.symbols import ORTH
-    blank = spacy.blank(lang)
-    blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, which nobody reads
-    tok = blank.tokenizer
-    cache,lock = {},threading.RLock()
-    if not isinstance(tok, spacy.tokenizer.Tokenizer): return tok,None,{},None,cache,lock   # Chinese: not by pieces
-    for w in special_toks: tok.add_special_case(w, [{ORTH: w}])
-    pairs = _straddling_pairs(tok)
-    plain = set(tok.rules) - {"'s"} if _has_common_punctuation(blank) else None   # 's is cut off like a comma
-    return tok,_pieces_re(pairs),pairs,plain,cache,lock
+class _Shared:
+    "What tokenizers with the same settings share: how words are cut, and a cache from piece to tokens with its lock."
+    batch = 2000   # words that spaCy cuts in one go
+    def __init__(self, lang:str, special_toks:tuple):
+        self.rules,self._load = load_rules(lang, special_toks),partial(load_spacy, lang, special_toks)
+        self.cutter = WordCutter(self.rules) if self.rules is not None and self.rules.patterns else None
+        common = self.rules is not None and self.rules.common
+        self.cases = set(self.rules.cases) - {"'s"} if common else None   # 's is cut off like a comma
+        self.cache,self.lock = {},threading.RLock()
+
+    @cached_property
+    def spacy(self) -> Callable:
+        "spaCy's own tokenizer, which is loaded for this."
+        return self._load().tokenizer
+
+    @cached_property
+    def pieces(self) -> re.Pattern:
+        "Finds the pieces of a text."
+        return _pieces_re(self.rules.pairs)
+
+    def cut_plain(self, words:list[str]) -> list[tuple[str, ...]]:
+        "Tokens of words that are plain; none of others."
+        return [()]*len(words) if self.cases is None else _cut_plain(words, self.cases)
+
+    def enter(self, words:list[str]):
+        "Enter the tokens of words that are not so plain into the cache."
+        if self.cutter is None: return self._ask_spacy(words)
+        self.cache.update((w, tuple(map(sys.intern, self.cutter(w)))) for w in words)
+
+    def _ask_spacy(self, words:list[str]):
+        "Enter what spaCy makes of words, newlines between them."
+        for i in range(0, len(words), self.batch):
+            part = words[i:i+self.batch]
+            doc = self.spacy('\n'.join(part))
+            toks = [sys.intern(doc.vocab.strings[t]) for t in doc.to_array('ORTH').tolist()]
+            ends = [j for j,t in enumerate(toks) if t == '\n'] + [len(toks)]
+            self.cache.update((w, tuple(toks[a+1:b])) for w,a,b in zip(part, [-1, *ends[:-1]], ends, strict=True))
+
+    def tokens(self, piece:str) -> tuple[str, ...]:
+        "Tokens of a piece, which may be white space."
+        if piece.isspace(): return (piece[1:] if piece[0] == ' ' else piece,)
+        if self.cutter is None: return tuple(t.text for t in self.spacy(piece))
+        return self.cut_plain([piece])[0] or self.cutter(piece)
+
+_share = lru_cache(maxsize=8)(_Shared)
 
 # %% ../../nbs/125_data.tokenize.ipynb #f4c99e59
 class WordTokenizer(SpacyTokenizer):
     "spaCy's tokenizer for `lang`, through a cache from piece to tokens: texts in, a list of tokens for each out."
-    _batch = 2000   # words that spaCy cuts in one go
     def __init__(self,
         lang:str='en', # A language code that spaCy knows
         special_toks:list[str]|None=None, # Tokens never to be cut; fastai's `defaults.text_spec_tok` by default
@@ -111,46 +122,39 @@ class WordTokenizer(SpacyTokenizer):
     ):
         self.lang,self.buf_sz = lang,check_count('buf_sz', buf_sz)
         self.special_toks = list(defaults.text_spec_tok if special_toks is None else special_toks)
-        try: loaded = _load_spacy(lang, tuple(self.special_toks))   # instances with the same settings share the cache
-        except ImportError as e: raise ValueError(f"lang={lang!r} is not a language that spaCy has: {e}") from e
-        self._tok,self._pieces,self.pairs,self._cases,self._cache,self._lock = loaded
+        self._shared = _share(lang, tuple(self.special_toks))
+        self._cache,self._lock = self._shared.cache,self._shared.lock
 
     def __reduce__(self): return WordTokenizer,(self.lang, self.special_toks, self.buf_sz)
 
     @property
     def by_pieces(self) -> bool:
         "Whether the tokens of a piece depend on the piece alone, not on the text around it."
-        return self._pieces is not None
+        return self._shared.rules is not None
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        "First character of a token -> last characters before it that it may belong with."
+        return self._shared.rules.pairs
 
     def cut(self,
         words:list[str], # Pieces of text without white space
     ) -> list[tuple[str, ...]]: # Tokens of each
         "Tokens of many pieces at once."
+        plain = self._shared.cut_plain(words)
+        odd = dict.fromkeys(w for w,toks in zip(words, plain, strict=True) if w and not toks)
         with self._lock:
-            new = [w for w in dict.fromkeys(words) if w and w not in self._cache]
+            new = [w for w in odd if w not in self._cache]
             if len(self._cache) + len(new) > self.buf_sz:
                 self._cache.clear()
-                new = [w for w in dict.fromkeys(words) if w]
-            if self._cases is not None:
-                plain = zip(new, _cut_plain(new, self._cases), strict=True)
-                self._cache.update((w, tuple(map(sys.intern, toks))) for w,toks in plain if toks)
-            self._ask_spacy([w for w in new if w not in self._cache])
-            return [self._cache[w] if w else () for w in words]
-
-    def _ask_spacy(self, words:list[str]):
-        "Enter what spaCy makes of words, newlines between them."
-        for i in range(0, len(words), self._batch):
-            part = words[i:i+self._batch]
-            doc = self._tok('\n'.join(part))
-            toks = [sys.intern(doc.vocab.strings[t]) for t in doc.to_array('ORTH').tolist()]
-            ends = [j for j,t in enumerate(toks) if t == '\n'] + [len(toks)]
-            self._cache.update((w, tuple(toks[a+1:b])) for w,a,b in zip(part, [-1, *ends[:-1]], ends, strict=True))
+                new = list(odd)
+            self._shared.enter(new)
+            return [toks or (self._cache[w] if w else ()) for w,toks in zip(words, plain, strict=True)]
 
     def _cut(self, piece:str) -> tuple[str, ...]:
         "Tokens of a piece met for the first time."
         with self._lock:
-            if piece.isspace(): toks = piece[1:] if piece[0] == ' ' else piece,
-            else: toks = tuple(t.text for t in self._tok(piece))
+            toks = self._shared.tokens(piece)
             if len(self._cache) >= self.buf_sz: self._cache.clear()
             self._cache[piece] = toks
             return toks
@@ -159,12 +163,12 @@ class WordTokenizer(SpacyTokenizer):
         text:str, # A text
     ) -> list[str]: # Its tokens
         "Tokens of one text."
-        if not self.by_pieces: return [t.text for t in self._tok(text)]
+        if not self.by_pieces: return [t.text for t in self._shared.spacy(text)]
         toks = []
         start = len(text) - len(text.lstrip())
         if start: toks.append(text[:start])   # white space that opens a text is one token, with all its blanks
         get = self._cache.get
-        for piece in self._pieces.findall(text, start): toks += get(piece) or self._cut(piece)
+        for piece in self._shared.pieces.findall(text, start): toks += get(piece) or self._cut(piece)
         return toks
 
     @cached_property
@@ -249,7 +253,7 @@ class CorpusTokenizer:
 def _piece_table(lang:str, special_toks:tuple, buf_sz:int, post_rules:tuple) -> PieceTable:
     "The table for these settings: all tokenizers that have them share it."
     words = WordTokenizer(lang, special_toks, buf_sz)
-    return PieceTable(words.cut, words.tokenize, words.pairs, compose(*post_rules), buf_sz)
+    return PieceTable(words.cut, words.tokenize, words.pairs, compose(*post_rules), buf_sz, words._shared.cases)
 
 # %% ../../nbs/125_data.tokenize.ipynb #887f0c13
 def _tokens_of(tok:Callable, texts:Iterable[str]) -> Iterator[Iterable[str]]:

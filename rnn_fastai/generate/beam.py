@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_count, check_number, full_precision
+from ..core import allow_float64, check_count, check_number, full_precision
 from ..models.state import take_rows
 from ..progress import OnProgress
 from .decode import read_prompts
@@ -101,18 +101,19 @@ class _Search:
         self.before = [p[:-1].tolist() if beam.no_repeat_ngram else [] for p in prompts]
         self.going,self.found = list(range(len(prompts))),[[] for _ in prompts]   # found: best first
         last = torch.stack([p.as_subclass(Tensor)[-1] for p in prompts])
+        self.device,last = last.device,allow_float64(last)   # the search is where sums are in float64
         self.ids = last[:, None, None, None].expand(-1, beam.groups, 1, 1)   # with the last one of the prompt
         self.sums = torch.zeros(self.ids.shape[:3], dtype=torch.float64, device=last.device)
         self.logps = torch.zeros(*self.ids.shape[:3], 0, device=last.device)
         state = read_prompts(model, prompts, part)
-        rows = torch.arange(len(prompts), device=last.device).repeat_interleave(beam.groups)
+        rows = torch.arange(len(prompts), device=self.device).repeat_interleave(beam.groups)
         self.state = state if state is None else take_rows(state, rows)
 
     def step(self):
         "Add one token to each hypothesis; prompts that are done leave."
-        out,beam = self.model(self.ids[..., -1].reshape(-1, 1), self.state),self.beam
+        out,beam = self.model(self.ids[..., -1].reshape(-1, 1).to(self.device), self.state),self.beam
         if not self.logps.size(-1): beam.check(out.logits.size(-1), self.max_new_tokens)
-        logp = self._allowed(out.logits[:, -1])
+        logp = self._allowed(allow_float64(out.logits[:, -1]))
         rows,tokens = _choose(self.sums, logp, beam.width//beam.groups, beam.diversity)   # prompts,groups,beams
         new = logp[rows, tokens]
         self.sums = self.sums.flatten()[rows] + new
@@ -123,7 +124,7 @@ class _Search:
         self.going = [self.going[i] for i in at]
         at = torch.tensor(at, dtype=torch.long, device=rows.device)
         self.sums,self.ids,self.logps = self.sums[at],self.ids[at],self.logps[at]
-        self.state = take_rows(out.state, rows[at].flatten())
+        self.state = take_rows(out.state, rows[at].flatten().to(self.device))
 
     def _allowed(self, logits:Tensor) -> Tensor:
         "Log-probabilities; -inf for tokens that must not come."

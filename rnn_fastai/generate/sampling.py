@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import check_count, check_number
+from ..core import allow_float64, check_count, check_number
 
 # %% ../../nbs/300_generate.sampling.ipynb #6cc349af
 def _drop(logits:Tensor, out:Tensor) -> Tensor: return logits.masked_fill(out, -torch.inf)
@@ -45,8 +45,9 @@ _FIRST = 256   # tokens sorted at first; to sort a large vocabulary takes longer
 def _beyond(probs:Tensor, order:Tensor, p:float) -> Tensor:
     "Mark the tokens that come, in an order, after the first ones whose probabilities sum to `p`."
     first = probs.gather(-1, order)
-    before = first.cumsum(-1, dtype=torch.float64) - first
-    return torch.ones_like(probs, dtype=torch.bool).scatter(-1, order, before >= p)
+    exact = allow_float64(first)
+    before = exact.cumsum(-1, dtype=torch.float64) - exact
+    return torch.ones_like(probs, dtype=torch.bool).scatter(-1, order, (before >= p).to(order.device))
 
 def _keep_mass(logits:Tensor, rank:Tensor, p:float) -> Tensor:
     "Keep the tokens of the highest ranks whose probabilities sum to `p`, with the one that reaches it."
@@ -143,11 +144,12 @@ def blocked_by_ngrams(
 # %% ../../nbs/300_generate.sampling.ipynb #041f81ad
 def draw(
     probs:Tensor, # Probabilities, or numbers in proportion to them: bs,vocab
-    u:Tensor, # Numbers from 0 to below 1: bs, float64
+    u:Tensor, # Numbers from 0 to below 1: bs, float64; on any device
 ) -> Tensor: # Ids: bs
     "Pick the tokens that `u` falls on. A token of probability zero is never drawn."
-    upto = probs.cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(upto, (u*upto[:, -1])[:, None], right=True)[:, 0].clamp_(max=probs.size(-1)-1)
+    upto = allow_float64(probs).cumsum(-1, dtype=torch.float64)
+    at = (u.to(upto.device, non_blocking=True)*upto[:, -1])[:, None]
+    return torch.searchsorted(upto, at, right=True)[:, 0].clamp_(max=probs.size(-1)-1).to(probs.device)
 
 # %% ../../nbs/300_generate.sampling.ipynb #d9e91658
 class Draws:
@@ -373,7 +375,7 @@ class TokenSampler:
         if u is None and g is not None and g.device != probs.device:   # one of the CPU serves a model on a GPU too
             u = torch.rand(len(rows), generator=g, dtype=torch.float64, device=g.device)
         if u is None: return torch.multinomial(probs, 1, generator=g)[:, 0]
-        return draw(probs, u.to(probs.device, non_blocking=True))
+        return draw(probs, u)
 
     def _allowed(self, raw:Tensor, norm:Tensor, rows:list[int]) -> Tensor:
         "Logits of the tokens that the rules leave."

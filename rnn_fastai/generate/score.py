@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core import check_count, full_precision
+from ..devices import fewer_rows, suggest_less
 from ..models.state import detach_state, take_rows
 from ..progress import OnProgress, counter
 from .adapt import Adapted, CacheMemory, DynamicEvaluation, NeuralCache, adapting
@@ -144,7 +145,8 @@ def score_ids(
         for k in range(0, len(docs), bs):
             if adapted is not None and k: adapted.reset()
             some = order[k:k+bs]
-            res.update(zip(some, _read([docs[i] for i in some], net, steps, cache, adapted, done), strict=True))
+            with suggest_less(fewer_rows('bs', len(some), 'texts')):
+                res.update(zip(some, _read([docs[i] for i in some], net, steps, cache, adapted, done), strict=True))
     return [res[i] for i in range(len(docs))]
 
 # %% ../../nbs/325_generate.score.ipynb #01dc3cec

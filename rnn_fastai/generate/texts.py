@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import check_count, suggest
+from ..devices import fewer_rows, suggest_less
 from ..models.state import takes_lengths
 from ..progress import OnProgress, counter, part_of
 from .adapt import NeuralCache
@@ -212,7 +213,9 @@ def write_texts(
     for batch in _batches(texts, bs, cache is None and takes_lengths(model)):
         n_read,most = sum(len(t.start) - 1 for t in batch),len(batch)*end.max_new_tokens
         add = counter(part_of(on_progress, before + n_read, total), most)
-        for k in _write(model, codec, batch, end, sampling, seed, cache, part_of(on_progress, before, total)): add(k)
+        steps = _write(model, codec, batch, end, sampling, seed, cache, part_of(on_progress, before, total))
+        with suggest_less(fewer_rows('bs', len(batch), 'texts')):
+            for k in steps: add(k)
         before += n_read + most
         if on_progress is not None: on_progress(before, total)   # texts may end before they have all their tokens
     return [t.result(codec) for t in texts]
@@ -233,7 +236,7 @@ def search_texts(
     before,total,found = 0,len(texts)*max_new_tokens,{}
     for batch in _batches(texts, max(bs//beam.width, 1), takes_lengths(model)):
         report = part_of(on_progress, before, total)
-        with evaluating(model):
+        with evaluating(model), suggest_less(fewer_rows('bs', len(batch)*beam.width, 'hypotheses')):
             lists = beam_search(model, [t.start for t in batch], max_new_tokens, beam, on_progress=report)
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
         before += len(batch)*max_new_tokens

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..core import check_count, suggest
+from ..devices import suggest_less
 from ..models.cells import Cell
 from ..models.padding import last_steps, real_steps, reverse_padded
 from ..models.recurrent import CellTrace, Recurrent
@@ -364,6 +365,10 @@ def _rows_first(t:Tensor, shape:tuple, name:str) -> Tensor:
     raise ValueError(f"The batch axis of {name} is unknown: it gives {tuple(t.shape)} where layers read {shape[1]} "
                      f"steps of {shape[0]} rows. Leave it out.")
 
+def _less_to_capture(name:str, sl:int, bs:int) -> str:
+    return (f"There is no memory to capture {name} over {sl} steps of {bs} rows; capture fewer parts or layers, or run "
+            f"the model on {max(bs//2, 1)} rows.")
+
 def _find_logits(out:Any, mask:Tensor) -> Tensor|None:
     "Logits of every step, or of a row, which go to its last step: bs,sl,n or sl,bs,n. None where there are none."
     first = isinstance(out, (tuple, list)) and not isinstance(out, PackedSequence)
@@ -420,7 +425,8 @@ class _Recorder:
             raise ValueError(f"Layers take different numbers of steps: {name} reads {sl} steps of {bs} rows, others "
                              f"{old_sl} of {old_bs}. Capture them apart, with `layers`.")
         parts = self.parts[name]
-        if parts and self.room(p, _n_features(self.cells[name], seen, parts)): self._keep_parts(p, name, seen, reverse)
+        if parts and self.room(p, _n_features(self.cells[name], seen, parts)):
+            with suggest_less(partial(_less_to_capture, name, sl, bs)): self._keep_parts(p, name, seen, reverse)
         return p
 
     def _keep_parts(self, p:_Pass, name:str, seen:CellTrace, reverse:bool):
@@ -655,6 +661,10 @@ class Capture:
         "Put what the last batch left into the recording."
         self.recorder.finish()
 
+    def forget(self):
+        "Leave out a batch whose gradients are not all known."
+        if self.recorder.current is not None and self.recorder.current.waiting: self.recorder.drop()
+
     def _root(self, forward, *args, **kwargs):
         self.finish()
         tensors = [a.as_subclass(Tensor) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
@@ -683,6 +693,9 @@ def capture(
     cap = Capture(model, layers, parts, **kwargs)
     cap.attach()
     try: yield cap.rec
+    except BaseException:
+        cap.forget()
+        raise
     finally:
         cap.detach()
         cap.finish()

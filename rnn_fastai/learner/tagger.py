@@ -29,6 +29,7 @@ from ..data.tags import TagDataset, word_parts
 from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, WordTokenizer
 from ..data.vectors import word_vectors
+from ..devices import fewer_rows, suggest_less
 from ..generate.decode import evaluating
 from ..models.awd import archs
 from ..models.cells import cells
@@ -205,7 +206,8 @@ class TaggerLearner(TextLearner):
         "Probabilities (of each token alone), best tags and where tokens are, in a batch."
         b = self._set_device(b)
         real = b[0].as_subclass(Tensor) != dl.dataset.pad
-        with evaluating(get_model(self.model)) as model: out = fresh_logits(model, *b[:dl.n_inp])
+        with evaluating(get_model(self.model)) as model, suggest_less(fewer_rows('val_bs', len(real), 'sentences')):
+            out = fresh_logits(model, *b[:dl.n_inp])
         probs,best = self.loss_func.activation(out),best_tags(self.loss_func, out, real)
         return tuple(t.as_subclass(Tensor).cpu() for t in (probs.float(), best, real))
 

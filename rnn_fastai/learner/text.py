@@ -26,6 +26,7 @@ from fastai.torch_core import TensorBase, distrib_barrier, get_model, rank_distr
 from fastcore.basics import ifnone, noop
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
+from torch.amp import GradScaler
 
 from rnn_fastai.learner.weights import (
     TransferReport,
@@ -49,9 +50,11 @@ from rnn_fastai.learner.weights import (
 
 from ..callback.history import LastScores
 from ..callback.optim import Adam
+from ..callback.precision import MixedPrecision
 from ..callback.regularize import rnn_cbs
 from ..core import flush_denormals, kept_autocast
 from ..data.loaders import text_vocab
+from ..devices import OutOfMemory, check_device, suggest_less
 from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..models.heads import LMDecoder
 from ..models.losses import with_answers
@@ -85,11 +88,41 @@ def _after_a_look(method:Callable, to:str, ds_idx:int=1) -> Callable:
         return method(self, *args, **kwargs)
     return looking
 
+# %% ../../nbs/605_learner.text.ipynb #a188dd05
+class _DeviceLearner(fastai_learner.TextLearner):
+    "fastai's `TextLearner`, in mixed precision on every device, and with advice where a device's memory is full."
+    def _do_one_batch(self):
+        "As fastai's. Where the device has no memory left, raise `OutOfMemory`, and keep nothing of the batch."
+        try:
+            with suggest_less(self._less_memory): super()._do_one_batch()
+        except OutOfMemory:
+            self._end_cleanup()
+            self.loss_grad = None
+            for cb in self.cbs: getattr(cb, 'forget_batch', noop)()
+            raise
+
+    def _less_memory(self) -> str:
+        "What to try where a batch is too large."
+        shape = tuple(self.xb[0].shape)
+        sizes = {'bs' if self.training else 'val_bs': shape[0], 'seq_len': getattr(self.dl, 'seq_len', None)}
+        tries = [f"{name}={n//2}" for name,n in sizes.items() if n and n > 1]
+        return (f"There is no memory for a batch of {' x '.join(map(str, shape))} tokens; make loaders with "
+                f"{' or '.join(tries) or 'shorter texts'}.")
+
+    @delegates(GradScaler)
+    def to_fp16(self, **kwargs) -> Learner:
+        "Train in float16 mixed precision on every device, the CPU too; see `MixedPrecision`."
+        return self.add_cb(MixedPrecision(**kwargs))
+
+    def to_bf16(self) -> Learner:
+        "The same in bfloat16."
+        return self.add_cb(MixedPrecision('bf16'))
+
 # %% ../../nbs/605_learner.text.ipynb #3f6af238
 _FILES = '.safetensors','.pth'
 _PTH_CBS = 'lr_finder','comet'   # fastai's callbacks that look for a `.pth` themselves
 
-class SavedLearner(fastai_learner.TextLearner):
+class SavedLearner(_DeviceLearner):
     "fastai's `TextLearner` with safe files: weights only, by name, and a message that names what does not fit."
     def _file(self, file:str|Path) -> Path:
         "The file of a name, or that `save` gave; safetensors, unless the name or a callback asks for another."
@@ -135,7 +168,7 @@ class SavedLearner(fastai_learner.TextLearner):
         wait until rank 0 has written what it is about to write."""
         distrib_barrier()
         file,model = self._saved(file),get_model(self.model)
-        wgts,read = read_model(file, ifnone(device, self.dls.device))
+        wgts,read = read_model(file, ifnone(check_device(device), self.dls.device))
         if with_opt and read is None: raise ValueError(f"{file} holds no optimizer state; pass with_opt=False.")
         fit_weights(model, wgts, strict, str(file))
         if self.opt is None: self.create_opt()
@@ -228,6 +261,9 @@ class SafeLearner(_StepLearner):
         need_batches(self, 0, 'train on')
         with flush_denormals(), self.added_cbs(cbs):
             try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
+            except BaseException:   # gradients of half a batch must not go into the next training
+                if self.opt: self.opt.zero_grad()
+                raise
             finally:   # fastai runs no event of its callbacks after an interrupt or error
                 for cb in self.cbs: getattr(cb, 'end_fit', noop)()
 
@@ -263,7 +299,7 @@ class TextLearner(SafeLearner):
         several processes, all must call it, as `load`."""
         distrib_barrier()
         file = self._saved(file)
-        wgts = read_weights(file, ifnone(device, self.dls.device))
+        wgts = read_weights(file, ifnone(check_device(device), self.dls.device))
         both = isinstance(wgts, dict) and set(wgts) == {'model', 'opt'}
         if both or any(k.startswith('1.') for k in check_named(wgts, file)):
             raise ValueError(f"{file} holds a whole model, not an encoder. Write one with `save_encoder`.")

@@ -472,7 +472,7 @@ class SLSTMCell(Cell):
 class IndRNNCell(Cell):
     """Independently recurrent cell ([Li et al., 2018](https://arxiv.org/abs/1803.04831)):
     h' = relu(W_ih x + b_ih + u h), with a vector u."""
-    recurrent = False
+    recurrent,dropped = False,('weight_ih',)   # a dropped u would scale the others above one, and states explode
     def add_parameters(self):
         "The recurrent weights, one for each unit."
         self.weight_hh = nn.Parameter(torch.empty(self.hidden_size))

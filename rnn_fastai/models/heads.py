@@ -69,7 +69,9 @@ def pool_states(
     if pool in ('max', 'concat'): made.append((out if pad is None else out.masked_fill(pad, -torch.inf)).max(1)[0])
     if pool in ('mean', 'concat'):
         if lengths is None or pad is None: made.append(out.mean(1))
-        else: made.append(out.masked_fill(pad, 0.).sum(1)/lengths.to(out.dtype)[:, None])
+        else:   # the sum over a long document is beyond float16
+            total = out.masked_fill(pad, 0.).sum(1, dtype=torch.promote_types(out.dtype, torch.float32))
+            made.append((total/lengths[:, None]).to(out.dtype))
     return torch.cat(made, 1)
 
 # %% ../../nbs/230_models.heads.ipynb #ea42e372

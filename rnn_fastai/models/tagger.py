@@ -38,7 +38,7 @@ class CRF(nn.Module):
         "What a labelling scores."
         labels = labels.masked_fill(~real, 0)
         at = scores.gather(-1, labels[..., None])[..., 0].masked_fill(~real, 0.).sum(1)
-        pairs = self.transitions[labels[:, :-1], labels[:, 1:]].masked_fill(~real[:, 1:], 0.).sum(1)
+        pairs = full_precision(self.transitions)[labels[:, :-1], labels[:, 1:]].masked_fill(~real[:, 1:], 0.).sum(1)
         last = labels.gather(1, real.sum(1, keepdim=True) - 1)[:, 0]
         return at + pairs + self.start[labels[:, 0]] + self.end[last]
 
@@ -68,6 +68,7 @@ class CRF(nn.Module):
         real:Tensor, # Where tokens are, from the left: bs,sl
     ) -> Tensor: # bs,sl; 0 where there is no token
         "The labelling of highest score ([Viterbi, 1967](https://doi.org/10.1109/TIT.1967.1054010))."
+        scores = full_precision(scores)   # in sixteen bits a long sentence's sums would hide the last words
         so_far,came = self.start + scores[:, 0],[]
         stay = torch.arange(scores.size(-1), device=scores.device).expand_as(so_far)
         for s,r in zip(scores[:, 1:].unbind(1), real[:, 1:].unbind(1), strict=True):

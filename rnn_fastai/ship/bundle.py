@@ -43,6 +43,7 @@ from ..data.documents import PaddedDataset
 from ..data.loaders import text_vocab
 from ..data.sequences import SeqDataLoader
 from ..data.tags import TagDataset
+from ..devices import check_device
 from ..files import parse_json
 from ..generate.decode import evaluating
 from ..learner.classifier import ClassifierLearner
@@ -480,7 +481,7 @@ def load_bundle(
 ) -> SafeLearner: # As it was saved, without texts
     """Read a learner. Nothing in the bundle runs. Raises `FileNotFoundError` where there is none, and `BundleError`, a
     `ValueError`, where it is damaged, or wants a class that is neither known here nor in `allow`."""
-    path,known = Path(path),Known(allow)
+    path,known,device = Path(path),Known(allow),check_device(device)
     if path.is_file() and _is_pickle(path):
         raise BundleError(f"{path} is a pickle, and reading one runs any code that was put into it. If you trust "
                           "whoever made it, pass allow_pickle=True to load_learner; learn.export then writes a bundle "

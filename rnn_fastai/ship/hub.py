@@ -18,6 +18,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from .. import __version__
+from ..devices import check_device
 from ..files import parse_json
 from ..learner.text import SafeLearner
 from .bundle import load_bundle
@@ -187,6 +188,7 @@ def from_hub(
     `BundleError` for a repository of other things, as `load_bundle` does, `ImportError` without the extra `hub`."""
     _need_hub()
     _check_repo(repo)
+    device = check_device(device)
     if not isinstance(revision, (str, type(None))):
         raise ValueError(f"revision={revision!r} is no name of a branch, a tag or a commit.")
     with TemporaryDirectory() as tmp:
