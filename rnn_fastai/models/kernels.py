@@ -89,8 +89,8 @@ def int8_kernel(
     weights:list[list[Tensor]], # Of each cell, in torch's order: matrices of input and state, then biases, if any
     bidirectional:bool=False, # Two directions a layer
 ) -> Callable: # (x: sl,1,n_in, entries of the state: layers*directions,1,hid) -> output, entries of the last state
-    """torch's kernel in eight bits for one sequence, in evaluation, without gradients. Weights are laid out at the first
-    call. Raises as `check_int8` does."""
+    """torch's kernel in eight bits for one sequence, in evaluation, without gradients. Weights are laid out at the
+    first call. Raises as `check_int8` does."""
     for ws in weights:
         for w in ws[:2]: check_int8(w)
     made:list = []
@@ -111,7 +111,8 @@ def takes_int8(
     x:Tensor, # Input: sl,bs,n_in
 ) -> bool:
     "Whether `int8_kernel` can run it: one sequence, and no gradient, autocast or transform that it does not know."
-    return x.size(1) == 1 and not (torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or transforms_active())
+    if x.size(1) != 1 or x.dtype != torch.float32: return False
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or transforms_active())
 
 # %% ../../nbs/217_models.kernels.ipynb #f0d48213
 def check_seen_dropout(

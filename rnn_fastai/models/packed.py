@@ -119,8 +119,8 @@ def packed_product(
 def check_int8(
     w:Tensor, # A weight
 ) -> Tensor: # `w`
-    """Raise `RuntimeError` where torch is built without kernels in eight bits, and `ValueError` for a weight that is not
-    float32 on the CPU."""
+    """Raise `RuntimeError` where torch is built without kernels in eight bits, and `ValueError` for a weight that is
+    not float32 on the CPU."""
     if w.device.type != 'cpu' or w.dtype != torch.float32:
         raise ValueError(f"int8 is for float32 weights on the CPU; this one is {w.dtype} on {w.device}.")
     if 'x86' not in torch.backends.quantized.supported_engines:
