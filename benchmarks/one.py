@@ -1,11 +1,12 @@
-"""One review, classified: how long, beside what reading the weights takes; results go to results/one.json.
+"""One review classified, one prompt continued, beside what reading the weights takes; results go to results/one.json.
 
-    python benchmarks/one.py [time] [accuracy]
+    python benchmarks/one.py [time] [prompt] [accuracy]
 
 `time`: `predict` of 374 words by the default AWD_LSTM (random weights): fastai, in chunks of 72 words, in one go, in eight
-bits; beside them torch's layers alone, and the bare reading of the recurrent weights, once for each word. Run it with
-OMP_NUM_THREADS=1 for one thread: then the processor's time is the net's alone, whatever else runs. `accuracy`: a small net
-is trained for some minutes, and 2,000 test reviews are classified one by one, in batches, and in eight bits.
+bits; beside them torch's layers alone, and the bare reading of the recurrent weights, once for each word. `prompt`: 50
+words after one prompt, as in generate.py. Run these with OMP_NUM_THREADS=1 for one thread: then the time of the processor,
+which counts no other programs, stands for all. `accuracy`: a small net is trained for some minutes, and 2,000 test reviews
+are classified one by one, in batches, and in eight bits.
 """
 import os
 import statistics
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import fastai.text.all as fa
+import generate
 import numpy as np
 import pandas as pd
 import torch
@@ -81,12 +83,11 @@ def ways() -> dict:
                 layers=partial(layers, rnns, LENGTH), reading=partial(reading, [r.weight_hh_l0 for r in rnns], LENGTH))
 
 
-def time_of_one() -> list:
-    "Medians of the time that passes, and of the processor's."
-    fs = ways()
+def measured(what: str, fs: dict, base: str, repeats: int = 7) -> list:
+    "Medians of the time that passes and of the processor's, and how many times faster than one of them all are."
     wall, cpu = ({k: [] for k in fs} for _ in range(2))
     for f in fs.values(): f()
-    for _ in range(7):
+    for _ in range(repeats):
         for k, f in fs.items():
             def timed(f=f, times=cpu[k]):
                 start = time.process_time()
@@ -96,10 +97,18 @@ def time_of_one() -> list:
     med, own = ({k: statistics.median(v) for k, v in t.items()} for t in (wall, cpu))
     n = torch.get_num_threads()
     used = own if n == 1 else med
-    res = dict(what=f"predict of {LENGTH} words, {n} threads", seconds=med, cpu_seconds=own, load=os.getloadavg()[0],
-               chunks_over={k: used["chunks"]/v for k, v in used.items()}, runs=wall)
-    print({k: f"{used[k]*1e3:,.0f} ms, {v:.2f}x" for k, v in res["chunks_over"].items()}, flush=True)
-    return [res]
+    over = {k: used[base]/v for k, v in used.items()}
+    print(what, {k: f"{used[k]*1e3:,.0f} ms, {v:.2f}x" for k, v in over.items()}, flush=True)
+    return [dict(what=f"{what}, {n} thread{'s'*(n > 1)}", seconds=med, cpu_seconds=own, load=os.getloadavg()[0],
+                 **{f"{base}_over": over}, runs=wall)]
+
+
+def prompt() -> list:
+    "50 words after one prompt; `reading` sums all weights of the layers, once for each word."
+    both = generate.learners()
+    weights = [w for r in both["ours"].model[0].rnns for w in (r.weight_ih_l0, r.weight_hh_l0)]
+    fs = generate.runs(both, 50) | dict(reading=partial(reading, weights, 50))
+    return measured("one prompt, 50 words", fs, "fastai", 5)
 
 
 def trained():
@@ -139,7 +148,7 @@ def accuracy() -> list:
 
 
 def main():
-    jobs = dict(time=time_of_one, accuracy=accuracy)
+    jobs = dict(time=lambda: measured(f"predict of {LENGTH} words", ways(), "chunks"), prompt=prompt, accuracy=accuracy)
     for name in sys.argv[1:] or jobs: save("one", jobs[name]())
 
 

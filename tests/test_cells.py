@@ -527,6 +527,29 @@ def test_the_faster_product_is_taken(monkeypatch):
         monkeypatch.setattr(products, '_best_time', lambda f, times=times: times.pop(0))
         assert products._blocks_pay.__wrapped__(1) is pays
 
+@pytest.mark.parametrize('kw', [{}, dict(num_layers=2), dict(bias=False)], ids=str)
+@pytest.mark.parametrize('n_in,hid', [(30, 40), (7, 5), (260, 130)])
+def test_weights_of_an_lstm_laid_out_once(n_in, hid, kw):
+    "A single step or several: near to the plain layer, and to the bit the same for a row in any company."
+    torch.manual_seed(0)
+    layer,x = Recurrent('LSTM', n_in, hid, batch_first=True, **kw).eval(),torch.randn(40, 6, n_in)
+    twin = prepack(layer, reproducible=True)
+    if twin.laid_out is None: pytest.skip('oneDNN is not at hand')
+    state = tuple(torch.randn(layer.num_layers, 40, hid) for _ in range(2))
+    with torch.no_grad():
+        for sl in (1, 6):
+            want,got = layer(x[:, :sl], state),twin(x[:, :sl], state)
+            assert_close(got, want, rtol=0, atol=2e-6)
+            for rows in (slice(1), slice(3), slice(7, 24), slice(39, 40)):
+                out,last = twin(x[rows, :sl], tuple(s[:, rows] for s in state))
+                assert_close(out, got[0][rows], rtol=0, atol=0)
+                assert_close(last, tuple(s[:, rows] for s in got[1]), rtol=0, atol=0)
+        lens = torch.randint(1, 7, (40,))
+        assert_close(twin(x, state, lens), layer(x, state, lens), rtol=0, atol=2e-6)   # padded: by the plain kernel
+        twin.watch,seen = lambda i,trace,out,last: (seen.append(i),(out, last))[1],[]
+        assert_close(twin(x, state), layer(x, state), rtol=0, atol=2e-6)
+        assert seen == list(range(layer.num_layers))   # who looks inside sees the plain layers
+
 def rounded(x):
     "An input as torch's dynamic products round it: eight bits between its least and its largest number, or zero."
     return torch.quantize_per_tensor_dynamic(x.contiguous(), torch.quint8, not products.sums_fit()).dequantize().double()
@@ -558,7 +581,7 @@ def test_the_kernel_of_eight_bits_against_a_loop(kind):
             n,z = (ni + (ri + rh).sigmoid()*nh).tanh(),(zi + zh).sigmoid()
             h = (1 - z)*n + z*h
         outs.append(h)
-    with torch.no_grad(): out,last = kernels.int8_kernel(rnn.mode.lower(), [[w_ih, w_hh, b_ih, b_hh]])(x, state)
+    with torch.no_grad(): out,last = kernels.int8_kernel(rnn.mode.lower(), [[w_ih, w_hh, b_ih, b_hh]]).run(x, state)
     assert_close(out[:3].double(), torch.stack(outs[:3]), rtol=0, atol=1e-5)
     assert_close(out.double(), torch.stack(outs), rtol=0, atol=0.01)   # a number between two steps may go either way
     assert_close(last[0], out[-1:], rtol=0, atol=0)
@@ -575,13 +598,13 @@ def test_a_layer_in_eight_bits(cell, kw):
         whole,state = twin(x)
         assert_close(whole, layer(x)[0], rtol=0, atol=0.05)
         if layer.cells[0].kernel in ('lstm', 'gru'):
-            assert twin.int8 is not None and (whole != layer(x)[0]).any()
+            assert twin.laid_out is not None and (whole != layer(x)[0]).any()
             assert_close(twin(x.expand(-1, 3, -1))[0], layer(x.expand(-1, 3, -1))[0], rtol=0, atol=2e-6)
             layer.batch_first = twin.batch_first = True
             one,_ = twin(x.transpose(0, 1)[:, :1])   # a single step
             assert one.shape == (1, 1, layer.n_out)
             assert_close(one, layer(x.transpose(0, 1)[:, :1])[0], rtol=0, atol=0.05)
-        else: assert twin.int8 is None
+        else: assert twin.laid_out is None
     if not kw:   # with a gradient, the plain kernel
         g, = torch.autograd.grad(twin(x.requires_grad_())[0].sum(), x)
         assert_close(g, torch.autograd.grad(layer(x)[0].sum(), x)[0])

@@ -7,30 +7,31 @@ __all__ = ['prepack', 'is_watched', 'PrepackedModel']
 
 # %% ../../nbs/305_generate.prepack.ipynb #a8dd8ec2
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..models.kernels import KERNEL_WEIGHTS, int8_kernel
+from ..models.kernels import KERNEL_WEIGHTS, LaidOut, int8_kernel, lstm_kernel
 from ..models.packed import pack, thin_linear
 from ..models.recurrent import Recurrent
 
 # %% ../../nbs/305_generate.prepack.ipynb #062a537c
 _FEW_STEPS = 8   # a kernel lays out its weights again at each call, in the time of about as many steps
 
-def _int8_kernel(rnn:Recurrent) -> Callable|None:
-    "The kernel of eight bits for one sequence; none where there is none for the cell, or the loop was asked for."
+def _lay_out(rnn:Recurrent, int8:bool, reproducible:bool) -> LaidOut|None:
+    "A kernel whose weights are laid out once; none where there is none for the cell, or a loop was asked for."
     kind = rnn.cells[0].kernel
     if kind not in ('lstm', 'gru') or rnn.proj_size or rnn.plan(_FEW_STEPS + 1)[0] != 'fused': return None
     ws:list[list] = [[p for n,p in c.named_parameters() if n in KERNEL_WEIGHTS] for c in rnn.cells]
-    return int8_kernel(kind, ws, rnn.bidirectional)
+    if int8: return None if reproducible else int8_kernel(kind, ws, rnn.bidirectional)
+    return lstm_kernel(ws) if reproducible and kind == 'lstm' and not rnn.bidirectional else None
 
 def _set_reading(rnn:Recurrent, int8:bool, reproducible:bool):
     "Choose how several steps are taken. Of torch's kernels on the CPU, only the LSTM's adds up a row as if alone."
     rnn.few_steps,rnn.min_rows = (0, 2) if reproducible else (_FEW_STEPS, 1)
-    if int8 and not reproducible: rnn.int8 = _int8_kernel(rnn)
+    rnn.laid_out = _lay_out(rnn, int8, reproducible)
     if reproducible and rnn.cells[0].kernel not in (None, 'lstm') and rnn.backend == 'auto': rnn.backend = 'loop'
 
 def prepack(

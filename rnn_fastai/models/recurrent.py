@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..core import check_count, check_prob, suggest
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight
-from .kernels import KERNEL_WEIGHTS, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel, takes_int8
+from .kernels import KERNEL_WEIGHTS, LaidOut, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel
 from .origin import maker
 from .packed import PackedWeight
 from .padding import check_lengths, last_steps, padded_steps, reverse_padded
@@ -127,7 +127,7 @@ class RecurrentBase(nn.Module):
     edit:Callable|None = None
     few_steps = 1  # so many steps the plain loop takes, where no backend is asked for
     min_rows = 1   # rows that a kernel gets at least; for one row alone some processors add in another order
-    int8:Callable|None = None   # runs one sequence in place of torch's kernel, see `int8_kernel`
+    laid_out:LaidOut|None = None   # runs in place of torch's kernel what it takes; `prepack` sets it
     def __init__(self,
         cell:Any, # A registered name, or a subclass of `Cell`
         input_size:int, # Features of the input
@@ -276,10 +276,11 @@ def _run_kernel(layer:'Recurrent', cells:tuple[Cell, ...], drops:list[dict], x:T
     return out,last if lengths is None else (last_steps(out, lengths)[None], *last[1:])
 
 # %% ../../nbs/220_models.recurrent.ipynb #90c2f4a4
-def _int8_of(layer:'Recurrent', x:Tensor) -> Callable|None:   # sl,bs,n_in
-    "The kernel of eight bits, where there is one that can take this call: nobody looks inside or changes anything."
-    if layer.int8 is None or layer.training or layer.check_nan or layer.watch or layer.edit: return None
-    return layer.int8 if takes_int8(x) else None
+def _laid_out(layer:'Recurrent', x:Tensor) -> Callable|None:   # sl,bs,n_in
+    "The kernel whose weights are laid out, where there is one that takes this call: nobody looks inside or edits."
+    own = layer.laid_out
+    if own is None or layer.training or layer.check_nan or layer.watch or layer.edit: return None
+    return own.run if own.takes(x) else None
 
 # %% ../../nbs/220_models.recurrent.ipynb #2318335a
 class _Pass:
@@ -298,8 +299,8 @@ class _Pass:
 
     def run(self, x:Tensor, state:tuple) -> tuple[Tensor, tuple]:
         "Output of the last layer, and entries of the state after the last step: layers*directions,bs,features."
-        eighth = _int8_of(self.layer, x) if self.lengths is None else None
-        if eighth is not None: return eighth(x, state)
+        own = _laid_out(self.layer, x) if self.lengths is None else None
+        if own is not None: return own(x, state)
         whole = self.backend == 'fused' and self.lengths is None and not self.layer.check_nan
         if whole and self.layer.watch is None: return _run_kernel(self.layer, self.cells, self.drops, x, state)
         if whole: check_seen_dropout(self.layer, x.device)
@@ -374,10 +375,10 @@ def _next_step(layer:'Recurrent', cells:tuple[Cell, ...], x:Any,
     if state is None: state = layer.zero_state(x)
     shapes = [(len(cells), x.size(0), n) for n in first.sizes]   # `len` would fix the size in an export
     state,lasts = check_state(state, first.states, shapes, x),[]
-    eighth = _int8_of(layer, x[None])
-    if eighth is not None:
-        out,last = eighth(x[None], state)
-        return out,last if len(last) > 1 else last[0]   # one step of one row: laid out alike with either first
+    own = _laid_out(layer, x[None])
+    if own is not None:
+        out,last = own(x[None], state)
+        return out[0].unsqueeze(time),last if len(last) > 1 else last[0]
     for i,cell in enumerate(cells):
         lasts.append(cell.step(cell.project(x), tuple(s[i] for s in state)))
         x = lasts[-1][0]
