@@ -1440,6 +1440,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'rnn_fastai/generate/prepack.py'),
                                              'rnn_fastai.generate.prepack.PrepackedModel.of': ( 'generate.prepack.html#prepackedmodel.of',
                                                                                                 'rnn_fastai/generate/prepack.py'),
+                                             'rnn_fastai.generate.prepack._copy': ( 'generate.prepack.html#_copy',
+                                                                                    'rnn_fastai/generate/prepack.py'),
                                              'rnn_fastai.generate.prepack._factors': ( 'generate.prepack.html#_factors',
                                                                                        'rnn_fastai/generate/prepack.py'),
                                              'rnn_fastai.generate.prepack._lay_out': ( 'generate.prepack.html#_lay_out',

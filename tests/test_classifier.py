@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.text import all as ft
+from fastai.text.models import core as fastai_core
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -376,6 +377,23 @@ def test_eight_bits_follow_the_weights(change, tmp_path):
     now = learn.predict(TEXT, int8=True)[2]
     assert (now - before).abs().max() > 1e-3
     assert_close(now, learn.predict(TEXT)[2], rtol=0, atol=0.03)
+
+def test_training_drops_copies(tmp_path):
+    learn = trained(tmp_path)
+    learn.predict(TEXT, int8=True)
+    assert learn.twin.made
+    with learn.no_bar(): learn.fit(1)
+    assert not learn.twin.made
+
+def test_eight_bits_of_a_net_that_cannot_be_copied(tmp_path):
+    "fastai's own AWD_LSTM keeps dropped weights, with their history, in its layers."
+    class Own(ft.AWD_LSTM): pass
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(fastai_core._model_meta, Own, fastai_core._model_meta[ft.AWD_LSTM])
+        learn = make(arch=Own, path=tmp_path)
+    with pytest.raises(TypeError, match='FastaiClassifier cannot be copied .*without int8'):
+        learn.predict(TEXT, int8=True)
+    assert learn.predict(TEXT)[2].sum() > 0.99
 
 def test_eight_bits_leave_nothing_in_files(tmp_path):
     learn = trained(tmp_path)

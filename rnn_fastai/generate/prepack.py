@@ -34,14 +34,22 @@ def _set_reading(rnn:Recurrent, int8:bool, reproducible:bool):
     rnn.laid_out = _lay_out(rnn, int8, reproducible)
     if reproducible and rnn.cells[0].kernel not in (None, 'lstm') and rnn.backend == 'auto': rnn.backend = 'loop'
 
+def _copy(model:torch.nn.Module) -> torch.nn.Module:
+    "A copy on the same weights."
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try: return copy.deepcopy(model, shared)
+    except Exception as e:   # a module may raise any error when it is copied
+        raise TypeError(f"{type(model).__name__} cannot be copied to lay out its weights ({e!s:.80}); use it as it is, "
+                        "without int8.") from e
+
 def prepack(
     model:torch.nn.Module, # Any model
     int8:bool=False, # Weights in eight bits; see `int8_product`
     reproducible:bool=False, # No bit of a text depends on those beside it; slower for one text
 ) -> torch.nn.Module: # In evaluation mode
-    "Copy a model for generation: the same weights, laid out for products with few rows, as they are now."
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
+    """Copy a model: the same weights, laid out for products with few rows, as they are now. Raises `TypeError` where it
+    cannot be copied."""
+    twin = _copy(model)
     for m in list(twin.modules()):
         for name,child in m.named_children():
             if isinstance(child, torch.nn.RNNBase): setattr(m, name, Recurrent.from_torch(child))
@@ -103,7 +111,7 @@ class PrepackedModel:
         layout = int8,reproducible
         if layout not in self.made:
             try: self.made[layout] = prepack(model, *layout)
-            except Exception:   # a module may raise any error when it is copied
+            except Exception:   # it cannot be copied, or has layers that are not torch's
                 if int8: raise
                 return None
         return self.made[layout]

@@ -190,6 +190,7 @@ class SafeLearner(SavedLearner):
         """Train as fastai's `Learner.fit` does; denormal numbers count as zero in the training. Raises `ValueError`
         where there is no batch to train on."""
         need_batches(self, 0, 'train on')
+        self.__dict__.pop('_twin', None)   # a copy of weights that will be others takes memory
         with flush_denormals(), self.added_cbs(cbs):
             try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
             finally:   # fastai runs no event of its callbacks after an interrupt or error
