@@ -17,8 +17,10 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
+from rnn_fastai.generate.prepack import prepack
 from rnn_fastai.models import cells as cells_module
-from rnn_fastai.models import recurrent, steps
+from rnn_fastai.models import kernels, recurrent, steps
+from rnn_fastai.models import packed as products
 from rnn_fastai.models.cells import (
     Cell,
     GRUCell,
@@ -493,7 +495,9 @@ def test_autocast(name, args, backend, kwargs):
         want = rnn(x, like(tuple(s.float() for s in tup(state))), [5, 3])[0]
         if not train: assert_close(out.float(), want, rtol=0, atol=0.1)
 
-def test_thin_linear():
+@pytest.mark.parametrize('blocks', [False, True])
+def test_thin_linear(blocks, monkeypatch):
+    monkeypatch.setattr(products, '_blocks_pay', lambda n_threads: blocks)
     n_in = 257
     for sz,n_out in product([(1,), (7,), (8,), (2, 3), (0,), ()], [512, 513]):
         x,w,b = (torch.randn(*s) for s in ((*sz, n_in), (n_out, n_in), (n_out,)))
@@ -506,6 +510,104 @@ def test_thin_linear():
                         assert_close(thin_linear(x, ww, b), F.linear(x, ww, b), rtol=1e-4, atol=1e-4)
                         assert_close(thin_linear(x, ww), F.linear(x, ww), rtol=1e-4, atol=1e-4)
             finally: torch.set_num_threads(before)
+
+@pytest.mark.parametrize('blocks', [False, True])
+def test_packed_products_for_any_number_of_rows(blocks, monkeypatch):
+    monkeypatch.setattr(products, '_blocks_pay', lambda n_threads: blocks)
+    w,b = torch.randn(512, 300),torch.randn(512)
+    with torch.no_grad():
+        for (make,args),n in product(((products.packed_product, ()), (products.packed_product, (True,))), (1, 2, 3, 70)):
+            x = torch.randn(n, 1, 300)
+            assert_close(make(w, *args)(x, b), F.linear(x, w, b), rtol=1e-4, atol=1e-4)
+            assert_close(make(w, *args)(x), F.linear(x, w), rtol=1e-4, atol=1e-4)
+
+def test_the_faster_product_is_taken(monkeypatch):
+    "Of a processor only the times count: the first is that of blocks, the second that of `F.linear`."
+    for times,pays in (([1., 2.], True), ([2., 1.], False)):
+        monkeypatch.setattr(products, '_best_time', lambda f, times=times: times.pop(0))
+        assert products._blocks_pay.__wrapped__(1) is pays
+
+@pytest.mark.parametrize('kw', [{}, dict(num_layers=2), dict(bias=False)], ids=str)
+@pytest.mark.parametrize('n_in,hid', [(30, 40), (7, 5), (260, 130)])
+def test_weights_of_an_lstm_laid_out_once(n_in, hid, kw):
+    "A single step or several: near to the plain layer, and to the bit the same for a row in any company."
+    torch.manual_seed(0)
+    layer,x = Recurrent('LSTM', n_in, hid, batch_first=True, **kw).eval(),torch.randn(40, 6, n_in)
+    twin = prepack(layer, reproducible=True)
+    if twin.laid_out is None: pytest.skip('oneDNN is not at hand')
+    state = tuple(torch.randn(layer.num_layers, 40, hid) for _ in range(2))
+    with torch.no_grad():
+        for sl in (1, 6):
+            want,got = layer(x[:, :sl], state),twin(x[:, :sl], state)
+            assert_close(got, want, rtol=0, atol=2e-6)
+            for rows in (slice(1), slice(3), slice(7, 24), slice(39, 40)):
+                out,last = twin(x[rows, :sl], tuple(s[:, rows] for s in state))
+                assert_close(out, got[0][rows], rtol=0, atol=0)
+                assert_close(last, tuple(s[:, rows] for s in got[1]), rtol=0, atol=0)
+        lens = torch.randint(1, 7, (40,))
+        assert_close(twin(x, state, lens), layer(x, state, lens), rtol=0, atol=2e-6)   # padded: by the plain kernel
+        twin.watch,seen = lambda i,trace,out,last: (seen.append(i),(out, last))[1],[]
+        assert_close(twin(x, state), layer(x, state), rtol=0, atol=2e-6)
+        assert seen == list(range(layer.num_layers))   # who looks inside sees the plain layers
+
+def rounded(x):
+    "An input as torch's dynamic products round it: eight bits between its least and its largest number, or zero."
+    return torch.quantize_per_tensor_dynamic(x.contiguous(), torch.quint8, not products.sums_fit()).dequantize().double()
+
+def rounded_rows(w):
+    "A weight with 127 steps to each side of zero, for each row."
+    scale = w.abs().amax(1, keepdim=True).double()/127
+    return (w.double()/scale).round().clamp(-128, 127)*scale
+
+@pytest.mark.skipif('x86' not in torch.backends.quantized.supported_engines, reason="torch has no int8 kernels here")
+@pytest.mark.filterwarnings('ignore:.*quantize')
+@pytest.mark.parametrize('kind', ['LSTM', 'GRU'])
+def test_the_kernel_of_eight_bits_against_a_loop(kind):
+    "Inputs and weights are rounded, all else is exact: a loop in float64 over rounded numbers must give the same."
+    torch.manual_seed(0)
+    rnn,x = getattr(nn, kind)(24, 40),torch.randn(15, 1, 24)
+    w_ih,w_hh,b_ih,b_hh = (p.detach() for p in rnn.parameters())
+    state = torch.randn(2 if kind == 'LSTM' else 1, 1, 1, 40).unbind(0)
+    gx,outs = rounded(x[:, 0])@rounded_rows(w_ih).T + b_ih,[]
+    h,*c = (s[0].double() for s in state)
+    for g in gx:
+        gh = rounded(h.float())@rounded_rows(w_hh).T + b_hh
+        if kind == 'LSTM':
+            i,f,n,o = (g + gh).chunk(4, -1)
+            c = [f.sigmoid()*c[0] + i.sigmoid()*n.tanh()]
+            h = o.sigmoid()*c[0].tanh()
+        else:
+            (ri,zi,ni),(rh,zh,nh) = g.chunk(3, -1),gh.chunk(3, -1)
+            n,z = (ni + (ri + rh).sigmoid()*nh).tanh(),(zi + zh).sigmoid()
+            h = (1 - z)*n + z*h
+        outs.append(h)
+    with torch.no_grad(): out,last = kernels.int8_kernel(rnn.mode.lower(), [[w_ih, w_hh, b_ih, b_hh]]).run(x, state)
+    assert_close(out[:3].double(), torch.stack(outs[:3]), rtol=0, atol=1e-5)
+    assert_close(out.double(), torch.stack(outs), rtol=0, atol=0.01)   # a number between two steps may go either way
+    assert_close(last[0], out[-1:], rtol=0, atol=0)
+
+@pytest.mark.skipif('x86' not in torch.backends.quantized.supported_engines, reason="torch has no int8 kernels here")
+@pytest.mark.parametrize('kw', [{}, dict(num_layers=2), dict(bidirectional=True), dict(bias=False)], ids=str)
+@pytest.mark.parametrize('cell', ['LSTM', 'GRU', 'RNN', 'minGRU'])
+def test_a_layer_in_eight_bits(cell, kw):
+    "One sequence is read in eight bits, in one go as in two; several are read by the plain kernel."
+    torch.manual_seed(0)
+    layer = Recurrent(cell, 200, 120, **kw).eval()
+    twin,x = prepack(layer, int8=True),torch.randn(20, 1, 200)
+    with torch.no_grad():
+        whole,state = twin(x)
+        assert_close(whole, layer(x)[0], rtol=0, atol=0.05)
+        if layer.cells[0].kernel in ('lstm', 'gru'):
+            assert twin.laid_out is not None and (whole != layer(x)[0]).any()
+            assert_close(twin(x.expand(-1, 3, -1))[0], layer(x.expand(-1, 3, -1))[0], rtol=0, atol=2e-6)
+            layer.batch_first = twin.batch_first = True
+            one,_ = twin(x.transpose(0, 1)[:, :1])   # a single step
+            assert one.shape == (1, 1, layer.n_out)
+            assert_close(one, layer(x.transpose(0, 1)[:, :1])[0], rtol=0, atol=0.05)
+        else: assert twin.laid_out is None
+    if not kw:   # with a gradient, the plain kernel
+        g, = torch.autograd.grad(twin(x.requires_grad_())[0].sum(), x)
+        assert_close(g, torch.autograd.grad(layer(x)[0].sum(), x)[0])
 
 # ---- copies, files, state dicts
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.text import all as ft
+from fastai.text.models import core as fastai_core
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -105,6 +106,7 @@ def net(arch='AWD_LSTM', bidir=False, max_len=10, seq_len=4, scale=None, seed=0,
     for p in model[0].parameters(): p.data *= SCALES.get(arch, 3.) if scale is None else scale
     for k,b in model.named_buffers():
         if 'running' in k: b.uniform_(0.5, 1.5)
+    model[0].full_rows = 1   # few documents, too, are read in chunks of `seq_len`
     return model.eval()
 
 def make_docs(lens=LENS, seed=1):
@@ -323,6 +325,103 @@ def test_long_and_empty_texts(tmp_path):
     for text in ('', 'good', 'good bad '*40):
         want = learn.get_preds(dl=learn.dls.test_dl(['one two', text, 'three '*20]))[0][1]
         assert_close(learn.predict(text)[2], want, **CLOSE)
+
+@pytest.mark.parametrize('n,parts', [(1, [40]), (2, [32, 8]), (8, [8]*5), (20, [8]*5)])
+def test_few_documents_are_read_in_few_parts(n, parts, monkeypatch):
+    "One document goes through in one go, where a full batch would take five parts; the answers are the same."
+    model,ids = net(max_len=40, seq_len=8),padded(make_docs([40]*n))
+    want,seen = logits(model, ids),[]
+    model[0].full_rows = 8
+    hook = model[0].module.register_forward_hook(lambda m, args, out: seen.append(args[0].size(1)))
+    assert_close(logits(model, ids), want, **CLOSE)
+    hook.remove()
+    assert seen == parts
+    early = net(max_len=3, seq_len=8)   # what is read without being kept
+    want,early[0].full_rows = logits(early, ids),8
+    assert_close(logits(early, ids), want, **CLOSE)
+
+# ---- Eight bits
+
+def trained(tmp_path, arch='AWD_LSTM', **config):
+    learn = make(arch=arch, path=tmp_path, config=dict(dict(emb_sz=40, n_hid=60), **config))
+    with learn.no_bar(): learn.fit(2, 1e-2)
+    return learn
+
+TEXT = 'good bad one two three '*9
+
+@pytest.mark.parametrize('arch,config', [('AWD_LSTM', {}), ('AWD_LSTM', dict(bidir=True)), ('AWD_GRU', {}),
+                                         ('AWD_QRNN', {}), ('AWD_RNN', {})], ids=str)
+def test_eight_bits_answer_almost_alike(arch, config, tmp_path):
+    learn = trained(tmp_path, arch, **config)
+    model,whole,eighth = learn.model,learn.predict(TEXT)[2],learn.predict(TEXT, int8=True)[2]
+    assert learn.model is model
+    assert_close(eighth, whole, rtol=0, atol=0.03)
+    if arch in ('AWD_LSTM', 'AWD_GRU'): assert (eighth != whole).any()
+    assert_close(learn.predict(TEXT)[2], whole, **EXACT)
+    assert len(learn.predict(TEXT, with_input=True, int8=True)) == 4
+
+@pytest.mark.parametrize('change', ['fit', 'data', 'load', 'new'])
+def test_eight_bits_follow_the_weights(change, tmp_path):
+    learn = trained(tmp_path)
+    before = learn.predict(TEXT, int8=True)[2]
+    rnn = learn.model[0].module.rnns[0]
+    if change == 'fit':
+        with learn.no_bar(): learn.fit(3, 0.05)
+    if change == 'data': rnn.weight_hh_l0.data.mul_(-3)
+    if change == 'load':
+        other = make(path=tmp_path, config=dict(emb_sz=40, n_hid=60))
+        other.model.load_state_dict({k: v*2 for k,v in learn.model.state_dict().items()})
+        other.save('other', with_opt=False)
+        learn.load('other', with_opt=False)
+    if change == 'new': rnn.weight_ih_l0 = nn.Parameter(-4*rnn.weight_ih_l0.data)
+    now = learn.predict(TEXT, int8=True)[2]
+    assert (now - before).abs().max() > 1e-3
+    assert_close(now, learn.predict(TEXT)[2], rtol=0, atol=0.03)
+
+def test_training_drops_copies(tmp_path):
+    learn = trained(tmp_path)
+    learn.predict(TEXT, int8=True)
+    assert learn.twin.made
+    with learn.no_bar(): learn.fit(1)
+    assert not learn.twin.made
+
+def test_eight_bits_of_a_net_that_cannot_be_copied(tmp_path):
+    "fastai's own AWD_LSTM keeps dropped weights, with their history, in its layers."
+    class Own(ft.AWD_LSTM): pass
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(fastai_core._model_meta, Own, fastai_core._model_meta[ft.AWD_LSTM])
+        learn = make(arch=Own, path=tmp_path)
+    with pytest.raises(TypeError, match='FastaiClassifier cannot be copied .*without int8'):
+        learn.predict(TEXT, int8=True)
+    assert learn.predict(TEXT)[2].sum() > 0.99
+
+def test_eight_bits_leave_nothing_in_files(tmp_path):
+    learn = trained(tmp_path)
+    sizes = []
+    for _ in range(2):
+        learn.export('learn.pkl')
+        sizes.append((tmp_path/'learn.pkl').stat().st_size)
+        learn.predict(TEXT, int8=True)
+    assert abs(sizes[1] - sizes[0]) < 1000
+
+def test_eight_bits_where_there_are_none(tmp_path, monkeypatch):
+    learn = trained(tmp_path)
+    model = learn.model
+    monkeypatch.setattr(type(torch.backends.quantized), 'supported_engines', ['none'])
+    with pytest.raises(RuntimeError, match='no int8 kernels for this processor; leave int8 out'):
+        learn.predict(TEXT, int8=True)
+    assert learn.model is model and learn.predict(TEXT)
+    monkeypatch.undo()
+    hook = learn.model[0].register_forward_hook(lambda *args: None)
+    with pytest.raises(ValueError, match='int8=True needs a model on the CPU, without hooks'):
+        learn.predict(TEXT, int8=True)
+    hook.remove()
+    learn.model.to('meta')
+    with pytest.raises(ValueError, match='int8=True needs a model on the CPU'): learn.predict(TEXT, int8=True)
+    learn.model = model.to_empty(device='cpu').double()
+    with pytest.raises(ValueError, match='int8 is for float32 weights on the CPU; this one is torch.float64'):
+        learn.predict(TEXT, int8=True)
+    assert learn.model is model
 
 @pytest.mark.parametrize('arch', ARCHS)
 def test_groups_hold_each_weight_once(arch, tmp_path):

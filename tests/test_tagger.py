@@ -338,6 +338,22 @@ def test_training_ends_quietly(tmp_path):
         warnings.simplefilter('error', UserWarning)
         make(path=tmp_path, crf=True).fit_one_cycle(1, 1e-2)
 
+@pytest.mark.parametrize('arch', ['LSTM', 'GRU', 'AWD_LSTM'])
+def test_eight_bits_tag_almost_alike(arch, tmp_path):
+    "Scores are near, though not the same; and they follow the weights."
+    dls = loaders(chars=arch != 'AWD_LSTM')
+    small = dict(config=dict(emb_sz=40, n_hid=60, n_layers=2)) if arch == 'AWD_LSTM' else dict(n_hid=60, emb_sz=40)
+    learn = make(dls, tmp_path, arch=arch, **small)
+    for _ in range(2):
+        words,model = dls.train_ds.sents[0],learn.model
+        b = [t.as_subclass(torch.Tensor) for t in dls.test_dl([words]).one_batch()]
+        with torch.no_grad(): want = model.eval()(*b)
+        with learn._in_bits(True), torch.no_grad(): got = learn.model(*b)
+        assert learn.model is model and (got != want).any()
+        assert_close(got, want, rtol=0, atol=0.05)
+        assert [w for w,_ in learn.predict(words, int8=True)] == words
+        for p in model.parameters(): p.data *= 1.3
+
 # ---- The field: any number of labels, precision, company
 
 def make_crf(n, seed=0, scale=1.):

@@ -340,6 +340,16 @@ def test_int8_reads_prompts_of_any_length_alike(cell):
         alone, = write(learn, p, 1, temperature=0, int8=True)
         assert_close(alone.logps, t.logps, rtol=0, atol=2e-5)
 
+@pytest.mark.parametrize('cell', ['LSTM', 'GRU'])
+def test_one_prompt_in_eight_bits(cell):
+    "Its steps are taken by a kernel of eight bits; the probabilities are near to those of the model."
+    learn = awd(loaders('words'), cell)
+    for prompt in ('one', ' '.join(WORDS)):
+        t, = write(learn, prompt, 12, int8=True)
+        ids = [VOCAB.index(w) for w in ('xxbos', *prompt.split())]
+        want = all_logits(learn.model, ids + ids_of(learn, t)).log_softmax(-1)[len(ids)-1:-1]
+        assert_close(t.logps, want.gather(1, torch.tensor(ids_of(learn, t))[:, None])[:, 0], rtol=0, atol=0.1)
+
 def test_threads_write_with_one_learner():
     "As a server does; each of them gets its own text."
     learn,found,errors = ours('words'),{},[]

@@ -13,30 +13,48 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..models.kernels import KERNEL_WEIGHTS, LaidOut, int8_kernel, lstm_kernel
 from ..models.packed import pack, thin_linear
 from ..models.recurrent import Recurrent
 
 # %% ../../nbs/305_generate.prepack.ipynb #062a537c
 _FEW_STEPS = 8   # a kernel lays out its weights again at each call, in the time of about as many steps
 
-def _set_reading(rnn:Recurrent, reproducible:bool):
+def _lay_out(rnn:Recurrent, int8:bool, reproducible:bool) -> LaidOut|None:
+    "A kernel whose weights are laid out once; none where there is none for the cell, or a loop was asked for."
+    kind = rnn.cells[0].kernel
+    if kind not in ('lstm', 'gru') or rnn.proj_size or rnn.plan(_FEW_STEPS + 1)[0] != 'fused': return None
+    ws:list[list] = [[p for n,p in c.named_parameters() if n in KERNEL_WEIGHTS] for c in rnn.cells]
+    if int8: return None if reproducible else int8_kernel(kind, ws, rnn.bidirectional)
+    return lstm_kernel(ws) if reproducible and kind == 'lstm' and not rnn.bidirectional else None
+
+def _set_reading(rnn:Recurrent, int8:bool, reproducible:bool):
     "Choose how several steps are taken. Of torch's kernels on the CPU, only the LSTM's adds up a row as if alone."
     rnn.few_steps,rnn.min_rows = (0, 2) if reproducible else (_FEW_STEPS, 1)
+    rnn.laid_out = _lay_out(rnn, int8, reproducible)
     if reproducible and rnn.cells[0].kernel not in (None, 'lstm') and rnn.backend == 'auto': rnn.backend = 'loop'
+
+def _copy(model:torch.nn.Module) -> torch.nn.Module:
+    "A copy on the same weights."
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try: return copy.deepcopy(model, shared)
+    except Exception as e:   # a module may raise any error when it is copied
+        raise TypeError(f"{type(model).__name__} cannot be copied to lay out its weights ({e!s:.80}); use it as it is, "
+                        "without int8.") from e
 
 def prepack(
     model:torch.nn.Module, # Any model
     int8:bool=False, # Weights in eight bits; see `int8_product`
     reproducible:bool=False, # No bit of a text depends on those beside it; slower for one text
 ) -> torch.nn.Module: # In evaluation mode
-    "Copy a model for generation: the same weights, laid out for products with few rows, as they are now."
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
+    """Copy a model: the same weights, laid out for products with few rows, as they are now. Raises `TypeError` where it
+    cannot be copied."""
+    twin = _copy(model)
     for m in list(twin.modules()):
         for name,child in m.named_children():
             if isinstance(child, torch.nn.RNNBase): setattr(m, name, Recurrent.from_torch(child))
     for m in twin.modules():
-        if isinstance(m, Recurrent): _set_reading(m, reproducible)
+        if isinstance(m, Recurrent): _set_reading(m, int8, reproducible)
     return pack(twin.eval(), int8, reproducible)
 
 # %% ../../nbs/305_generate.prepack.ipynb #023c866a
@@ -93,7 +111,7 @@ class PrepackedModel:
         layout = int8,reproducible
         if layout not in self.made:
             try: self.made[layout] = prepack(model, *layout)
-            except Exception:   # a module may raise any error when it is copied
+            except Exception:   # it cannot be copied, or has layers that are not torch's
                 if int8: raise
                 return None
         return self.made[layout]

@@ -74,6 +74,15 @@ def fastai_classifier(
 @delegates(TextLearner.__init__)
 class ClassifierLearner(TextLearner):
     "A `Learner` of a `TextClassifier`."
+    def predict(self,
+        item:Any, # A text
+        rm_type_tfms:Any=None, # As in fastai
+        with_input:bool=False, # Give the text as the model reads it, too
+        int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
+    ) -> tuple: # Label, its id, all probabilities
+        "Classify one text. Raises `ValueError` or `RuntimeError` for `int8` where there are no kernels for it."
+        with self._in_bits(int8): return super().predict(item, rm_type_tfms, with_input)
+
     @delegates(Learner.fit_one_cycle)
     def fine_tune(self,
         epochs:int, # Epochs with all layers unfrozen

@@ -99,8 +99,12 @@ class RNNLearner(TextLearner):
     def predict(self,
         item:Any, # A sequence: a string (characters; or words, separated by blanks, where tokens are longer), or a list
         n_words:int=50, # For a decoder: most tokens to write
+        int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
     ) -> Any: # By the kind of task
         "Predict the label, its id and all probabilities; or pairs of token and tag; or the tokens of a target."
+        with self._in_bits(int8): return self._predict(item, n_words)
+
+    def _predict(self, item:Any, n_words:int) -> Any:
         if not isinstance(self.dls.train, SeqDataLoader): return super().predict(item)   # fastai's own transforms
         seq,model = self.split(item),get_model(self.model)
         ids = self.task.encode(seq).to(next(model.parameters()).device)

@@ -8,7 +8,8 @@ __all__ = ['need_batches', 'SavedLearner', 'SafeLearner', 'TextLearner', 'Sequen
 # %% ../../nbs/605_learner.text.ipynb #7070dff3
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from operator import attrgetter
 from pathlib import Path
@@ -55,6 +56,7 @@ from ..callback.regularize import rnn_cbs
 from ..core import flush_denormals, kept_autocast
 from ..data.loaders import text_vocab
 from ..devices import OutOfMemory, check_device, suggest_less
+from ..generate.prepack import PrepackedModel
 from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..models.heads import LMDecoder
 from ..models.losses import with_answers
@@ -259,6 +261,7 @@ class SafeLearner(_StepLearner):
         """Train as fastai's `Learner.fit` does; denormal numbers count as zero in the training. Raises `ValueError`
         where there is no batch to train on."""
         need_batches(self, 0, 'train on')
+        self.__dict__.pop('_twin', None)   # a copy of weights that will be others takes memory
         with flush_denormals(), self.added_cbs(cbs):
             try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
             except BaseException:   # gradients of half a batch must not go into the next training
@@ -277,10 +280,31 @@ class SafeLearner(_StepLearner):
         from rnn_fastai.callback import ranks  # noqa: F401 # needs accelerate, and gives learners what fastai calls
         return super().distrib_ctx(sync_bn, in_notebook, **kwargs)
 
+# %% ../../nbs/605_learner.text.ipynb #259ff2e5
+def _eight_bits(model:torch.nn.Module, twin:PrepackedModel) -> torch.nn.Module:
+    "A copy of a model in eight bits. Raises `ValueError` where there can be none."
+    own = twin.of(model, int8=True)
+    if own is None: raise ValueError("int8=True needs a model on the CPU, without hooks or capture; leave it out.")
+    return own
+
 # %% ../../nbs/605_learner.text.ipynb #4be0e515
 class TextLearner(SafeLearner):
     "A `Learner` of texts: its encoder's weights, or a whole language model's, come from other learners by vocabulary."
     transfer = None   # the `TransferReport` of weights that came from another model
+
+    @property
+    def twin(self) -> PrepackedModel:
+        "Keeps the model's weights as they were laid out for generation, or in eight bits."
+        if '_twin' not in self.__dict__: self._twin = PrepackedModel()
+        return self._twin
+
+    @contextmanager
+    def _in_bits(self, int8:bool) -> Iterator[None]:
+        "Within the block the model is its copy in eight bits, if that is wanted."
+        whole = self.model
+        if int8: self.model = _eight_bits(get_model(whole), self.twin)
+        try: yield
+        finally: self.model = whole
 
     def save_encoder(self,
         file:str|Path, # Name of the file, in the learner's folder of models; `name.pth` for one that fastai reads too

@@ -97,12 +97,6 @@ def _delegates_fields(cls:type, **kwargs) -> Callable:
 class ScoringLearner(TextLearner):
     "A `Learner` whose model predicts the next token: it scores texts, and searches the likeliest ones."
     _own_loss = CrossEntropyLossFlat()   # each output is one token of many
-    @property
-    def twin(self) -> PrepackedModel:
-        "Keeps the model's weights laid out for generation."
-        if '_twin' not in self.__dict__: self._twin = PrepackedModel()
-        return self._twin
-
     def _codec(self, decoder:Callable, strict:bool=True) -> Codec: raise NotImplementedError
     def _ids(self, texts:list) -> list[torch.Tensor]: raise NotImplementedError   # in the model's direction
     def _never(self, no_unk:bool) -> list[int]: raise NotImplementedError   # ids that are not generated

@@ -66,8 +66,9 @@ def join_directions(
 # %% ../../nbs/245_models.documents.ipynb #51789286
 class DocumentEncoder(nn.Module):
     "Reads documents with an encoder (`module`): ids in, states of the last `max_len` steps of each document out."
+    full_rows = 64   # fewer rows are read further at a time, in the same memory: a kernel lays out weights at each call
     def __init__(self,
-        seq_len:int, # Steps that are read at a time where no gradient is wanted
+        seq_len:int, # Steps that `full_rows` rows are read at a time where no gradient is wanted
         module:Any, # A module: takes ids, state and lengths, and gives states (bs,sl,hid) and the last state
         pad_idx:int=1, # Id of padding
         max_len:int|None=72*20, # Last steps of a document that are given, and trained through; all with none
@@ -94,11 +95,13 @@ class DocumentEncoder(nn.Module):
         out,last = read(early, first_n, last_part(ids, first, lengths, self.pad_idx), lengths)
         return DocumentStates(out, last, lengths, order)
 
+    def _steps(self, rows:int) -> int: return self.seq_len*max(self.full_rows//rows, 1)   # read at a time
+
     def _one_way(self, early:Tensor, early_n:Tensor, ids:Tensor, lengths:Tensor) -> tuple[Tensor, Tensor]:
         "States and last states: padding comes after all that counts, and is not seen."
         state = fit_state(self._skim(early, early_n), len(ids)) if len(early) else None
         grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters())
-        step,outs = ids.size(1) if grad else self.seq_len,[]
+        step,outs = ids.size(1) if grad else self._steps(len(ids)),[]
         for i in range(0, ids.size(1), step):
             rows = int((lengths > i).sum())   # the others have ended
             out,state = self.module(ids[:rows, i:i+step], None if state is None else fit_state(state, rows))
@@ -111,9 +114,10 @@ class DocumentEncoder(nn.Module):
         "The state after each row, the longest of which come first."
         state:Any = None
         ended:list = []
-        for i in range(0, ids.size(1), self.seq_len):
-            rows,left = int((lengths > i).sum()),int((lengths > i+self.seq_len).sum())
-            part = ids[:rows, i:i+self.seq_len]
+        step = self._steps(len(ids))
+        for i in range(0, ids.size(1), step):
+            rows,left = int((lengths > i).sum()),int((lengths > i+step).sum())
+            part = ids[:rows, i:i+step]
             state = self.module(part, state, lengths=(lengths[:rows] - i).clamp(max=part.size(1)))[1]
             ended.insert(0, map_state(lambda s: s[:, left:], state))   # noqa: B023
             state = fit_state(state, left)

@@ -22,7 +22,7 @@ from ..core import check_count, check_prob, suggest
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight
 from .flashrnn import flash_lacks, tell_once
-from .kernels import KERNEL_WEIGHTS, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel
+from .kernels import KERNEL_WEIGHTS, LaidOut, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel
 from .origin import maker
 from .packed import PackedWeight
 from .padding import check_lengths, last_steps, padded_steps, reverse_padded
@@ -134,6 +134,7 @@ class RecurrentBase(nn.Module):
     edit:Callable|None = None
     few_steps = 1  # so many steps the plain loop takes, where no backend is asked for
     min_rows = 1   # rows that a kernel gets at least; for one row alone some processors add in another order
+    laid_out:LaidOut|None = None   # runs in place of torch's kernel what it takes; `prepack` sets it
     def __init__(self,
         cell:Any, # A registered name, or a subclass of `Cell`
         input_size:int, # Features of the input
@@ -281,6 +282,13 @@ def _run_kernel(layer:'Recurrent', cells:tuple[Cell, ...], drops:list[dict], x:T
     if n_rows < layer.min_rows: out,last = out[:, :n_rows],tuple(s[:, :n_rows] for s in last)
     return out,last if lengths is None else (last_steps(out, lengths)[None], *last[1:])
 
+# %% ../../nbs/220_models.recurrent.ipynb #90c2f4a4
+def _laid_out(layer:'Recurrent', x:Tensor) -> Callable|None:   # sl,bs,n_in
+    "The kernel whose weights are laid out, where there is one that takes this call: nobody looks inside or edits."
+    own = layer.laid_out
+    if own is None or layer.training or layer.check_nan or layer.watch or layer.edit: return None
+    return own.run if own.takes(x) else None
+
 # %% ../../nbs/220_models.recurrent.ipynb #2318335a
 class _Pass:
     "One call of a layer: its cells over a batch, in kernels or cell by cell. Tensors are sl,bs,features."
@@ -299,6 +307,8 @@ class _Pass:
 
     def run(self, x:Tensor, state:tuple) -> tuple[Tensor, tuple]:
         "Output of the last layer, and entries of the state after the last step: layers*directions,bs,features."
+        own = _laid_out(self.layer, x) if self.lengths is None else None
+        if own is not None: return own(x, state)
         whole = self.backend == 'fused' and self.lengths is None and not self.layer.check_nan
         if whole and self.layer.watch is None: return _run_kernel(self.layer, self.cells, self.drops, x, state)
         if whole: check_seen_dropout(self.layer, x.device)
@@ -373,6 +383,10 @@ def _next_step(layer:'Recurrent', cells:tuple[Cell, ...], x:Any,
     if state is None: state = layer.zero_state(x)
     shapes = [(len(cells), x.size(0), n) for n in first.sizes]   # `len` would fix the size in an export
     state,lasts = check_state(state, first.states, shapes, x),[]
+    own = _laid_out(layer, x[None])
+    if own is not None:
+        out,last = own(x[None], state)
+        return out[0].unsqueeze(time),last if len(last) > 1 else last[0]
     for i,cell in enumerate(cells):
         lasts.append(cell.step(cell.project(x), tuple(s[i] for s in state)))
         x = lasts[-1][0]
