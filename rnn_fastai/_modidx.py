@@ -21,6 +21,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'rnn_fastai/callback/capture.py'),
                                              'rnn_fastai.callback.capture.Learner.record': ( 'callback.capture.html#learner.record',
                                                                                              'rnn_fastai/callback/capture.py'),
+                                             'rnn_fastai.callback.capture.Learner.saliency': ( 'callback.capture.html#learner.saliency',
+                                                                                               'rnn_fastai/callback/capture.py'),
                                              'rnn_fastai.callback.capture._batches': ( 'callback.capture.html#_batches',
                                                                                        'rnn_fastai/callback/capture.py'),
                                              'rnn_fastai.callback.capture._read': ( 'callback.capture.html#_read',
