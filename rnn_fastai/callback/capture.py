@@ -6,6 +6,7 @@
 __all__ = ['loaders_vocab', 'HiddenStateCapture']
 
 # %% ../../nbs/530_callback.capture.ipynb #6819078b
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +30,9 @@ from ..devices import fewer_rows, suggest_less
 from ..generate.decode import evaluating
 from ..inside.capture import Capture
 from ..inside.capture import capture as capture_model
+from ..inside.interventions import saliency as model_saliency
+from ..inside.labels import readable_tokens
+from ..inside.plots import ColoredText
 from ..inside.recording import Recording
 from ..models.documents import TextClassifier
 
@@ -102,7 +106,8 @@ def record(self:Learner,
     **kwargs
 ) -> Recording: # A document for each item
     "Read texts from a state of zero, in evaluation mode, and record what the layers hold."
-    items = [items] if isinstance(items, str) else list(items)
+    items = [items] if isinstance(items, str) else list(items) if isinstance(items, Iterable) else items
+    if not isinstance(items, list): raise TypeError(f"record reads a text or a sequence, or a list of them, not {items!r}.")
     if not items: raise ValueError("There is no text to read; give at least one.")
     model,batches = get_model(self.model),_batches(self, items, bs)
     device,read = next(model.parameters()).device,_whole(model)
@@ -112,6 +117,22 @@ def record(self:Learner,
             with suggest_less(fewer_rows('bs', len(b[0]), 'texts')):
                 read(*(t.as_subclass(torch.Tensor).to(device) for t in b))
     return rec
+
+# %% ../../nbs/530_callback.capture.ipynb #5a11e002
+@patch
+@delegates(model_saliency, but=['model', 'ids'])
+def saliency(self:Learner,
+    text:Any, # A text or sequence, as `predict` takes it
+    **kwargs
+) -> ColoredText: # `tokens`, and in `values` what each adds to the logit
+    "Attribute the answer to a text, of a language model the next token, to the tokens that were read."
+    model,batches = get_model(self.model),_batches(self, [text], 1)
+    if len(batches[0]) > 1: raise TypeError(f"saliency is for models that read ids alone; {type(model).__name__} reads more.")
+    ids = batches[0][0].as_subclass(torch.Tensor).to(next(model.parameters()).device)
+    vocab = loaders_vocab(self.dls)['vocab']
+    values = model_saliency(model, ids, **kwargs)[0].detach().cpu().numpy()
+    toks = readable_tokens([str(i if vocab is None else vocab[i]) for i in ids[0].tolist()], vocab)
+    return ColoredText(toks, values, 'saliency', "what each token adds to the answer")
 
 # %% ../../nbs/530_callback.capture.ipynb #dfa93803
 _WHEN = 'train', 'valid'

@@ -65,6 +65,10 @@ def _check_parts(parts:Any, cells:list[Cell]) -> tuple[str, ...]:
     for p in parts:
         if p not in has: raise ValueError(f"No layer has a part {p!r}. {suggest(str(p), has)}")
     if not parts: raise ValueError("parts is empty; name at least one part.")
+    if 'gates' in parts and not any(c.gate_names for c in cells):
+        kinds = ' and '.join(dict.fromkeys(type(c).__name__ for c in cells))
+        warnings.warn(f"No gates are recorded: {kinds or 'no layer'} names none. A cell of your own names them in "
+                      "`gate_names` and gives them in `inside`.", stacklevel=4)
     return parts
 
 # %% ../../nbs/410_inside.capture.ipynb #236365fc

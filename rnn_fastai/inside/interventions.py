@@ -226,6 +226,9 @@ def saliency(
     "Attribute an answer to the tokens that were read."
     if method not in ('gradient', 'integrated'):
         raise ValueError(f"method={method!r} must be 'gradient' or 'integrated'.")
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        raise TypeError(f"ids must be a tensor of ids, bs,sl, not {str(ids)[:40]!r}. For a text, call the learner's "
+                        "own `saliency(text)`, which reads it as `record` does.")
     emb = _embedding(model)
     with evaluating(model), torch.backends.cudnn.flags(enabled=False):
         with torch.no_grad(): x,logits = emb(ids),_answer(model, ids)

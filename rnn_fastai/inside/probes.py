@@ -55,10 +55,16 @@ def bracket_depth(
 
 # %% ../../nbs/420_inside.probes.ipynb #3683e983
 def _check_labels(rec:Recording, labels:Any) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.shape != (rec.n_steps,):
-        raise ValueError(f"labels have the shape {labels.shape}; the recording has {rec.n_steps:,} steps.")
-    return labels
+    "A label for each step: they are given so, or in a list for each document, or one for each document."
+    def nested(): return [isinstance(l, (list, tuple, np.ndarray)) for l in labels]
+    lens = np.diff(rec.offsets)
+    if all(nested()) and list(map(len, labels)) == lens.tolist(): labels = np.concatenate(labels)
+    elif len(labels) == len(rec) != rec.n_steps and not any(nested()): labels = np.repeat(np.asarray(labels), lens)
+    if len(labels) != rec.n_steps or any(nested()):
+        raise ValueError(f"There are {len(labels):,} labels; the recording has {rec.n_steps:,} steps in {len(rec):,} "
+                         "documents. Give one for each step, in one list or in one for each document, or one for "
+                         "each document.")
+    return np.asarray(labels)
 
 def _is_number(labels:np.ndarray, kind:str|None) -> bool:
     if kind not in (None, 'number', 'category'): raise ValueError(f"kind={kind!r} must be 'number' or 'category'.")
@@ -67,7 +73,7 @@ def _is_number(labels:np.ndarray, kind:str|None) -> bool:
 # %% ../../nbs/420_inside.probes.ipynb #a32b7525
 def rank_units(
     rec:Recording, # What was recorded
-    labels:Any, # A label for each step of all documents
+    labels:Any, # A label for each step of all documents, flat or in a list for each document; or one for each document
     layer:str|int=0, # Name or number of a layer
     part:str='h', # A state or a gate
     kind:str|None=None, # 'number' or 'category'; by default by the labels' type
@@ -124,7 +130,7 @@ def _fit(x:np.ndarray, y:np.ndarray, test:np.ndarray) -> tuple[float, Any]:
 # %% ../../nbs/420_inside.probes.ipynb #621fc68e
 def probe(
     rec:Recording, # What was recorded, with tokens
-    labels:Any, # A label for each step of all documents
+    labels:Any, # A label for each step of all documents, flat or in a list for each document; or one for each document
     layer:str|int=0, # Name or number of a layer
     part:str='h', # A state
     test_pct:float=0.3, # Part of the documents that is for the test

@@ -101,7 +101,15 @@ def _is_outdated(cls:type, name:str, equations:tuple[str, ...]) -> bool:
 # %% ../../nbs/210_models.cells.ipynb #f507b931
 class Cell(CellEquations):
     """One time step of a recurrent net, state' = step(project(x), state), with the parameters of torch's cells.
-    The smallest cell says how it goes on: `class Mean(Cell): step = lambda self, gx, state: ((state[0] + gx)/2,)`.
+    A subclass writes `step`, and says in class attributes what else it has: `gates`, blocks of weights, and `states`,
+    names of what it remembers. A cell that forgets by a gate:
+
+        class Leaky(Cell):
+            gates = 2
+            def step(self, gx, state):
+                f,new = (gx + self.recur(state[0])).chunk(2, -1)   # bs,hid each
+                return (torch.lerp(state[0], new.tanh(), f.sigmoid()),)
+
     A kernel, a scan and gates belong to the equations that they were declared with. A subclass that changes those has
     none until it declares its own."""
     def __init__(self,
@@ -224,8 +232,13 @@ def check_cell(
     cell_ = copy.deepcopy(cell)   # a step may count or keep something
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         x = next(cell.parameters()).new_zeros(2, cell.input_size)
-        state = cell_.zero_state(x)
-        new = cell_.step(cell_.project(x), state)
+        state,gx = cell_.zero_state(x),cell_.project(x)
+        try: new = cell_.step(gx, state)
+        except RuntimeError as e:   # of torch, for shapes that do not fit
+            raise TypeError(f"{name}.step fails: {e}. It was given what `project` makes of two rows, "
+                            f"{tuple(gx.shape)}: {name} has gates = {cell.gates}, so {cell.gates} times hidden_size = "
+                            f"{cell.hidden_size} features. A cell whose equations need more sets the class attribute "
+                            "`gates`, such as gates = 2.") from e
     if not isinstance(new, tuple) or not all(isinstance(s, Tensor) for s in new):
         kinds = f"({', '.join(type(s).__name__ for s in new)})" if isinstance(new, tuple) else type(new).__name__
         raise TypeError(f"{name}.step gives {kinds}; it must give a tuple of tensors, one for each of "
