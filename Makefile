@@ -36,6 +36,7 @@ gpu:                           ## on a machine with a GPU: tests of it, then fas
 bench: install                 ## fastai and this package side by side, in one process
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/text.py
+	$(PY) benchmarks/start.py
 	$(PY) benchmarks/cells.py
 	$(PY) benchmarks/inside.py
 	$(PY) benchmarks/classifier.py
