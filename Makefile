@@ -37,6 +37,7 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/fit.py
 	$(PY) benchmarks/text.py
+	$(PY) benchmarks/start.py
 	$(PY) benchmarks/cells.py
 	$(PY) benchmarks/inside.py
 	$(PY) benchmarks/classifier.py

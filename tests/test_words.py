@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import spacy
@@ -17,7 +18,8 @@ TEXT = "(a.m.) well-made,isn't http://a.b/c?d=e, ':))' 10km/h. $5.00... I'd've"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    "An empty cache folder, and nothing known of any language."
+    "An empty cache folder, nothing known of any language, and no rules that come with the package."
+    monkeypatch.setattr(words, 'english_file', lambda: None)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     words._language_rules.cache_clear()
     yield tmp_path/'cache'/'rnn_fastai'
@@ -95,6 +97,15 @@ def test_a_tokenizer_that_cuts_in_another_way_is_asked_itself(home, monkeypatch)
     assert tok.tokenize(TEXT) == [t for w in tok.cut(TEXT.split(' ')) for t in w] == spacy_tokens()
     _share.cache_clear()
 
+def test_a_language_of_others_is_not_kept(home):
+    "Whose versions the name of the file does not hold."
+    from spacy.lang.en import English
+    class Own(English):
+        lang = 'xz'
+        class Defaults(English.Defaults): tokenizer_exceptions = {'a.b': [{65: 'a'}, {65: '.b'}]}   # 65 is ORTH
+    spacy.registry.languages.register('xz', func=Own)
+    assert tokens('xz', '(a.b)') == ['(', 'a', '.b', ')'] and not home.exists()
+
 def test_patterns_that_are_no_patterns_stay_with_spacy(home, monkeypatch):
     "A function in the place of a pattern cannot be kept."
     blank = spacy.blank('en')
@@ -118,8 +129,33 @@ def test_special_tokens_are_not_kept(home, no_spacy):
     cut = WordCutter(load_rules('en', ('secret.word', 'xxmaj')))
     assert cut('secret.word.') == ('secret.word', '.') and [f.read_bytes() for f in home.iterdir()] == before
 
+def test_the_rules_of_english_that_come_with_the_package(monkeypatch, home, no_spacy, tmp_path):
+    "They are spaCy's, and used where the files that they were made from are the same."
+    monkeypatch.undo()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    file = words.english_file()
+    if not file.is_file(): pytest.skip(f'This spaCy ({spacy.__version__}) has other rules; tools/english_words.py writes them')
+    assert file.read_text() == words._file_text(file.name, rules_of(load_spacy('en'))), 'run tools/english_words.py'
+    no_spacy()
+    assert tokens() == spacy_tokens() and not home.exists()
+    other = tmp_path/'spacy'
+    for name in words._SOURCES:
+        (other/name).parent.mkdir(parents=True, exist_ok=True)
+        (other/name).write_bytes((Path(spacy.__file__).parent/name).read_bytes())
+    monkeypatch.setattr(words, 'find_spec', lambda name: SimpleNamespace(origin=str(other/'__init__.py')))
+    assert words.english_file() == file
+    for name in words._SOURCES:
+        was = (other/name).read_bytes()
+        (other/name).write_bytes(was + b'#')
+        assert not words.english_file().is_file()
+        (other/name).write_bytes(was)
+    (other/name).unlink()
+    assert words.english_file() is None
+
 CODE = '''
 import sys
+from rnn_fastai.data import words
+words.english_file = lambda: None
 from rnn_fastai.data.tokenize import TextTokenizer
 from rnn_fastai.data.corpus import Corpus
 import json

@@ -16,8 +16,8 @@ print(f'{len(names)} modules of the wheel import')
 
 
 def files(folder: Path) -> set[Path]:
-    "Modules, and the files of the server's page."
-    return {p.relative_to(folder) for p in (*folder.rglob("*.py"), *folder.glob("ship/page/*"))}
+    "Modules, the files of the server's page, and the rules of English words."
+    return {p.relative_to(folder) for p in (*folder.rglob("*.py"), *folder.glob("ship/page/*"), *folder.glob("data/english/*"))}
 
 
 def main() -> None:

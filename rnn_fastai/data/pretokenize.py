@@ -217,51 +217,53 @@ def _without_gc(f:Callable) -> Callable:
     return inner
 
 # %% ../../nbs/115_data.pretokenize.ipynb #a38e179d
-_SIGNS = ',.!?:)"\'\]'   # without `;`, which may end an entity of HTML
-_WORD = rf'^(?P<word>[A-Za-z][a-z]+)(?P<sign>[{_SIGNS}]?)$'
+_SIGN = ',.!?:)"\'\]'   # without `;`, which may end an entity of HTML
+_WORD = rf"""^(?P<open>["(\[]?)(?P<word>[A-Za-z][a-z]+)(?P<own>(?:'s)?)(?P<sign>[{_SIGN}]?)(?P<last>[{_SIGN}]?)$"""
 _THRICE = re.compile(r'([a-z])\1\1')
 
 class _PlainPieces:
-    """Tokens and facts of letters, with a capital or without, and perhaps a sign behind them: seven new pieces of ten.
+    """Tokens and facts of letters, with a capital or without, and a few signs about them: eight new pieces of ten.
 
-    The rules write `xxmaj` for the capital and change nothing else; the tokenizer cuts the sign off, but for cases."""
+    The rules write `xxmaj` for a capital that opens the piece, and no more; the tokenizer cuts at the signs."""
     def __init__(self, cut:Callable, tokens:NumberedTokens, links:Links, cases:set):
         self._cut,self._tokens,self._links,self._cases = cut,tokens,links,cases
+        self._near = {w for c in cases for w in re.findall('[a-z]+', c.lower())}   # words that a case may be about
 
     def read(self, pieces:list[str]) -> tuple[list[str], dict]:
         "Those pieces that are plain, with their tokens and facts as `_Pieces.add` takes them."
         found = pc.extract_regex(pa.array(pieces, pa.large_string()), _WORD)
         at,found = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False)),found.drop_null()
+        parts = {k: _coded(found.field(k)) for k in ('open', 'own', 'sign', 'last')}
         small = pc.ascii_lower(found.field('word'))
-        big = pc.not_equal(small, found.field('word')).to_numpy(zero_copy_only=False)
-        (word,words),(sign,signs) = _coded(small),_coded(found.field('sign'))
-        ok = ~self._special(word, words, sign, signs)
+        big = pc.and_(pc.not_equal(small, found.field('word')), pc.equal(found.field('open'), ''))
+        parts['word'],big = _coded(small),big.to_numpy(zero_copy_only=False)
+        ok = np.flatnonzero(~self._special(parts))
         names = [pieces[i] for i in at[ok].tolist()]
-        return names,{**self._tokens_of(big[ok], word[ok], words, sign[ok], signs), **self._facts(names, big[ok])}
+        columns = [(big[ok].astype(int), ['', TK_MAJ])]
+        for k in ('open', 'word', 'own', 'sign', 'last'): columns.append((parts[k][0][ok], parts[k][1]))
+        return names,{**self._tokens_of(columns), **self._facts(names, big[ok])}
 
-    def _special(self, word:np.ndarray, words:list[str], sign:np.ndarray, signs:list[str]) -> np.ndarray:
-        "Which pieces are special cases, alone or with their sign, or repeat a letter so that a rule changes them."
-        res = np.array([w in self._cases for w in words], dtype=bool)
-        res[_holding(_THRICE, words)] = True
-        code,number = word*len(signs) + sign,{w: i for i,w in enumerate(words)}
-        odd = [number[c[:-1]]*len(signs) + k for k,s in enumerate(signs) if s for c in self._cases
-               if c[-1:] == s and c[:-1] in number]
-        return res[word] | np.isin(code, odd)
+    def _special(self, parts:dict[str, tuple]) -> np.ndarray:
+        "Which pieces may hold a special case, or repeat a letter so that a rule changes them."
+        word,words = parts['word']
+        near = np.array([w in self._near for w in words], dtype=bool)
+        near[_holding(_THRICE, words)] = True
+        (own,owns),(sign,signs),(last,lasts) = (parts[k] for k in ('own', 'sign', 'last'))
+        ends = {(k, a, b): owns[k] + signs[a] + lasts[b] for k,a,b in np.ndindex(len(owns), len(signs), len(lasts))}
+        odd = np.zeros((len(owns), len(signs), len(lasts)), dtype=bool)
+        for at,end in ends.items(): odd[at] = '..' in end or any(c in self._cases for c in (end, end[:-1], end[-2:]))
+        return near[word] | odd[own, sign, last]
 
-    def _tokens_of(self, big:np.ndarray, word:np.ndarray, words:list[str], sign:np.ndarray, signs:list[str]) -> dict:
-        "Ids of the tokens: `xxmaj`, the word, the sign."
-        used,which = np.unique(word, return_inverse=True)
-        ids = np.array(self._tokens.ids([words[i] for i in used.tolist()]), dtype=np.int32)
-        signed = np.array([bool(s) for s in signs], dtype=bool)[sign]
-        used,kind = np.unique(sign[signed], return_inverse=True)
-        marks = np.array(self._tokens.ids([signs[i] for i in used.tolist()]), dtype=np.int32)
-        n = 1 + big + signed
-        end = np.cumsum(n)
-        toks = np.empty(n.sum(), dtype=np.int32)
-        if big.any(): toks[(end - n)[big]] = self._tokens.ids([TK_MAJ])
-        toks[end - 1 - signed] = ids[which]
-        toks[end[signed] - 1] = marks[kind]
-        return dict(toks=toks, n=n)
+    def _tokens_of(self, columns:list[tuple]) -> dict:
+        "Ids of the tokens, a column of each; an empty string is none."
+        table = np.zeros((len(columns[0][0]), len(columns)), dtype=np.int32)
+        for col,(code,values) in zip(table.T, columns, strict=True):
+            used = [i for i in np.unique(code).tolist() if values[i]]
+            ids = np.full(len(values), -1, dtype=np.int32)
+            ids[used] = self._tokens.ids([values[i] for i in used])
+            col[:] = ids[code]
+        there = table >= 0
+        return dict(toks=table[there], n=there.sum(1))
 
     def _facts(self, names:list[str], big:np.ndarray) -> dict:
         hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
