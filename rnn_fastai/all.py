@@ -1,6 +1,10 @@
 """All that `from fastai.text.all import *` gives, with this package's classes in place of fastai's, and the names
 of this package that users call. Helpers stay importable from their modules."""
-from fastai.text.all import *
+import warnings as _warnings
+
+with _warnings.catch_warnings():
+    _warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)   # fastai's import uses a deprecated part of torch
+    from fastai.text.all import *
 
 from rnn_fastai.core import seeded, flush_denormals
 from rnn_fastai.data.conll import read_conllu, read_columns

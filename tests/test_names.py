@@ -1,6 +1,8 @@
 "A name of fastai's means the same thing here: its kind, its arguments, their places and defaults, its class relations."
 import builtins
 import inspect
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -115,3 +117,7 @@ def test_the_check_sees_differences():
     assert list(differing(g, f)) == ['a', 'b', 'c'] and list(differing(same, f)) == []
     assert list(differing(lambda a, b=True, *, c=None: 0, f)) == ['b'] and list(differing(f, g)) == ['b', 'a', 'kwargs']
     assert stands_for(our_all.decode_spec_tokens, fastai_all.decode_spec_tokens) and not stands_for(print, len)
+
+def test_the_import_says_nothing():
+    done = subprocess.run([sys.executable, '-c', 'import rnn_fastai.all'], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ('', '')

@@ -40,11 +40,16 @@ def load_spacy(
     lang:str, # A language code that spaCy knows
     special_toks:tuple[str, ...]=(), # Tokens never to be cut
 ) -> Any: # spaCy's language, whose `tokenizer` is what counts
-    "Load spaCy's tokenizer. Raises `ValueError` for an unknown language."
+    """Load spaCy's tokenizer. Raises `ValueError` for an unknown language, and `ImportError` where a library that spaCy
+    needs for it is missing."""
     import spacy
     from spacy.symbols import ORTH
     try: blank = spacy.blank(lang)
-    except ImportError as e: raise ValueError(f"lang={lang!r} is not a language that spaCy has: {e}") from e
+    except ImportError as e:
+        if not (lang.isidentifier() and find_spec(f'spacy.lang.{lang}')):
+            raise ValueError(f"lang={lang!r} is not a language that spaCy has: {e}") from e
+        raise ImportError(f"To cut words of lang={lang!r}, spaCy needs a library that is missing here: {e} Without it, "
+                          "lang='xx' cuts at blanks and signs, in every language.") from e
     blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, which nobody reads
     if isinstance(blank.tokenizer, spacy.tokenizer.Tokenizer):
         for w in special_toks: blank.tokenizer.add_special_case(w, [{ORTH: w}])
