@@ -45,7 +45,7 @@ def classifier(seed: int, arch: str = "AWD_LSTM"):
     df = rf.imdb_sample()
     df["text"] = df.text.str.split().str[:60].str.join(" ")
     dls = rf.TextDataLoaders.from_df(df, text_col="text", label_col="label", valid_col="is_valid", bs=32, seed=seed, **DATA)
-    return rf.text_classifier_learner(dls, arch, config=DEMO_CONFIG, pretrained=False, drop_mult=0.5), 2e-3
+    return rf.text_classifier_learner(dls, arch, config=DEMO_CONFIG, pretrained=False, drop_mult=0.5), 5e-4
 
 
 @cache

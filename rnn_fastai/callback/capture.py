@@ -151,8 +151,8 @@ class HiddenStateCapture(Callback):
 
     def after_batch(self): self._finish()
     def after_cancel_batch(self): self._finish()
-    def end_fit(self):
-        "Leave out a batch whose backward pass was cut."
+    def forget_batch(self):
+        "Leave out a batch that did not fit into memory."
         if self.capturing is not None: self.capturing.forget()
 
     def _finish(self):
