@@ -51,6 +51,7 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/exported.py
 	$(PY) benchmarks/serve.py
 	$(PY) benchmarks/checkpoint.py
+	$(PY) benchmarks/half.py
 	$(PY) benchmarks/scale.py
 	$(PY) benchmarks/shards.py
 

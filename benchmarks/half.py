@@ -45,7 +45,7 @@ def classifier(seed: int, arch: str = "AWD_LSTM"):
     df = rf.imdb_sample()
     df["text"] = df.text.str.split().str[:60].str.join(" ")
     dls = rf.TextDataLoaders.from_df(df, text_col="text", label_col="label", valid_col="is_valid", bs=32, seed=seed, **DATA)
-    return rf.text_classifier_learner(dls, arch, config=DEMO_CONFIG, pretrained=False, drop_mult=0.5), 2e-3
+    return rf.text_classifier_learner(dls, arch, config=DEMO_CONFIG, pretrained=False, drop_mult=0.5), 1e-3
 
 
 @cache
@@ -68,7 +68,7 @@ def pairs(seed: int, **args):
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(3, 7))) for _ in range(1000)]
     dls = rf.SeqDataLoaders.from_pairs(words, [w[::-1] for w in words], "encoder-decoder", bs=32, seed=seed, device="cpu")
-    return rf.rnn_learner(dls, "GRU", 64, **args), 5e-3
+    return rf.rnn_learner(dls, "GRU", 64, **args), 2e-3
 
 
 LEARNERS = {

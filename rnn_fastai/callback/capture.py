@@ -107,7 +107,8 @@ def record(self:Learner,
 ) -> Recording: # A document for each item
     "Read texts from a state of zero, in evaluation mode, and record what the layers hold."
     items = [items] if isinstance(items, str) else list(items) if isinstance(items, Iterable) else items
-    if not isinstance(items, list): raise TypeError(f"record reads a text or a sequence, or a list of them, not {items!r}.")
+    if not isinstance(items, list):
+        raise TypeError(f"record reads a text or a sequence, or a list of them, not {items!r}.")
     if not items: raise ValueError("There is no text to read; give at least one.")
     model,batches = get_model(self.model),_batches(self, items, bs)
     device,read = next(model.parameters()).device,_whole(model)
@@ -127,7 +128,8 @@ def saliency(self:Learner,
 ) -> ColoredText: # `tokens`, and in `values` what each adds to the logit
     "Attribute the answer to a text, of a language model the next token, to the tokens that were read."
     model,batches = get_model(self.model),_batches(self, [text], 1)
-    if len(batches[0]) > 1: raise TypeError(f"saliency is for models that read ids alone; {type(model).__name__} reads more.")
+    if len(batches[0]) > 1:
+        raise TypeError(f"saliency is for models that read ids alone; {type(model).__name__} reads more.")
     ids = batches[0][0].as_subclass(torch.Tensor).to(next(model.parameters()).device)
     vocab = loaders_vocab(self.dls)['vocab']
     values = model_saliency(model, ids, **kwargs)[0].detach().cpu().numpy()
@@ -172,8 +174,8 @@ class HiddenStateCapture(Callback):
 
     def after_batch(self): self._finish()
     def after_cancel_batch(self): self._finish()
-    def end_fit(self):
-        "Leave out a batch whose backward pass was cut."
+    def forget_batch(self):
+        "Leave out a batch that did not fit into memory."
         if self.capturing is not None: self.capturing.forget()
 
     def _finish(self):

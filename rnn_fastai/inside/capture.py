@@ -697,7 +697,7 @@ def capture(
     cap = Capture(model, layers, parts, **kwargs)
     cap.attach()
     try: yield cap.rec
-    except BaseException:
+    except torch.OutOfMemoryError:   # maybe in the middle of a backward pass
         cap.forget()
         raise
     finally:
