@@ -38,7 +38,7 @@ def tokens(lang='en', text=TEXT):
 
 def spacy_tokens(lang='en', text=TEXT): return [t.text for t in spacy.blank(lang).tokenizer(text)]
 
-@pytest.mark.parametrize('lang', ['en', 'de', 'fr', 'he'])
+@pytest.mark.parametrize('lang', ['en', 'de', 'fa', 'fr', 'he'])
 def test_rules_are_kept(home, no_spacy, lang):
     assert tokens(lang) == spacy_tokens(lang) and len(list(home.iterdir())) == 1
     no_spacy()

@@ -123,7 +123,7 @@ class WordCutter:
         self.rules,self._cases = rules,{c: tuple(toks) for c,toks in rules.cases.items()}
         self._joined:dict[tuple, set[tuple]] = {}   # by their first two tokens
         for toks in map(tuple, rules.joined):
-            if len(toks) > 1 or self._cases[toks[0]] != toks: self._joined.setdefault(toks[:2], set()).add(toks)
+            if len(toks) > 1 or self._cases.get(toks[0]) != toks: self._joined.setdefault(toks[:2], set()).add(toks)
 
     @cached_property
     def _find(self) -> _Finders:
