@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import product
@@ -18,7 +19,7 @@ import torch
 from bundles import CONFIG, answers, build
 from fastai.text import all as ft
 from fastai.torch_core import set_seed
-from simulated import planted, watched
+from simulated import planted, recorded, watched
 from test_cells import RUNS, label
 from test_cells import build as layer
 from torch import Tensor, nn
@@ -259,3 +260,55 @@ def is_caught(name:str) -> bool:
 
 @pytest.mark.parametrize('name', [n for n in LISTED if n not in HANDS_ON])
 def test_a_planted_tensor_is_caught(name): assert is_caught(name)
+
+# ---- How often a step waits for the device
+
+class Counted(ft.Callback):
+    "Counts waits and copies over the steps of an epoch; those of the last one stay, where nothing is done for once."
+    order = -100   # what others do after the steps does not count
+    def before_train(self):
+        self.block = recorded()
+        self.found = self.block.__enter__()
+    def after_train(self): self.block.__exit__(None, None, None)
+
+def kinds(found, n) -> dict:
+    "How often each kind comes in each of `n` steps."
+    total = Counter()
+    for (what,_),times in found.items(): total[what] += times
+    return {what: times/n for what,times in total.items()}
+
+# The loss is read for the progress bar and the table, by the `to the CPU` that is everywhere. A classifier reads the
+# lengths of documents once, since shapes depend on them; taggers check those of sentences and of words, once each.
+# What goes to the device is the batch, and lengths that are used there.
+STEPS = {'lm AWD_LSTM': {'to the CPU': 1, 'to the device': 2}, 'lm AWD_QRNN': {'to the CPU': 1, 'to the device': 2},
+         'next': {'to the CPU': 1, 'to the device': 2}, 'next one-hot': {'to the CPU': 1, 'to the device': 2},
+         'clas words': {'to the CPU': 2, 'to the device': 3},
+         'tagger lower': {'to the CPU': 2, 'to the device': 2}, 'tagger chars': {'to the CPU': 3, 'to the device': 4}}
+
+@pytest.mark.parametrize('case', STEPS)
+def test_waits_of_a_training_step(case):
+    learn,counted = learner(case, SIM),Counted()
+    learn.fit(2, 1e-2, cbs=counted)
+    assert kinds(counted.found, len(learn.dls.train)) == STEPS[case]
+
+@pytest.mark.parametrize('args', [dict(temperature=0), dict(), dict(seed=3, top_p=0.9)], ids=str)
+def test_waits_of_a_new_word(args):
+    "Two for the ids and their logarithms, one for a model that gives NaN."
+    learn,found = learner('lm AWD_LSTM', SIM),[]
+    for n in (3, 13):
+        with recorded() as counter: learn.generate(PROMPTS, n, no_bar=True, **args)
+        found.append(kinds(counter, 1))
+    assert sum(found[1][k] - found[0][k] for k in ('item', 'to the CPU')) <= 30
+
+@pytest.mark.parametrize('cb', [rf.LossHistory, partial(rf.ShowDecoded, 20)])
+def test_callbacks_add_no_waits(cb):
+    learn,counted = learner('next', SIM),Counted()
+    learn.fit(2, 1e-2, cbs=[counted, cb()])
+    assert kinds(counted.found, len(learn.dls.train)) == STEPS['next']
+
+def test_losses_do_not_wait():
+    "Nor does a metric."
+    x,y = drawn(6, 5).to(SIM).requires_grad_(),torch.tensor([1, 2, -100, 0, 3, 4]).to(SIM)
+    with recorded() as found:
+        for f in (*LOSSES.values(), losses.token_accuracy): f(x, y.clamp(min=0) if f is not LOSSES['OneHotMSE'] else y)
+    assert not {what for what,_ in found} - {'to the device'}
