@@ -2845,6 +2845,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'rnn_fastai/models/awd.py'),
                                        'rnn_fastai.models.awd.StatefulEncoder.__init__': ( 'models.awd.html#statefulencoder.__init__',
                                                                                            'rnn_fastai/models/awd.py'),
+                                       'rnn_fastai.models.awd.StatefulEncoder._apply': ( 'models.awd.html#statefulencoder._apply',
+                                                                                         'rnn_fastai/models/awd.py'),
                                        'rnn_fastai.models.awd.StatefulEncoder.forward': ( 'models.awd.html#statefulencoder.forward',
                                                                                           'rnn_fastai/models/awd.py'),
                                        'rnn_fastai.models.awd.StatefulEncoder.reset': ( 'models.awd.html#statefulencoder.reset',

@@ -73,11 +73,11 @@ class ShowDecoded(Callback):
             raise TypeError(f"ShowDecoded is for SeqDataLoaders, which know their tokens; {type(self.dls).__name__} "
                             "does not. Leave it out.")
 
-    def after_batch(self): self.row = self.pred[0].detach().argmax(-1),self.loss.item()   # both are gone after it
+    def after_batch(self): self.row = self.pred[0].detach().argmax(-1),self.loss.detach()   # both are gone after it
 
     def after_train(self):
         if self.epoch % self.every and self.epoch != self.n_epoch-1: return
-        toks,loss = self.dls.task.decode(self.row[0]),self.row[1]
+        toks,loss = self.dls.task.decode(self.row[0]),self.row[1].item()   # a wait for the device, so not every batch
         toks = list(map(str, toks if isinstance(toks, list) else [toks]))
         text = (''.join if all(len(t) == 1 for t in toks) else ' '.join)(toks)
         self.lines.append((self.epoch, loss, text))

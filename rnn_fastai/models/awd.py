@@ -22,7 +22,7 @@ from .dropout import RNNDropout, WordDropout
 from .heads import LMDecoder
 from .origin import maker
 from .recurrent import Recurrent
-from .state import detach_state, fit_state
+from .state import detach_state, fit_state, map_state
 
 # %% ../../nbs/235_models.awd.ipynb #c9b62403
 archs = Registry('architecture')
@@ -233,6 +233,11 @@ class StatefulEncoder(nn.Module):
         x = self.module.encoder.weight.new_zeros(self.bs, 1)
         states = (rnn.zero_state(x) for rnn in self.module.rnns)
         self.hidden = [s if len(s) > 1 else s[0] for s in states]   # of each layer
+
+    def _apply(self, fn, recurse=True):   # a change of device or type: the state goes with the weights
+        super()._apply(fn, recurse)
+        self.hidden = [map_state(fn, s) for s in self.hidden]
+        return self
 
     def forward(self, ids:Tensor, from_embeds:bool=False) -> Tensor:   # bs,sl, or bs,sl,emb -> bs,sl,emb
         if len(ids) != self.bs: self.bs,self.hidden = len(ids),fit_state(self.hidden, len(ids))

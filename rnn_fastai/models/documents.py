@@ -43,9 +43,10 @@ def last_part(
     first:Tensor, # Where the part of each row starts: bs
     lengths:Tensor, # Steps of each part: bs
     pad:int, # Id of padding
+    longest:int|None=None, # The longest part, where it is known: to find it is to wait for the device
 ) -> Tensor: # Padded on the right: bs, longest part
     "A part of each row."
-    at = torch.arange(int(lengths.max()), device=ids.device)
+    at = torch.arange(int(lengths.max()) if longest is None else longest, device=ids.device)
     return ids.gather(1, (first[:, None] + at).clamp(max=ids.size(1)-1)).masked_fill(~real_steps(len(at), lengths), pad)
 
 # %% ../../nbs/245_models.documents.ipynb #cf0ea413
@@ -85,46 +86,48 @@ class DocumentEncoder(nn.Module):
         if not len(ids): raise ValueError(f"The batch holds no document: its shape is {tuple(ids.shape)}.")
         ids = right_padded(ids.as_subclass(Tensor), self.pad_idx)
         lengths,order = (ids != self.pad_idx).sum(1).sort(descending=True, stable=True)
-        if lengths[-1] == 0:
+        sizes = lengths.tolist()   # the only wait for the device: shapes depend on them
+        if sizes[-1] == 0:
             raise ValueError(f"Row {order[-1].item()} of the batch is all padding (id {self.pad_idx}): a document "
                              "without a token. Leave it out.")
-        ids,first = ids[order],(lengths - (self.max_len or len(ids[0]))).clamp(min=0)
-        n_long,lengths = int((first > 0).sum()),lengths - first
-        early,first_n = ids[:n_long, :int(first[0])],first[:n_long]
-        read = self._both_ways if self.bidirectional else self._one_way
-        out,last = read(early, first_n, last_part(ids, first, lengths, self.pad_idx), lengths)
+        most = self.max_len or ids.size(1)
+        ids,first,early_n = ids[order],(lengths - most).clamp(min=0),[n - most for n in sizes if n > most]
+        lengths,sizes = lengths - first,[min(n, most) for n in sizes]
+        early,late = ids[:len(early_n), :max(early_n, default=0)],last_part(ids, first, lengths, self.pad_idx, sizes[0])
+        out,last = (self._both_ways if self.bidirectional else self._one_way)(early, early_n, late, sizes)
         return DocumentStates(out, last, lengths, order)
 
     def _steps(self, rows:int) -> int: return self.seq_len*max(self.full_rows//rows, 1)   # read at a time
 
-    def _one_way(self, early:Tensor, early_n:Tensor, ids:Tensor, lengths:Tensor) -> tuple[Tensor, Tensor]:
+    def _one_way(self, early:Tensor, early_n:list, ids:Tensor, lengths:list) -> tuple[Tensor, Tensor]:
         "States and last states: padding comes after all that counts, and is not seen."
         state = fit_state(self._skim(early, early_n), len(ids)) if len(early) else None
         grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters())
         step,outs = ids.size(1) if grad else self._steps(len(ids)),[]
         for i in range(0, ids.size(1), step):
-            rows = int((lengths > i).sum())   # the others have ended
+            rows = sum(n > i for n in lengths)   # the others have ended
             out,state = self.module(ids[:rows, i:i+step], None if state is None else fit_state(state, rows))
             outs.append(out if rows == len(ids) else torch.cat([out, out.new_zeros(len(ids)-rows, *out.shape[1:])]))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
-        return out,out[torch.arange(len(out), device=out.device), lengths-1]
+        return out,out[torch.arange(len(out), device=out.device), torch.tensor(lengths, device=out.device) - 1]
 
     @torch.no_grad()
-    def _skim(self, ids:Tensor, lengths:Tensor) -> Any:
+    def _skim(self, ids:Tensor, lengths:list) -> Any:
         "The state after each row, the longest of which come first."
         state:Any = None
         ended:list = []
         step = self._steps(len(ids))
         for i in range(0, ids.size(1), step):
-            rows,left = int((lengths > i).sum()),int((lengths > i+step).sum())
+            rows,left = (sum(n > end for n in lengths) for end in (i, i+step))
             part = ids[:rows, i:i+step]
-            state = self.module(part, state, lengths=(lengths[:rows] - i).clamp(max=part.size(1)))[1]
+            state = self.module(part, state, lengths=torch.tensor(lengths[:rows]).sub(i).clamp(max=part.size(1)))[1]
             ended.insert(0, map_state(lambda s: s[:, left:], state))   # noqa: B023
             state = fit_state(state, left)
         return join_states(ended)
 
-    def _both_ways(self, early:Tensor, early_n:Tensor, ids:Tensor, lengths:Tensor) -> tuple[Tensor, Tensor]:
+    def _both_ways(self, early:Tensor, early_n:Any, ids:Tensor, lengths:Any) -> tuple[Tensor, Tensor]:
         "States and last states, layer by layer: each direction must have read all that lies on its side."
+        lengths,early_n = torch.tensor(lengths),torch.tensor(early_n)   # on the CPU, where layers check them
         if not len(early):
             out,state = self.module(ids, None, lengths=lengths)
             return out,join_directions(state[-1])

@@ -49,7 +49,10 @@ def hold_state(
     "Make padded steps keep an LSTM's c, and a rectifier's state at zero."
     if kind not in ('lstm', 'rnn_relu'): return x,w_ih
     shut = w_ih.new_full((len(w_ih), 1), -_SHUT)
-    if kind == 'lstm': shut.view(4, -1)[1:] = w_ih.new_tensor([_SHUT, 0., 0.])[:, None]   # input, forget, cell, output
+    if kind == 'lstm':   # gates are input, forget, cell, output
+        _,forget,*rest = shut.chunk(4)
+        forget.fill_(_SHUT)
+        for gate in rest: gate.zero_()
     return torch.cat([x, padded_steps(x, lengths).to(x.dtype)], -1),torch.cat([w_ih, shut], 1)
 
 # %% ../../nbs/217_models.kernels.ipynb #aa6887d9

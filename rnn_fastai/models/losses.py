@@ -247,7 +247,8 @@ class OneHotMSE(nn.Module):
         real = y != self.ignore_index
         target = F.one_hot(y.masked_fill(~real, 0), out.size(-1)).to(out.dtype)
         errors = F.mse_loss(out, target, reduction='none').mean(-1)
-        return errors[real].mean() if self.reduction == 'mean' else errors.masked_fill(~real, 0.)
+        errors = errors.masked_fill(~real, 0.)
+        return errors.sum()/real.sum() if self.reduction == 'mean' else errors
 
     def activation(self, out:Tensor) -> Tensor: return out
     def decodes(self, out:Tensor) -> Tensor: return out.argmax(-1)
@@ -259,4 +260,4 @@ def token_accuracy(
 ) -> Tensor: # Share of targets that are likeliest
     "Accuracy over the targets that count."
     real = y != ignore_index
-    return (out.argmax(-1)[real] == y[real]).float().mean()
+    return ((out.argmax(-1) == y) & real).sum()/real.sum()

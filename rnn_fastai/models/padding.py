@@ -28,7 +28,7 @@ def check_lengths(
         raise TypeError(f"lengths are {lengths.dtype}; they must be whole numbers.")
     if lengths.shape != (bs,):
         raise ValueError(f"lengths have the shape {tuple(lengths.shape)}; the batch holds {bs} sequences.")
-    lo,hi = lengths.min().item(),lengths.max().item()
+    lo,hi = torch.stack(lengths.aminmax()).tolist()   # the only wait for a device; none for lengths on the CPU
     if lo < 1:
         raise ValueError(f"Sequence {lengths.argmin().item()} has length {lo}; leave out sequences without a step.")
     if hi > sl: raise ValueError(f"Sequence {lengths.argmax().item()} has length {hi}; the batch has {sl} steps.")
