@@ -104,6 +104,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'rnn_fastai/callback/optim.py'),
                                            'rnn_fastai.callback.optim.FusedAdam.__init__': ( 'callback.optim.html#fusedadam.__init__',
                                                                                              'rnn_fastai/callback/optim.py'),
+                                           'rnn_fastai.callback.optim.FusedAdam._begin': ( 'callback.optim.html#fusedadam._begin',
+                                                                                           'rnn_fastai/callback/optim.py'),
                                            'rnn_fastai.callback.optim.FusedAdam._update': ( 'callback.optim.html#fusedadam._update',
                                                                                             'rnn_fastai/callback/optim.py'),
                                            'rnn_fastai.callback.optim.FusedAdam.load_state_dict': ( 'callback.optim.html#fusedadam.load_state_dict',

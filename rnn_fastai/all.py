@@ -7,6 +7,7 @@ with _warnings.catch_warnings():
     from fastai.text.all import *
 
 from rnn_fastai.core import seeded, flush_denormals
+from rnn_fastai.devices import OutOfMemory, check_device, list_devices
 from rnn_fastai.data.conll import read_conllu, read_columns
 from rnn_fastai.data.texts import read_csv, texts_of
 from rnn_fastai.data.sets import (
@@ -76,6 +77,7 @@ from rnn_fastai.callback.optim import FusedAdam, Adam
 from rnn_fastai.callback.state import ModelResetter, RNNCallback, StateFeeder
 from rnn_fastai.callback.regularize import ar_penalty, tar_penalty, RNNRegularizer, rnn_cbs
 from rnn_fastai.callback.schedule import layer_rates, AveragedSGD, VariableLength
+from rnn_fastai.callback.precision import MixedPrecision
 from rnn_fastai.callback.history import LossHistory, ShowDecoded
 from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, LeanLoss
 from rnn_fastai.callback.capture import HiddenStateCapture

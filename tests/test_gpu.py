@@ -35,8 +35,8 @@ EXACT = dict(rtol=1e-9, atol=1e-9)
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 SIZES = dict(emb_sz=32, n_hid=48, n_layers=2)
 by_run = pytest.mark.parametrize('name,args,backend', RUNS, ids=label)
-PRECISIONS = {'float32': list, 'float16': lambda: [ft.MixedPrecision('fp16')],
-              'bfloat16': lambda: [ft.MixedPrecision('bf16')]}
+PRECISIONS = {'float32': list, 'float16': lambda: [rf.MixedPrecision('fp16')],
+              'bfloat16': lambda: [rf.MixedPrecision('bf16')]}
 
 @pytest.fixture(autouse=True)
 def float32_means_float32(monkeypatch):

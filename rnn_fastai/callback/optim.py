@@ -24,12 +24,16 @@ class FusedAdam(Optimizer):
         super().__init__(params, [], **defaults)
         self.kernel = kernel
 
+    def _begin(self, p:torch.Tensor):
+        "Make what is kept of a parameter, where there is nothing yet."
+        s = self.state[p]
+        if 'grad_avg' not in s:
+            n = torch.zeros((), device=p.device)
+            s.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=n)
+        s['step'] = torch.as_tensor(s['step'], dtype=torch.float32, device=p.device)   # a file of fastai's has a number
+
     def _update(self, ps:list, lr:float, mom:float, sqr_mom:float, eps:float, wd:float):
         "One step for parameters that share all hyper-parameters."
-        for p in ps:
-            s = self.state[p]
-            if 'grad_avg' not in s: s.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
-            s['step'] = torch.as_tensor(s['step'], dtype=torch.float32, device=p.device)
         avg,sqr,steps = ([self.state[p][k] for p in ps] for k in ('grad_avg', 'sqr_avg', 'step'))
         self.kernel(ps, [p.grad for p in ps], avg, sqr, [], steps, fused=True, amsgrad=False, maximize=False,
                     beta1=mom, beta2=sqr_mom, lr=lr, weight_decay=wd, eps=eps)
@@ -42,6 +46,7 @@ class FusedAdam(Optimizer):
         for pg,hyper in zip(self.param_lists, self.hypers, strict=True):
             for p in pg:
                 if p.grad is None: continue
+                self._begin(p)   # before the first update, so that a device without room for it leaves all as it was
                 wd = hyper['wd'] if self.state[p].get('do_wd', True) else 0.
                 key = *(float(hyper[k]) for k in ('lr', 'mom', 'sqr_mom', 'eps')),float(wd)
                 alike.setdefault(key, []).append(p)
