@@ -6,6 +6,8 @@ planted within any of it must not go unseen."""
 import importlib
 import inspect
 import pkgutil
+import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from types import CodeType, FunctionType
 import fastai.text.core
 import pytest
 import torch
-from bundles import CONFIG, answers, build
+from bundles import CONFIG, answers, build, sents, texts
 from fastai.text import all as ft
 from fastai.torch_core import set_seed
 from simulated import planted, recorded, watched
@@ -25,6 +27,7 @@ from test_cells import build as layer
 from torch import Tensor, nn
 
 from rnn_fastai import all as rf
+from rnn_fastai.cli import main
 from rnn_fastai.generate import decode, sampling
 from rnn_fastai.generate.score import adapted_to
 from rnn_fastai.inside.capture import capture
@@ -312,3 +315,27 @@ def test_losses_do_not_wait():
     with recorded() as found:
         for f in (*LOSSES.values(), losses.token_accuracy): f(x, y.clamp(min=0) if f is not LOSSES['OneHotMSE'] else y)
     assert not {what for what,_ in found} - {'to the device'}
+
+# ---- Commands
+
+TASKS = {'lm': (texts, ['The CAT', 'mat']), 'classifier': (texts, ['The CAT sat', 'mat']), 'tagger': (sents, ['The mat sat'])}
+def commands_said(task, folder, device, monkeypatch, capsys):
+    "What the commands print for a task, on a device, without the times and folders."
+    default = ft.default_device
+    for m in list(sys.modules.values()):
+        if vars(m).get('default_device') is default: monkeypatch.setattr(m, 'default_device', lambda *_: device)
+    data,out = folder/'data.parquet',folder/device.type
+    make,new = TASKS[task]
+    make().to_parquet(data)
+    main.train(task, str(data), str(out), epochs=1, bs=2, emb_sz=6, n_hid=6, n_layers=1, lr=0.01)
+    main.evaluate(str(out), str(data))
+    main.predict(str(out), *new, seed=1)
+    if task == 'lm': main.generate(str(out), *new, n_words=5, seed=1, as_json=True)
+    monkeypatch.undo()
+    return re.sub(r'\d+:\d\d|[\d.]+ s\b', '', capsys.readouterr().out.replace(str(out), ''))
+
+@pytest.mark.parametrize('task', TASKS)
+def test_commands_say_the_same(task, tmp_path, monkeypatch, capsys):
+    with recorded() as counter: sim = commands_said(task, tmp_path, SIM, monkeypatch, capsys)
+    assert counter   # they were there
+    assert sim == commands_said(task, tmp_path, CPU, monkeypatch, capsys)
