@@ -122,7 +122,8 @@ def check_int8(
     """Raise `RuntimeError` where torch is built without kernels in eight bits, and `ValueError` for a weight that is
     not float32 on the CPU."""
     if w.device.type != 'cpu' or w.dtype != torch.float32:
-        raise ValueError(f"int8 is for float32 weights on the CPU; this one is {w.dtype} on {w.device}.")
+        raise ValueError(f"int8 is for float32 weights on the CPU; this one is {w.dtype} on {w.device}. "
+                         "Leave int8 out, or take the model there: model.float().cpu().")
     if 'x86' not in torch.backends.quantized.supported_engines:
         raise RuntimeError("This build of torch has no int8 kernels for this processor; leave int8 out.")
     return w

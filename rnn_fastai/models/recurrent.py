@@ -215,8 +215,8 @@ class _Layout(NamedTuple):
 def _repack(x:Tensor, like:PackedSequence) -> PackedSequence:
     "Pack sl,bs,features as `like` is packed."
     if like.sorted_indices is not None: x = x[:, like.sorted_indices]
-    real = torch.arange(x.size(1), device=x.device) < like.batch_sizes.to(x.device)[:, None]   # sl,bs
-    return PackedSequence(x[real], *like[1:])
+    real = torch.arange(x.size(1)) < like.batch_sizes[:, None]   # sl,bs, on the CPU, where the sizes are
+    return PackedSequence(x.flatten(0, 1)[real.flatten().nonzero()[:, 0].to(x.device)], *like[1:])
 
 # %% ../../nbs/220_models.recurrent.ipynb #0e3fad7e
 def _check_state(layer:'Recurrent', state:Any, x:Tensor, flat:bool) -> tuple[Tensor, ...]:
