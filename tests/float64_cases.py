@@ -70,5 +70,5 @@ def test_what_looks_inside():
     learn = lm()
     learn.model.to('sim:0')
     ids = torch.tensor([[2, 5, 3, 2, 5, 3]], device='sim:0')
-    rf.next_token_loss(learn.model, ids), rf.saliency(learn.model, ids[0]), rf.memory_length(learn.model, ids)
+    rf.next_token_loss(learn.model, ids), rf.saliency(learn.model, ids), rf.memory_length(learn.model, ids)
     rf.unit_effects(learn.model, lambda: rf.next_token_loss(learn.model, ids), units=[0, 1])

@@ -222,8 +222,8 @@ LEFT_OUT = {
     'builds or describes, and leaves the work to others':
         'Cell RecurrentBase StatefulModel NeuralCache DynamicEvaluation Codec Generated GrowingText token_input '
         'cell_tagger with_state torch_weights check_like check_input check_state is_compact',
-    'for the CPU alone': 'PackedWeight packed_product int8_product Draws',
-    'compiled, which the simulation is not': 'take_compiled_steps',
+    'for the CPU alone': 'PackedWeight packed_product int8_product int8_kernel check_int8 quantize_rows lstm_kernel Draws',
+    'compiled, or in half precision, which the simulation is not': 'take_compiled_steps run_flash MixedPrecision',
     'draws or writes numbers of the CPU': 'plot_nets',
     'for several processes, which have tests of their own': 'count_items RankLoss ranks_norm RankTrainer'}
 PUBLIC = public('models', 'generate', 'callback', 'inside')
@@ -278,12 +278,12 @@ def kinds(found, n) -> dict:
     "How often each kind comes in each of `n` steps."
     total = Counter()
     for (what,_),times in found.items(): total[what] += times
-    return {what: times/n for what,times in total.items()}
+    return {what: times/n for what,times in total.items() if times >= n}   # the others come less often than that
 
 # The loss is read for the progress bar and the table, by the `to the CPU` that is everywhere. A classifier reads the
 # lengths of documents once, since shapes depend on them; taggers check those of sentences and of words, once each.
-# What goes to the device is the batch, and lengths that are used there.
-STEPS = {'lm AWD_LSTM': {'to the CPU': 1, 'to the device': 2}, 'lm AWD_QRNN': {'to the CPU': 1, 'to the device': 2},
+# What goes to the device is the batch, and lengths that are used there; batches of a stream are cut there.
+STEPS = {'lm AWD_LSTM': {'to the CPU': 1}, 'lm AWD_QRNN': {'to the CPU': 1},
          'next': {'to the CPU': 1, 'to the device': 2}, 'next one-hot': {'to the CPU': 1, 'to the device': 2},
          'clas words': {'to the CPU': 2, 'to the device': 3},
          'tagger lower': {'to the CPU': 2, 'to the device': 2}, 'tagger chars': {'to the CPU': 3, 'to the device': 4}}

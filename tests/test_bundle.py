@@ -550,7 +550,7 @@ def test_export_and_load_learner(name, tmp_path):
     assert (tmp_path/name).is_dir() == (name == 'folder')
     before = sorted(f.name for f in tmp_path.iterdir())
     again = quiet(load_learner(tmp_path/name))
-    assert b.same_bits(b.answers(again), b.answers(learn)) and again.dls.device == 'cpu'
+    assert b.same_bits(b.answers(again), b.answers(learn)) and again.dls.device == torch.device('cpu')
     assert sorted(f.name for f in tmp_path.iterdir()) == before
 
 class Trap:

@@ -12,6 +12,7 @@ from fastai.text import all as ft
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai import devices
 from rnn_fastai.data import device as device_module
 from rnn_fastai.data.arrays import ShardedArray
 from rnn_fastai.data.device import fits, resident_ids, send
@@ -39,6 +40,7 @@ def gpu(monkeypatch):
         return t.as_subclass(torch.Tensor)
     monkeypatch.setattr(device_module, '_is_gpu', lambda device: 'cuda' in str(device))
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (0, 2**30))
+    monkeypatch.setattr(devices, '_count', lambda kind: 1)
     monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda t, *args: t.as_subclass(Pinned))
     monkeypatch.setattr(torch.Tensor, 'to', move)
     return sent
