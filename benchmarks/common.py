@@ -46,6 +46,20 @@ def in_turns(fs: dict, repeats: int, warmup: int = 1, clock=time.perf_counter) -
     return times
 
 
+def by_two_clocks(fs: dict, repeats: int) -> tuple[dict, dict]:
+    "As `in_turns`: the time that passes, and that of the processor, which other work does not add to."
+    wall, cpu = ({k: [] for k in fs} for _ in range(2))
+    for f in fs.values(): f()
+    for _ in range(repeats):
+        for k, f in fs.items():
+            def timed(f=f, times=cpu[k]):
+                start = time.process_time()
+                f()
+                times.append(time.process_time() - start)
+            wall[k].append(seconds(timed))
+    return wall, cpu
+
+
 def row(what: str, times: dict, unit: str = "s", per: dict | None = None, floor: str | None = None) -> dict:
     "A row of the report: medians of `times`, turned into a rate where `per` says how much was done in each."
     med = {k: statistics.median(v) for k, v in times.items()}

@@ -10,7 +10,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import save, seconds
+from common import by_two_clocks, save
 
 from rnn_fastai.data.loaders import TextDataLoaders
 from rnn_fastai.data.tags import TagDataLoaders
@@ -86,15 +85,7 @@ def lm() -> tuple:
 
 def medians(fs: dict, repeats: int) -> dict:
     "Milliseconds of functions called in turn: those that pass, and those of the processor."
-    wall, cpu = ({k: [] for k in fs} for _ in range(2))
-    for f in fs.values(): f()
-    for _ in range(repeats):
-        for k, f in fs.items():
-            def timed(f=f, times=cpu[k]):
-                start = time.process_time()
-                f()
-                times.append(time.process_time() - start)
-            wall[k].append(seconds(timed))
+    wall, cpu = by_two_clocks(fs, repeats)
     return {unit: {k: 1000*statistics.median(v) for k, v in t.items()} for unit, t in (("ms", wall), ("cpu_ms", cpu))}
 
 

@@ -11,7 +11,6 @@ are classified one by one, in batches, and in eight bits.
 import os
 import statistics
 import sys
-import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import generate
 import numpy as np
 import pandas as pd
 import torch
-from common import save, seconds
+from common import by_two_clocks, save
 from fastai.metrics import accuracy as accuracy_of
 from torch import nn
 
@@ -85,15 +84,7 @@ def ways() -> dict:
 
 def measured(what: str, fs: dict, base: str, repeats: int = 7) -> list:
     "Medians of the time that passes and of the processor's, and how many times faster than one of them all are."
-    wall, cpu = ({k: [] for k in fs} for _ in range(2))
-    for f in fs.values(): f()
-    for _ in range(repeats):
-        for k, f in fs.items():
-            def timed(f=f, times=cpu[k]):
-                start = time.process_time()
-                f()
-                times.append(time.process_time() - start)
-            wall[k].append(seconds(timed))
+    wall, cpu = by_two_clocks(fs, repeats)
     med, own = ({k: statistics.median(v) for k, v in t.items()} for t in (wall, cpu))
     n = torch.get_num_threads()
     used = own if n == 1 else med

@@ -387,6 +387,12 @@ def _find_logits(out:Any, mask:Tensor) -> Tensor|None:
         return every
     return t
 
+# %% ../../nbs/410_inside.capture.ipynb #41000a01
+def _n_features(cell:Cell, seen:CellTrace, parts:list[str]) -> int:
+    "How many numbers a step of these parts takes."
+    sizes = {'x': seen.x.size(-1), **dict(zip(cell.states, cell.sizes, strict=True))}
+    return sum(sizes.get(k.removeprefix(_GRADS), cell.hidden_size) for k in parts)
+
 # %% ../../nbs/410_inside.capture.ipynb #9911f871
 class _Recorder:
     "Puts what layers hold into a recording, one pass after the other."
@@ -463,11 +469,6 @@ class _Recorder:
             for n,g in w.grads(self.cells[w.name]).items():
                 if n in self.opts.parts: p.keep_rows(w.name, n, g, self.opts.dtype)
         if p.keep and p.arrays: self.budget.add(p)
-
-def _n_features(cell:Cell, seen:CellTrace, parts:list[str]) -> int:
-    "How many numbers a step of these parts takes."
-    sizes = {'x': seen.x.size(-1), **dict(zip(cell.states, cell.sizes, strict=True))}
-    return sum(sizes.get(k.removeprefix(_GRADS), cell.hidden_size) for k in parts)
 
 # %% ../../nbs/410_inside.capture.ipynb #bd8d4383
 def _record_other(r:_Recorder, name:str, t:Tensor):
