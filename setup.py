@@ -18,7 +18,7 @@ setup(
     name=meta["name"], version=version, description=meta["description"], author=meta["author"],
     license=meta["license"], keywords=meta["keywords"].split(), python_requires=f">={meta['min_python']}",
     long_description=(here/"README.md").read_text(encoding="utf8"), long_description_content_type="text/markdown",
-    packages=find_packages(include=["rnn_fastai", "rnn_fastai.*"]), package_data={"rnn_fastai": ["py.typed", "ship/page/*", "data/english/*"]},
+    packages=find_packages(include=["rnn_fastai", "rnn_fastai.*"]), package_data={"rnn_fastai": ["py.typed", "ship/page/*", "data/english/*", "pretrained/*"]},
     install_requires=meta["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": meta["console_scripts"].split()}, zip_safe=False,
 )

@@ -106,7 +106,7 @@ class ChunkedCrossEntropy(Callback):
         self.learn.loss_func = getattr(self.learn.loss_func, 'loss_func', self.learn.loss_func)
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #c5e97a16
-_COUNTED = 10_000_000   # tokens that tell how common words are
+_COUNTED,_RAREST = 10_000_000,1e-8   # tokens that tell how common words are; the least share of a word
 
 def word_shares(
     dls:Any, # Loaders for a language model
@@ -134,8 +134,9 @@ class _SampledLoss(LazyCrossEntropy):
                                      self.options.get('ignore_index', -100))
 
 class SampledCrossEntropy(ChunkedCrossEntropy):
-    """Trains a language model on a sample of its words; the loss shown for training is that of the sample. Raises
-    `TypeError` and `ValueError` as `LazyCrossEntropy`, and for loaders without a corpus and for smoothed labels."""
+    """Trains a language model on a sample of its words; the loss shown for training is that of the sample. The bias of
+    an untrained decoder, all zero, starts from how common each word is. Raises `TypeError` and `ValueError` as
+    `LazyCrossEntropy`, and for loaders without a corpus and for smoothed labels."""
     def __init__(self,
         n:int=2048, # Words to draw for each batch, beside its own
     ):
@@ -143,7 +144,10 @@ class SampledCrossEntropy(ChunkedCrossEntropy):
         self.n = check_count('n', n)
 
     def _lazy_loss(self) -> LazyCrossEntropy:
-        share = word_shares(self.learn.dls).to(self.decoder.decoder.weight.device)
+        layer = self.decoder.decoder
+        share = word_shares(self.learn.dls).to(layer.weight.device)
+        if layer.bias is not None and not layer.bias.any():   # else states learn how common words are, and saturate
+            layer.bias.data = share.clamp(min=_RAREST).log().to(layer.bias)
         return _SampledLoss(self.learn.loss_func, self.chunk, share, self.n)
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #1d53d921

@@ -46,12 +46,15 @@ class Vocab(list):
         min_freq:int=3, # A token that occurs less often is unknown
         max_vocab:int=60000, # Most tokens to keep
         special_toks:list[str]|None=None, # Tokens that come first; fastai's `defaults.text_spec_tok` by default
+        known_words:Iterable[str]=(), # Tokens that come last, however rare they are, such as those of pretrained weights
     ) -> 'Vocab':
-        "The most frequent tokens, in fastai's order, entry for entry."
+        "The most frequent tokens, in fastai's order, entry for entry; then those of `known_words` that are not there."
         check_count('max_vocab', max_vocab)
         check_count('min_freq', min_freq, 0)
         special = defaults.text_spec_tok if special_toks is None else special_toks
-        return cls(make_vocab(count, min_freq=min_freq, max_vocab=max_vocab, special_toks=special))
+        found = make_vocab(count, min_freq=min_freq, max_vocab=max_vocab, special_toks=special)
+        have = set(found)
+        return cls([*found, *(w for w in dict.fromkeys(known_words) if w not in have)])
 
     @classmethod
     def check(cls,
@@ -297,6 +300,7 @@ class Corpus(_FlatDocuments):
         min_freq:int|None=None, # A token that occurs less often is unknown; by default 3 for words, 1 for characters
         max_vocab:int=60000, # Most tokens to keep
         special_toks:list[str]|None=None, # Tokens that come first in the vocabulary
+        known_words:Iterable[str]=(), # Tokens that come last in it, however rare they are
         no_bar:bool=False, # Show no progress bar
     ) -> 'Corpus':
         "Tokenize, count, make the vocabulary and numericalize, in one pass; a tokenizer that must learn does it first."
@@ -310,7 +314,7 @@ class Corpus(_FlatDocuments):
         total = len(texts) if isinstance(texts, Sized) else None
         parts,vocab = progress(parts, total, lambda part: len(part[1]), no_bar),ifnone(vocab, tokenizer.vocab)
         freq = ifnone(min_freq, tokenizer.min_freq)
-        return cls(*_numericalize(parts, tokenizer.toks, vocab, freq, max_vocab, special_toks))
+        return cls(*_numericalize(parts, tokenizer.toks, vocab, freq, max_vocab, special_toks, known_words))
 
     @classmethod
     def from_tokens(cls,

@@ -10,7 +10,7 @@ import csv
 import inspect
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def text_loaders(
     tok_tfm:Any=None, # A tokenizer, or what `TextTokenizer` takes; fastai's rules and spaCy's words by default
     min_freq:int|None=None, # A token that occurs less often is unknown; by default 3 for words, 1 for characters
     max_vocab:int=60000, # Most tokens to keep
+    known_words:Iterable[str]=(), # More tokens to keep, however rare they are, such as those of pretrained weights
     bs:int=64, # Rows of a batch
     val_bs:int|None=None, # Rows of a validation batch; `bs` by default
     shuffle:bool=True, # Reshuffle the training documents every epoch
@@ -89,7 +90,7 @@ def text_loaders(
     tokenizer,device = as_tokenizer(tok_tfm),ifnone(check_device(device), default_device())
     made = isinstance(texts, Corpus)
     corpus = texts if made else _corpus(texts, tokenizer, no_bar, verbose, cache=cache, vocab=text_vocab,
-                                        min_freq=min_freq, max_vocab=max_vocab)
+                                        min_freq=min_freq, max_vocab=max_vocab, known_words=known_words)
     parts = _parts(splits, ifnone(items, texts))
     rows = L(r if made else r.tolist() for r,_ in parts)   # a number of Python takes five times its place in an array
     drops = ifnone(drop_last, shuffle and len(parts[0][0]) >= bs),False
@@ -255,7 +256,8 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
                            **kwargs)
 
 # %% ../../nbs/170_data.loaders.ipynb #0c883619
-_MADE = ['texts', 'splits', 'items', 'text_col', 'text_vocab', 'min_freq', 'max_vocab', 'cache', 'no_bar', 'verbose']
+_MADE = ['texts', 'splits', 'items', 'text_col', 'text_vocab', 'min_freq', 'max_vocab', 'known_words',
+         'cache', 'no_bar', 'verbose']
 
 class _CorpusDataLoaders(_FrameDataLoaders):
     "Loaders of the documents of a corpus."

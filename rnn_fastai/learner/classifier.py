@@ -27,8 +27,8 @@ from ..models.heads import pool_states
 from ..models.losses import answer_kind
 from ..models.origin import maker
 from ..models.padding import reverse_padded, right_padded
+from .pretrained import pretrained_files
 from .text import SequentialRNN, TextLearner, fastai_config, find_arch
-from .weights import pretrained_files
 
 # %% ../../nbs/625_learner.classifier.ipynb #134e02fb
 class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):

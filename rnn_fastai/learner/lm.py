@@ -28,8 +28,8 @@ from ..generate.sampling import check_share
 from ..generate.texts import Codec
 from ..models.awd import get_language_model
 from ..models.origin import maker
+from .pretrained import pretrained_files
 from .text import SequentialRNN, fastai_config, find_arch
-from .weights import pretrained_files
 from .writing import WritingLearner
 
 # %% ../../nbs/615_learner.lm.ipynb #8ea145d6

@@ -60,6 +60,7 @@ from ..generate.prepack import PrepackedModel
 from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..models.heads import LMDecoder
 from ..models.losses import with_answers
+from .pretrained import read_pretrained
 
 # %% ../../nbs/605_learner.text.ipynb #f495edc9
 class _SmoothLoss(AvgSmoothLoss):
@@ -362,7 +363,7 @@ class TextLearner(SafeLearner):
         model:Any=None, # Model to load into; the learner's own by default
     ) -> 'TextLearner': # `self`, frozen up to the last group
         "Read pretrained weights, and fit them to the vocabulary of the loaders."
-        wgts = read_weights(wgts_fname)
+        wgts = read_pretrained(wgts_fname)
         wgts,vocab = wgts.get('model', wgts) if isinstance(wgts, dict) else wgts,read_vocab(vocab_fname)
         return self._transfer(wgts_fname, check_named(wgts, wgts_fname), vocab, model)
 
