@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-anywhere test-slow gpu gpu-wheels bench readme sync nbtest wheel clean
+.PHONY: install demo test test-anywhere test-slow gpu gpu-wheels bench readme results sync nbtest wheel clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,7 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/tagger.py
 	$(PY) benchmarks/imdb.py
 	$(PY) benchmarks/ulmfit.py
+	$(PY) benchmarks/small_model.py
 	$(PY) benchmarks/wikitext.py
 	$(PY) benchmarks/generate.py
 	$(PY) benchmarks/human_numbers.py
@@ -60,6 +61,9 @@ sync: install                  ## fails where notebooks, modules and README are 
 
 readme: install                ## README.md from nbs/index.ipynb
 	$(PY) tools/readme.py
+
+results: install               ## docs/results.md from benchmarks/results
+	$(PY) tools/results.py
 
 clean:
 	rm -rf build dist out *.egg-info

@@ -1,0 +1,108 @@
+"""Writes docs/results.md from benchmarks/results: what the recipes of this package reach, beside what is published."""
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PAGE = ROOT/"benchmarks"/"results", ROOT/"docs"/"results.md"
+
+INTRO = """<!-- made from benchmarks/results by `make results`; do not edit -->
+
+# Results
+
+What recipes of this package reach on public data, beside what was published. Every figure comes from a script in
+`benchmarks/` by way of its file in `benchmarks/results/`. Settings were chosen on validation data, which is part of the
+training data where a set has no validation part; a test set was read once for each recipe. Published figures are the
+best of their kind, mostly of larger nets and on GPUs; they say how far there is to go, not that the conditions were equal.
+"""
+
+
+class Row(NamedTuple):
+    "A line of a table: a figure of ours, where it stands, and how it came about."
+    system: str      # what was trained
+    file: str        # name of the results file
+    what: str        # name of the row in it
+    key: str         # name of the figure in the row; parts of a path are joined by dots
+    show: str        # format of the figure
+    recipe: str      # script and its main settings
+
+
+class Published(NamedTuple):
+    "A figure of others."
+    system: str
+    figure: str
+    source: str      # with a link
+
+
+class Task(NamedTuple):
+    "A set of data and a measure."
+    title: str
+    measure: str
+    rows: list[Row]
+    published: list[Published]
+
+
+TASKS = [
+    Task("Sentiment of film reviews (IMDB)", "accuracy on the 25,000 test reviews", [
+        Row("LSTM, last state, labels only", "imdb", "A3, last", "test", "{:.1%}", "`imdb.py last`"),
+        Row("LSTM, pooled states, labels only", "imdb", "A3, concat", "test", "{:.1%}", "`imdb.py concat`"),
+        Row("ULMFiT, a small language model of the reviews", "ulmfit", "classifier", "test", "{:.1%}",
+            "`ulmfit.py lm classifier`"),
+    ], [
+        Published("LSTM over one-hot words with pooling, and unlabelled reviews", "94.1 %",
+                  "[Johnson and Zhang, 2016](https://arxiv.org/abs/1602.02373)"),
+        Published("LSTM, virtual adversarial training", "94.1 %", "[Miyato et al., 2017](https://arxiv.org/abs/1605.07725)"),
+        Published("ULMFiT, both readings", "95.4 %", "[Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)"),
+        Published("Two-way LSTM, mixed objective", "95.7 %", "[Sachan et al., 2019](https://arxiv.org/abs/2009.04007)"),
+    ]),
+    Task("Parts of speech (UD English EWT)", "accuracy of the 17 universal tags on the test sentences", [
+        Row("Words and letters, two-way LSTM", "tagger", "UD EWT, coarse tags", "test", "{:.1%}", "`tagger.py`"),
+        Row("The same with a CRF", "tagger", "UD EWT, coarse tags, CRF", "test", "{:.1%}", "`tagger.py`"),
+    ], []),
+    Task("Language model (WikiText-2)", "perplexity of the first 20,000 test tokens", [
+        Row("AWD-LSTM of two layers of 400", "wikitext", "scoring", "plain.perplexity", "{:.1f}", "`wikitext.py`"),
+        Row("with a neural cache", "wikitext", "scoring", "cache.perplexity", "{:.1f}", "`wikitext.py`"),
+        Row("with dynamic evaluation", "wikitext", "scoring", "dynamic.perplexity", "{:.1f}", "`wikitext.py`"),
+        Row("with both", "wikitext", "scoring", "both.perplexity", "{:.1f}", "`wikitext.py`"),
+    ], [
+        Published("AWD-LSTM, the whole test text", "65.8", "[Merity et al., 2017](https://arxiv.org/abs/1708.02182)"),
+        Published("with a neural cache", "52.0", "[Merity et al., 2017](https://arxiv.org/abs/1708.02182)"),
+        Published("with dynamic evaluation", "44.3", "[Krause et al., 2017](https://arxiv.org/abs/1709.07432)"),
+    ]),
+]
+
+
+def figure(row: dict, key: str) -> Any:
+    "What stands in a row at a path of names."
+    for part in key.split("."): row = row[part]
+    return row
+
+
+def lines(row: Row) -> str:
+    "A line of our table, where there is such a result."
+    held = json.loads((RESULTS/f"{row.file}.json").read_text(encoding="utf8"))
+    found = next(r for r in held["rows"] if r["what"] == row.what)
+    took = found.get("seconds")
+    time = f"{took/60:.0f} min" if isinstance(took, (int, float)) else ""
+    threads = f", {found['threads']} threads" if "threads" in found else ""
+    shown = row.show.format(figure(found, row.key)).replace("%", " %")
+    return f"| {row.system} | {shown} | {row.recipe} | {time} | {held['cpu']}{threads}, {held['date']} |"
+
+
+def table(task: Task) -> str:
+    "A section of the page."
+    ours = ["| recipe | figure | script | training | machine |", "|---|---|---|---|---|", *map(lines, task.rows)]
+    theirs = ["| published | figure | source |", "|---|---|---|", *(f"| {p.system} | {p.figure} | {p.source} |" for p in task.published)]
+    parts = [f"## {task.title}", f"Measure: {task.measure}.", "\n".join(ours), "\n".join(theirs) if task.published else ""]
+    return "\n\n".join(p for p in parts if p)
+
+
+def make_results() -> str:
+    "The text of the page."
+    return "\n\n".join([INTRO.rstrip(), *map(table, TASKS)]) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(make_results(), encoding="utf8")
+    sys.exit(0)
