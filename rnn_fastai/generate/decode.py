@@ -123,8 +123,8 @@ def _distinct(prompts:list[Tensor]) -> tuple[list[int], list[int]]:
 class Step(NamedTuple):
     "One token for each text that goes on."
     rows:list[int]   # numbers of the texts
-    ids:Tensor       # the tokens: rows
-    logps:Tensor     # logarithms of the probabilities that the model gives them: rows
+    ids:Tensor       # the tokens, on the CPU: rows
+    logps:Tensor     # logarithms of the probabilities that the model gives them, on the CPU: rows
 
 # %% ../../nbs/315_generate.decode.ipynb #e1cb8703
 _PART = 64   # tokens of a prompt read at once where logits are made of all
@@ -197,12 +197,12 @@ class Continuation:
         mode = nullcontext() if self.settled and not self.model.training else evaluating(self.model)
         with mode: out = self.model(self.ids[:, None], self.state)
         logits,self.state = out.logits[:, -1],out.state
-        if self.memory is None: self.ids,logps = self.sampler.pick(logits, self.rows)
+        if self.memory is None: self.ids,logps,near = self.sampler.pick(logits, self.rows)
         else:
             h = self.memory.cache.states(out)[:, -1]
-            self.ids,logps = self.sampler.pick(self.memory.mix(logits, h), self.rows)
+            self.ids,logps,near = self.sampler.pick(self.memory.mix(logits, h), self.rows)
             self.memory.add(h, self.ids)
-        return Step(self.rows, self.ids, logps)
+        return Step(self.rows, near, logps)
 
     def keep(self,
         rows:list[int], # Numbers of the texts that go on, among those so far
