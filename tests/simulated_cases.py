@@ -294,14 +294,36 @@ def test_waits_of_a_training_step(case):
     learn.fit(2, 1e-2, cbs=counted)
     assert kinds(counted.found, len(learn.dls.train)) == STEPS[case]
 
-@pytest.mark.parametrize('args', [dict(temperature=0), dict(), dict(seed=3, top_p=0.9)], ids=str)
+WAITS = {'item', 'to the CPU', 'unique', 'nonzero', 'masked_select', 'equal', 'bincount', 'repeat_interleave',
+         'index by bool'}
+def waits_of_a_token(write, *, few=3, more=13) -> float:
+    "Waits of texts of more tokens, less those of texts of few, for each token more."
+    found = []
+    for n in (few, more):
+        with recorded() as counter: write(n)
+        found.append(sum(times for (what,_),times in counter.items() if what in WAITS))
+    return (found[1] - found[0])/(more - few)
+
+@pytest.mark.parametrize('args', [
+    dict(temperature=0), dict(), dict(seed=3), dict(seed=3, top_p=0.9, top_k=5, min_p=0.01), dict(epsilon_cutoff=0.01),
+    dict(seed=3, repetition_penalty=1.2, frequency_penalty=0.1), dict(no_repeat_ngram=2), dict(required='cat'),
+    dict(cache=rf.NeuralCache())], ids=str)
 def test_waits_of_a_new_word(args):
-    "Two for the ids and their logarithms, one for a model that gives NaN."
-    learn,found = learner('lm AWD_LSTM', SIM),[]
-    for n in (3, 13):
-        with recorded() as counter: learn.generate(PROMPTS, n, no_bar=True, **args)
-        found.append(kinds(counter, 1))
-    assert sum(found[1][k] - found[0][k] for k in ('item', 'to the CPU')) <= 30
+    "One: the ids come to the CPU, with their logarithms, and with whether the model gave numbers."
+    learn,prompts = learner('lm AWD_LSTM', SIM),PROMPTS[:1] if 'cache' in args else PROMPTS   # it takes one length
+    assert waits_of_a_token(lambda n: learn.generate(prompts, n, no_bar=True, **args)) == 1
+
+def test_waits_of_a_large_vocabulary():
+    "One more, to see whether the first 256 tokens hold the mass that `top_p` keeps."
+    def pick(n):
+        sampler = sampling.TokenSampler(rf.Sampling(top_p=0.5), [torch.tensor([0]).to(SIM)], 400, n)
+        for _ in range(n): sampler.pick(drawn(1, 400).to(SIM), [0])
+    assert waits_of_a_token(pick) == 2
+
+@pytest.mark.parametrize('args', [dict(), dict(width=4, groups=2, diversity=0.5), dict(no_repeat_ngram=2)], ids=str)
+def test_waits_of_a_step_of_beams(args):
+    learn = learner('lm AWD_LSTM', SIM)
+    assert waits_of_a_token(lambda n: learn.beam_search(PROMPTS, n_words=n, no_bar=True, **args)) == 1
 
 @pytest.mark.parametrize('cb', [rf.LossHistory, partial(rf.ShowDecoded, 20)])
 def test_callbacks_add_no_waits(cb):
