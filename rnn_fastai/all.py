@@ -37,11 +37,13 @@ from rnn_fastai.models.cells import (
 from rnn_fastai.models.state import map_state, fit_state, take_rows, put_rows, detach_state, reset_state
 from rnn_fastai.models.padding import real_steps, padded_steps, last_steps, reverse_padded, right_padded
 from rnn_fastai.models.recurrent import CellTrace, Recurrent
-from rnn_fastai.models.losses import AnsweringLoss, linear_cross_entropy, OneHotMSE, token_accuracy
+from rnn_fastai.models.losses import (
+    AnsweringLoss, linear_cross_entropy, sampled_cross_entropy, OneHotMSE, token_accuracy,
+)
 from rnn_fastai.models.heads import LMDecoder, pool_states, SigmoidRange, PoolingClassifier
 from rnn_fastai.models.awd import (
     archs, awd_lstm_clas_config, awd_lstm_lm_config, AWD_GRU, AWD_QRNN, awd_lstm_lm_split, awd_lstm_clas_split,
-    AWD_LSTM, awd_arch, LMOutput, LanguageModel, get_language_model, StatefulEncoder,
+    AWD_LSTM, AWD_LSTM_small, awd_arch, LMOutput, LanguageModel, get_language_model, StatefulEncoder,
 )
 from rnn_fastai.models.seq2seq import Attention, OneHot, token_input, SequenceModel, StateInput, Seq2Seq
 from rnn_fastai.models.documents import (
@@ -79,12 +81,12 @@ from rnn_fastai.callback.regularize import ar_penalty, tar_penalty, RNNRegulariz
 from rnn_fastai.callback.schedule import layer_rates, AveragedSGD, VariableLength
 from rnn_fastai.callback.precision import MixedPrecision
 from rnn_fastai.callback.history import LossHistory, ShowDecoded
-from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, LeanLoss
+from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, SampledCrossEntropy, LeanLoss
 from rnn_fastai.callback.capture import HiddenStateCapture
 from rnn_fastai.learner.weights import (
     write_weights, read_weights, load_weights, match_embeds, TransferReport, read_vocab, write_vocab,
-    fetch_pretrained,
 )
+from rnn_fastai.learner.pretrained import fetch_pretrained, pretrained_vocab, read_pretrained, write_pretrained
 from rnn_fastai.learner.text import TextLearner, SequentialRNN
 from rnn_fastai.learner.writing import ScoringLearner, WritingLearner
 from rnn_fastai.learner.lm import LMLearner, language_model_learner

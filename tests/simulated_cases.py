@@ -112,6 +112,10 @@ def chunked(x, y):
     out = losses.linear_cross_entropy(x, w, None, y % 4, chunk=4)
     return out + torch.autograd.grad(out, w, create_graph=True)[0].square().sum()
 
+def sampled(x, y):   # so many draws that each word is there
+    w = torch.linspace(-1, 1, 20, device=x.device).view(4, 5)
+    return losses.sampled_cross_entropy(x, w, None, y % 4, torch.full((4,), 0.25, device=x.device), 200)
+
 def drawn(*sizes, seed=1): return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed))
 
 def pieces(device):
@@ -145,6 +149,7 @@ def interventions(device):
 
 TRAININGS = {   # what is trained, with which callbacks, and how
     'regularizer': ('lm AWD_LSTM', [rf.RNNRegularizer], {}), 'chunked': ('lm AWD_LSTM', [rf.ChunkedCrossEntropy], {}),
+    'sampled': ('lm AWD_LSTM', [partial(rf.SampledCrossEntropy, 2000)], {}),
     'variable length': ('lm AWD_LSTM', [rf.VariableLength], {}),
     'history': ('next', [rf.LossHistory, rf.ShowDecoded], dict(epochs=2)),
     'averaged': ('next', [partial(rf.AveragedSGD, 1)], dict(epochs=6, lr=3.)),
@@ -154,7 +159,8 @@ LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'clas words', 'clas bidir
             'next zoneout', 'next one-hot', 'next torch', 'next own net', 'rnn one-to-many', 'rnn many-to-many',
             'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']
 LOSSES = {'OneHotMSE': losses.OneHotMSE(),
-          'AnsweringLoss': losses.with_answers(nn.CrossEntropyLoss(torch.ones(5))), 'linear_cross_entropy': chunked}
+          'AnsweringLoss': losses.with_answers(nn.CrossEntropyLoss(torch.ones(5))), 'linear_cross_entropy': chunked,
+          'sampled_cross_entropy': sampled}
 
 JOBS:dict[str, Callable] = {
     **{f'{name} {label(args)} {backend}': partial(run_layer, name, args, backend) for name,args,backend in RUNS},
@@ -216,15 +222,15 @@ def public(*folders:str) -> dict[str, object]:
     return found
 
 # Callbacks that hand on what others have made; a job has them all the same.
-HANDS_ON = {'ChunkedCrossEntropy', 'LossHistory', 'LastScores', 'VariableLength', 'ModelResetter', 'RNNCallback',
-            'StateFeeder'}
+HANDS_ON = {'ChunkedCrossEntropy', 'SampledCrossEntropy', 'LossHistory', 'LastScores', 'VariableLength',
+            'ModelResetter', 'RNNCallback', 'StateFeeder'}
 LEFT_OUT = {
     'builds or describes, and leaves the work to others':
         'Cell RecurrentBase StatefulModel NeuralCache DynamicEvaluation Codec Generated GrowingText token_input '
         'cell_tagger with_state torch_weights check_like check_input check_state is_compact',
     'for the CPU alone': 'PackedWeight packed_product int8_product int8_kernel check_int8 quantize_rows lstm_kernel Draws',
     'compiled, or in half precision, which the simulation is not': 'take_compiled_steps run_flash MixedPrecision',
-    'draws or writes numbers of the CPU': 'plot_nets',
+    'draws or writes numbers of the CPU': 'plot_nets word_shares',
     'for several processes, which have tests of their own': 'count_items RankLoss ranks_norm RankTrainer'}
 PUBLIC = public('models', 'generate', 'callback', 'inside')
 LISTED = [n for n in PUBLIC if not any(n in names.split() for names in LEFT_OUT.values())
@@ -331,11 +337,21 @@ def test_callbacks_add_no_waits(cb):
     learn.fit(2, 1e-2, cbs=[counted, cb()])
     assert kinds(counted.found, len(learn.dls.train)) == STEPS['next']
 
+# What is recorded comes to the CPU: of each layer what it holds, the ids, and whether a row goes on from the batch before.
+# The ids that a layer looked up are compared with what went into the model.
+CAPTURED = {'lm AWD_LSTM': {'to the CPU': 7, 'equal': 1}, 'next': {'to the CPU': 4, 'equal': 1, 'to the device': 2}}
+
+@pytest.mark.parametrize('case', CAPTURED)
+def test_waits_of_a_step_with_capture(case):
+    learn,counted = learner(case, SIM),Counted()
+    learn.fit(2, 1e-2, cbs=[counted, rf.HiddenStateCapture(when='train')])
+    assert kinds(counted.found, len(learn.dls.train)) == CAPTURED[case]
+
 def test_losses_do_not_wait():
-    "Nor does a metric."
+    "Nor does a metric. A sample of words waits, as how many different ones there are is a size."
     x,y = drawn(6, 5).to(SIM).requires_grad_(),torch.tensor([1, 2, -100, 0, 3, 4]).to(SIM)
     with recorded() as found:
-        for f in (*LOSSES.values(), losses.token_accuracy): f(x, y.clamp(min=0) if f is not LOSSES['OneHotMSE'] else y)
+        for f in (*(f for f in LOSSES.values() if f is not sampled), losses.token_accuracy): f(x, y.clamp(min=0) if f is not LOSSES['OneHotMSE'] else y)
     assert not {what for what,_ in found} - {'to the device'}
 
 # ---- Commands
