@@ -86,7 +86,7 @@ from rnn_fastai.callback.capture import HiddenStateCapture
 from rnn_fastai.learner.weights import (
     write_weights, read_weights, load_weights, match_embeds, TransferReport, read_vocab, write_vocab,
 )
-from rnn_fastai.learner.pretrained import fetch_pretrained, pretrained_vocab, read_pretrained, write_pretrained
+from rnn_fastai.learner.pretrained import fetch_pretrained, read_pretrained, shipped_vocab, write_pretrained
 from rnn_fastai.learner.text import TextLearner, SequentialRNN
 from rnn_fastai.learner.writing import ScoringLearner, WritingLearner
 from rnn_fastai.learner.lm import LMLearner, language_model_learner
