@@ -21,6 +21,8 @@ from rnn_fastai.data.tags import WordChars
 from rnn_fastai.learner.tagger import CRFLoss
 from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
 from rnn_fastai.ship.bundle import load_learner
+from rnn_fastai.ship.onnx import _tag_facts
+from rnn_fastai.ship.pick import best_path
 
 matplotlib.use('Agg')
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -976,3 +978,27 @@ def test_from_files(tmp_path):
     learn = learner(dls)
     learn.fit(1, 1e-2)
     assert learn.tag(dls.valid_ds.items) == [learn.predict(s) for s in dls.valid_ds.sents]
+
+# ---- Rules go with the model
+
+def test_the_rules_go_with_the_model(tmp_path):
+    "Into a bundle and an exported model; a bundle without rules has none."
+    for scheme in ('auto', None):
+        learn = make(loaders(sentences(words=NAMES)), tmp_path, crf=True, scheme=scheme)
+        learn.model[1].bias.data[learn.dls.train_ds.tags.index('I-PER')] = 5.
+        sents = sentences(9, NAMES, seed=5).tokens.tolist()
+        again = load_learner(learn.save_bundle(tmp_path/f'{scheme}'))
+        rules = learn.model.crf.forbidden
+        assert again.model.crf.forbidden is None if rules is None else again.model.crf.forbidden.equal(rules)
+        for ask in (partial(rf.TaggerLearner.tag, with_probs=True), rf.TaggerLearner.entities, partial(rf.TaggerLearner.tag, n_best=3)):
+            assert ask(again, sents) == ask(learn, sents)
+        b = learn.dls.test_dl(sents[:4]).one_batch()
+        out,real = learn._scores(b, learn.dls.valid)
+        crf = _tag_facts(learn, learn.dls.train_ds)['crf']
+        assert best_path(out.numpy(), real.sum(1).numpy(), crf).tolist() == learn.model.crf.decode(out, real).tolist()
+
+def test_weights_of_a_tagger_without_rules_still_load(tmp_path):
+    old,new = (make(loaders(sentences(words=NAMES)), tmp_path, crf=True, scheme=s) for s in (None, 'auto'))
+    old.save('old')
+    new.load('old')
+    assert_close(new.model.crf.transitions, old.model.crf.transitions)
