@@ -172,12 +172,18 @@ def test_weighted_loss_and_untrained_learners():
     _quiet(lm()).validate(), _quiet(tagger(crf=True)).validate(), _quiet(rnn()).predict('ab')
 
 def test_crf():
-    crf = CRF(4).double()
+    crf = CRF(4, [[True, False, True, True, True], *[[True]*5]*4]).double()
     for p in crf.parameters(): p.data.normal_()
     scores,labels,real = rand(5, 6, 4),torch.randint(4, (5, 6)),torch.arange(6) < torch.tensor([6, 1, 3, 6, 2])[:, None]
     far = twin(crf)
     assert_close(here(far(there(scores), there(labels), there(real))), here(crf(scores, labels, real)), **EXACT)
     assert far.decode(there(scores), there(real)).tolist() == crf.decode(scores, real).tolist()
+    assert_close(here(far.marginals(there(scores), there(real))), here(crf.marginals(scores, real)), **EXACT)
+    for a,b in zip(far.n_best(there(scores), there(real), 3), crf.n_best(scores, real, 3), strict=True):
+        assert_close(here(a), here(b), **EXACT)
+    spans,inside = [(0, 1, 3), (1, 0, 1)],torch.eye(4)[:2] > 0
+    far_probs = far.span_probs(there(scores), there(real), spans, inside, torch.eye(4) > 0)
+    assert_close(here(far_probs), here(crf.span_probs(scores, real, spans, inside, torch.eye(4) > 0)), **EXACT)
 
 # ---- Batches
 

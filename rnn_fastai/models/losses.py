@@ -37,8 +37,8 @@ def _torch_kind(loss_func:Any) -> str|None:
 def answer_kind(
     loss_func:Any, # A loss
 ) -> str: # 'labels' (softmax), 'multilabel' (sigmoid) or 'values'
-    "What a net that is trained by a loss answers with: as torch's loss, or the loss's activation tells."
-    kind = _torch_kind(loss_func)
+    "What a net that is trained by a loss answers with: as its `answers` say, torch's loss, or the loss's activation."
+    kind = getattr(loss_func, 'answers', None) or _torch_kind(loss_func)
     if kind is not None: return 'labels' if kind == 'log labels' else 'values' if kind == 'probabilities' else kind
     x = torch.tensor([[0., 1., 3.]])
     y = getattr(loss_func, 'activation', lambda t: t)(x)
