@@ -28,6 +28,10 @@ from rnn_fastai.data.tags import TAG_IGNORE, TagDataset, TagDataLoader, TagDataL
 from rnn_fastai.data.sequences import SeqDataLoader, SeqDataLoaders
 from rnn_fastai.data.loaders import TextDataLoaders, text_vocab, label_vocab
 from rnn_fastai.data.blocks import Tokenizer, TextBlock
+from rnn_fastai.data.schemes import (
+    Entity, allowed_transitions, check_scheme, convert_tags, entities, entity_f1, entity_scores, find_scheme,
+    name_entities,
+)
 from rnn_fastai.models.dropout import dropout_mask, RNNDropout, WordDropout, drop_weight, zoneout
 from rnn_fastai.models.scan import linear_scan
 from rnn_fastai.models.cells import (
@@ -49,7 +53,8 @@ from rnn_fastai.models.seq2seq import Attention, OneHot, token_input, SequenceMo
 from rnn_fastai.models.documents import (
     DocumentStates, DocumentEncoder, DocumentOutput, TextClassifier, get_text_classifier,
 )
-from rnn_fastai.models.tagger import CRF, CharEncoder, WordEncoder, ArchEncoder, Tagger
+from rnn_fastai.models.crf import CRF
+from rnn_fastai.models.tagger import CharEncoder, WordEncoder, ArchEncoder, Tagger
 from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.generate.sampling import (
     apply_temperature, keep_top_k, keep_top_p, keep_min_p, keep_typical, keep_epsilon, penalize_repetition,
@@ -98,8 +103,7 @@ from rnn_fastai.learner.classifier import (
     combine_directions, both_ways,
 )
 from rnn_fastai.learner.tagger import (
-    Entity, entities, name_entities, entity_f1, CRFLoss, TagMetric, TagAccuracy, EntityF1, TaggerLearner,
-    tagger_learner,
+    CRFLoss, TagMetric, TagAccuracy, EntityF1, Tagging, FoundEntity, TaggerLearner, tagger_learner,
 )
 from rnn_fastai.learner.checkpoint import Checkpoint, CheckpointError, last_checkpoint, list_checkpoints
 from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fine_tune_classifier, ulmfit
