@@ -153,6 +153,7 @@ TRAININGS = {   # what is trained, with which callbacks, and how
     'adversarial': ('clas words', [partial(AdversarialTraining, 2.)], {}),
     'virtual': ('clas words', [partial(VirtualAdversarial, 2., entropy=1., power_iterations=1)], {}),
     'virtual, texts': ('clas words', [partial(VirtualAdversarial, 2., texts=['The CAT sat', 'mat'], bs=2)], {}),
+    'virtual, lists': ('clas lists', [partial(VirtualAdversarial, 2.)], {}),
     'entropy': ('clas words', [EntropyMinimization], {})}
 LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'clas words', 'clas bidir', 'clas both', 'clas lists',
             'clas value', 'tagger chars', 'tagger lower', 'tagger arch', 'tagger vectors', 'next', 'next words',
@@ -227,7 +228,7 @@ LEFT_OUT = {
     'builds or describes, and leaves the work to others':
         'Cell RecurrentBase StatefulModel NeuralCache DynamicEvaluation Codec Generated GrowingText token_input '
         'cell_tagger with_state torch_weights check_like check_input check_state is_compact '
-        'text_embedding EntropyMinimization',
+        'EntropyMinimization RecordedLosses',
     'for the CPU alone': 'PackedWeight packed_product int8_product int8_kernel check_int8 quantize_rows lstm_kernel Draws',
     'compiled, or in half precision, which the simulation is not': 'take_compiled_steps run_flash MixedPrecision',
     'draws or writes numbers of the CPU': 'plot_nets random_state set_random_state',

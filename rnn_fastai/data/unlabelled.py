@@ -18,7 +18,7 @@ def unlabelled_dataset(
     texts:Any, # A list or column of texts, a frame, text files; or a data set of them, which is taken as it is
     like:Any, # The data set of the labelled texts, whose tokenizer and vocabulary hold
 ) -> PaddedDataset: # Texts alone
-    "Texts without labels as a data set. Raises `ValueError` where there is none, `TypeError` where `like` reads no texts."
+    "Texts without labels as a data set. Raises `ValueError` where there is none, `TypeError` for other loaders."
     if not isinstance(texts, PaddedDataset):
         if not isinstance(like, DocDataset):
             raise TypeError(f"{type(like).__name__} does not say how texts become tokens; make the loaders with "

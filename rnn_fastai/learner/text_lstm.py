@@ -121,7 +121,7 @@ def mean_of_learners(
     for i,l in enumerate(others, 1):
         for what,names in (('words', text_vocab), ('labels', label_vocab)):
             if list(names(l.dls)) != list(names(first.dls)):
-                raise ValueError(f"The {what} of learner {i} differ from those of learner 0; make loaders with the same.")
+                raise ValueError(f"The {what} of learner {i} differ from those of learner 0; give both the same.")
     model = MeanClassifier([get_model(l.model) for l in learners], answer_kind(first.loss_func))
     return RNNLearner(first.dls, model, loss_func=first.loss_func, metrics=first.metrics, path=first.path,
                       model_dir=first.model_dir)
