@@ -25,6 +25,7 @@ from rnn_fastai.callback.adversarial import (
     vector_spread,
     virtual_shifts,
 )
+from rnn_fastai.learner.text_lstm import text_lstm
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 WORDS = ft.BaseTokenizer()
@@ -344,3 +345,47 @@ def test_texts_may_be_a_frame_a_list_or_a_data_set():
         learn = trained(rnn, VirtualAdversarial(2., texts=form, bs=8))
         found.append(np.concatenate([p.flatten().numpy() for p in weights(learn)]))
     assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+# ---- The recipe
+
+UNLABELLED = pd.DataFrame(dict(text=['CAT zebra ! zebra', 'mat zebra soooo']*4))
+def recipe(**args):
+    own = dict(unlabelled=UNLABELLED, epochs=1, bs=8, min_freq=1, no_bar=True, device='cpu', tok_tfm=WORDS,
+               model_args=dict(n_hid=6, emb_sz=6, half=False, default_cbs=False))
+    return text_lstm(texts(), **{**own, **args})
+
+def test_recipe_depends_on_its_seed_alone():
+    found = []
+    for other in (0, 1):
+        ft.set_seed(other)
+        found.append(weights(recipe(seed=3)))
+    assert_close(*found, rtol=0, atol=0)
+    assert any(not a.equal(b) for a,b in zip(found[0], weights(recipe(seed=4)), strict=True))
+
+def test_recipe_knows_words_of_unlabelled_texts():
+    assert 'zebra' in rf.text_vocab(recipe().dls) and 'zebra' not in rf.text_vocab(recipe(unlabelled=None).dls)
+
+@pytest.mark.parametrize('args', [dict(), dict(label_col='many', label_delim=';')], ids=['labels', 'multilabel'])
+def test_mean_of_nets_is_the_mean_of_probabilities(args):
+    both = recipe(n_nets=2, **args)
+    probs = []
+    for model in both.model.models:
+        learn = rf.RNNLearner(both.dls, model, loss_func=both.loss_func)
+        with learn.no_bar(): probs.append(learn.get_preds()[0])
+    with both.no_bar(): assert_close(both.get_preds()[0], torch.stack(probs).mean(0))
+    assert not probs[0].allclose(probs[1])
+
+BAD = [(dict(epochs=0), 'epochs=0 must be'), (dict(n_nets=0), 'n_nets=0 must be'), (dict(label_col='none'), "label_col='none' is not"),
+       (dict(unlabelled=UNLABELLED[:0]), 'unlabelled texts are empty'), (dict(objective=dict(virtual=-1)), 'weight=-1 must be'),
+       (dict(unlabelled=UNLABELLED.rename(columns=dict(text='body'))), "text_col='text' is not a column")]
+@pytest.mark.parametrize('args,match', BAD, ids=[m for _,m in BAD])
+def test_recipe_says_what_does_not_fit_before_it_trains(args, match, monkeypatch):
+    monkeypatch.setattr(rf.Learner, 'fit_one_cycle', lambda *a, **k: pytest.fail('it trains'))
+    with pytest.raises(ValueError, match=match): recipe(**args)
+
+def test_recipe_warns_of_validation_texts_among_the_unlabelled():
+    held = texts().assign(held=[i < 6 for i in range(30)])
+    def run(more): return text_lstm(held, valid_col='held', unlabelled=more, epochs=1, bs=8, min_freq=1, no_bar=True, tok_tfm=WORDS,
+                                    device='cpu', model_args=dict(n_hid=6, emb_sz=6, half=False, default_cbs=False))
+    with pytest.warns(UserWarning, match='2 of the 10 unlabelled texts are validation texts'):
+        run(pd.concat([UNLABELLED, held[['text']][:2]]))

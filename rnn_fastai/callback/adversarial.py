@@ -325,7 +325,7 @@ class AdversarialTraining(ExtraLoss):
     """Adds the loss of each batch with its word vectors moved to where that loss grows fastest, with the dropout of the
     batch (but for that between the layers of torch's own kernel on a GPU)."""
     def __init__(self,
-        epsilon:float=5., # Length of a text's perturbation, in standard deviations of word vectors
+        epsilon:float=1., # Length of a text's perturbation, in standard deviations of word vectors
         weight:float=1., # Weight of the loss
         layer:str|None=None, # Name of the embedding in the model, where there are several
     ):
@@ -372,7 +372,7 @@ class VirtualAdversarial(ExtraLoss):
     model. Answers before and after are compared with the same dropout."""
     checkpointed = (*ExtraLoss.checkpointed, 'n_given')
     def __init__(self,
-        epsilon:float=5., # Length of a text's perturbation, in standard deviations of word vectors
+        epsilon:float=1., # Length of a text's perturbation, in standard deviations of word vectors
         weight:float=1., # Weight of the divergence
         entropy:float=0., # Weight of the entropy
         texts:Any=None, # Texts without labels: a list, a frame, or a data set; those of each batch by default

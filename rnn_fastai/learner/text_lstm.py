@@ -89,7 +89,7 @@ def mixed_objective(
     adversarial:float=1., # Weight of the loss with moved word vectors
     virtual:float=1., # Weight of the divergence without labels
     entropy:float=1., # Weight of the entropy without labels
-    epsilon:float=5., # How far word vectors are moved; see `AdversarialTraining`
+    epsilon:float=1., # How far word vectors are moved; see `AdversarialTraining`
     bs:int=64, # Rows of a batch of texts without labels
     seed:int=0, # Decides their order
 ) -> list[Callback]:
