@@ -62,8 +62,9 @@ def train(task: tuple) -> dict:
         cbs = mixed_objective(texts, bs=settings["bs"], seed=seed, **picked(LOSSES, settings))
         with learn.no_bar(): learn.fit_one_cycle(epochs, settings["lr"], cbs=cbs)
     trained, cpu = time.perf_counter(), time.process_time() - cpu
+    curve = [v[2] for v in learn.recorder.values]
     probs, y = learn.get_preds()
-    res = dict(seed=seed, reading=read - start, training=trained - read, cpu=cpu, curve=[v[2] for v in learn.recorder.values],
+    res = dict(seed=seed, reading=read - start, training=trained - read, cpu=cpu, curve=curve,
                labelled_a_cpu_second=epochs*len(dls.train_ds)/cpu, valid=(probs.numpy(), y.numpy()))
     if kind == "full":
         test = imdb("test")
