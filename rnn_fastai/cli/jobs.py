@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['run_demo', 'run_honest', 'use_device', 'allowed_paths', 'load_allowed', 'load_task', 'build_learner', 'task_loaders',
-           'scores_of', 'fit_or_resume', 'train_model', 'score_model', 'input_lines', 'one_line', 'answer_texts',
-           'typed_lines', 'continue_prompts']
+           'check_drop', 'scores_of', 'fit_or_resume', 'train_model', 'score_model', 'input_lines', 'one_line',
+           'answer_texts', 'typed_lines', 'continue_prompts']
 
 # %% ../../nbs/758_cli.jobs.ipynb #d5c11f19
 import inspect
@@ -48,7 +48,7 @@ from rnn_fastai.recipes import (
     train_honest,
 )
 
-from ..core import check_count
+from ..core import check_count, check_number, check_prob
 from ..data.choices import check_task
 from ..data.conll import open_text
 from ..data.loaders import TextDataLoaders, text_vocab
@@ -65,6 +65,7 @@ from ..learner.snapshot import differences
 from ..learner.tagger import tagger_learner
 from ..learner.text import SafeLearner, TextLearner
 from ..learner.ulmfit import ANSWER_METRICS, new_classifier
+from ..models.awd import archs
 from ..models.losses import answer_kind
 from ..models.origin import origin_of
 from ..progress import can_draw
@@ -197,7 +198,22 @@ def task_loaders(
     if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, chars=True, min_freq=2, **args)
     return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **args)
 
+# %% ../../nbs/758_cli.jobs.ipynb #7611c491
+def check_drop(
+    task:str, # 'lm', 'classifier' or 'tagger'
+    arch:str, # A registered architecture; for a tagger, a cell too
+    drop:float, # Factor on the dropouts of the architecture; a tagger's dropout
+):
+    "Raise `ValueError` for a factor that makes a dropout of one or more."
+    if task == 'tagger' or arch not in archs: return check_prob('drop', drop)
+    known = archs.facts(arch)['config_lm' if task == 'lm' else 'config_clas']
+    most = max(v for k,v in known.items() if k.endswith('_p'))
+    what = f"at least 0 and below {1/most:g}: it multiplies dropouts of {arch}, the largest of which is {most:g}"
+    check_number('drop', drop, what, lambda v: 0 <= v*most < 1)
+
 # %% ../../nbs/758_cli.jobs.ipynb #088b3404
+_OVERFLOW = 700   # of an exponential
+
 def scores_of(
     learn:TextLearner, # A learner
     dl:Any=None, # Loader; the learner's validation loader by default
@@ -206,7 +222,7 @@ def scores_of(
     with learn.no_bar(), learn.no_logging(): values = learn.validate(dl=dl)
     names = ['loss', *(m.name for m in learn.metrics)]
     res = {n: float(v) for n,v in zip(names, values, strict=True)}
-    if isinstance(learn, LMLearner): res['perplexity'] = math.exp(res['loss'])
+    if isinstance(learn, LMLearner): res['perplexity'] = math.exp(res['loss']) if res['loss'] < _OVERFLOW else math.inf
     return res
 
 def _figures(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores.items())
