@@ -597,6 +597,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rnn_fastai.data.conll._word_fault': ('data.conll.html#_word_fault', 'rnn_fastai/data/conll.py'),
                                        'rnn_fastai.data.conll._words': ('data.conll.html#_words', 'rnn_fastai/data/conll.py'),
                                        'rnn_fastai.data.conll.file_text': ('data.conll.html#file_text', 'rnn_fastai/data/conll.py'),
+                                       'rnn_fastai.data.conll.likely_encoding': ( 'data.conll.html#likely_encoding',
+                                                                                  'rnn_fastai/data/conll.py'),
                                        'rnn_fastai.data.conll.open_file': ('data.conll.html#open_file', 'rnn_fastai/data/conll.py'),
                                        'rnn_fastai.data.conll.open_text': ('data.conll.html#open_text', 'rnn_fastai/data/conll.py'),
                                        'rnn_fastai.data.conll.read_columns': ('data.conll.html#read_columns', 'rnn_fastai/data/conll.py'),

@@ -423,6 +423,16 @@ def test_python_runs_the_package_as_a_command():
     said = subprocess.run([sys.executable, '-m', 'rnn_fastai', '--version'], capture_output=True, text=True)
     assert (said.returncode, said.stdout) == (0, f'rnn_fastai {rnn_fastai.__version__}\n')
 
+def test_files_in_another_encoding(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({'text': ['글을 읽는 사람은 자기 자신을 읽는다']*20}).to_csv('k.csv', index=False, encoding='cp949')
+    code,_,_ = run('train', 'lm', 'k.csv', '--out', 'm', *SMALL, '--epochs', '1')
+    assert 'k.csv is not valid UTF-8' in code and 'line 2' in code and 'It may be CP949' in code and '--encoding' in code
+    code,out,_ = run('train', 'lm', 'k.csv', '--out', 'm', *SMALL, '--epochs', '1', '--encoding', 'cp949')
+    assert code is None and 'The model is in m' in out
+    assert run('eval', 'm', 'k.csv', '--encoding', 'cp949')[0] is None
+    assert "encoding='cp99' is not known" in run('eval', 'm', 'k.csv', '--encoding', 'cp99')[0]
+
 OWN_CELL = '''
 import torch
 from rnn_fastai.models.cells import Cell

@@ -315,11 +315,12 @@ def score_model(
     data:str, # A named set, of which held-out rows count, or a file
     text:str='text', # Column of texts
     label:str='label', # Column of labels
+    encoding:str|None=None, # Of a CSV file; UTF-8 by default
     allow:str='', # As `load_allowed` takes it
 ):
     "Print the figures of a model on data."
     learn,task = load_task(model, allow)
-    df = read_data(task, data, text, label)
+    df = read_data(task, data, text, label, encoding=encoding)
     if 'held_out' in df.columns: df = df[df.held_out]
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
     else: dl = learn.dls.test_dl(df, with_labels=True)

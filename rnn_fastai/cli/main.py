@@ -93,6 +93,7 @@ def train(
     text:str='text', # Column of texts
     label:str='label', # Column of labels
     valid:str=None, # Column that is true for rows held out; a tenth at random by default
+    encoding:str=None, # Of a CSV file, such as cp949; UTF-8 by default
     seed:int=42, # Seed of the split, the weights and the batches
     resume:store_true=False, # Go on with a training that was cut; the other arguments are those that it had
     overwrite:store_true=False, # Replace the model that the folder holds
@@ -106,7 +107,7 @@ def train(
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     _jobs().check_drop(task, arch, drop)
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
-    df = _jobs().read_data(task, data, text, label, valid)
+    df = _jobs().read_data(task, data, text, label, valid, encoding)
     _jobs().train_model(task, df, out, arch, sizes, drop, encoder, epochs, lr, bs, seed, resume, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc3
@@ -117,13 +118,14 @@ def evaluate(
     data:str, # A named set, of which held-out rows count, or a file
     text:str='text', # Column of texts
     label:str='label', # Column of labels
+    encoding:str=None, # Of a CSV file, such as cp949; UTF-8 by default
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Score a trained model on data."
     _check_model(model); data_file(data)
     _jobs().use_device(device)
-    _jobs().score_model(model, data, text, label, allow)
+    _jobs().score_model(model, data, text, label, encoding, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #88914c5e
 @commands.register()
