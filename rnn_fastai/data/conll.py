@@ -66,7 +66,7 @@ def likely_encoding(
     text:bytes, # A text, or a part of one
 ) -> str|None: # Such as CP949; none where nothing fits
     "Guess in which encoding a text may have been written."
-    from charset_normalizer import from_bytes   # which `requests` brings, and with it fastai
+    from charset_normalizer import from_bytes  # which `requests` brings, and with it fastai
 
     best = from_bytes(text).best()
     return None if best is None else best.encoding.upper().replace('_', '-')
