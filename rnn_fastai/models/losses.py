@@ -306,7 +306,7 @@ class AdaptiveLogits(LazyLogits):
         "Logarithms of the probabilities of all words."
         head,short = _log_softmax(self.layers.head(self.x)),self.cutoffs[0]
         tails = (_log_softmax(f(self.x)) + head[..., short+i, None] for i,f in enumerate(self.layers.tail))
-        return torch.cat([head[..., :short], *tails], -1)
+        return torch.cat([head[..., :short], *tails], -1).to(self.x.dtype)
 
     def loss(self,
         y:Tensor, # Targets: bs,sl
@@ -384,7 +384,7 @@ class MixtureLogits(LazyLogits):
         prior = _log_softmax(self.prior)
         each = (_log_softmax(F.linear(self.x[..., k, :], self.weight, self.bias)) + prior[..., k, None]
                 for k in range(prior.size(-1)))
-        return reduce(torch.logaddexp, each)
+        return reduce(torch.logaddexp, each).to(self.x.dtype)
 
     def loss(self,
         y:Tensor, # Targets: bs,sl
