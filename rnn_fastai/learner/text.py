@@ -61,7 +61,7 @@ from ..data.loaders import text_vocab
 from ..devices import OutOfMemory, check_device, suggest_less
 from ..generate.prepack import PrepackedModel
 from ..models.awd import AWD_LSTM, StatefulEncoder, archs
-from ..models.heads import LMDecoder
+from ..models.heads import WordDecoder
 from ..models.losses import with_answers
 from .pretrained import read_pretrained
 
@@ -404,7 +404,7 @@ class SequentialRNN(fastai_core.SequentialRNN):
     def forward(self, input:Any) -> Any:
         x,raw,part = input,None,None
         for part in self: raw,x = x,part(x)
-        return (x[0], raw, x[1]) if isinstance(part, LMDecoder) else x   # ours gives logits and dropped states
+        return (x[0], raw, x[1]) if isinstance(part, WordDecoder) else x   # ours gives logits and dropped states
 
 # %% ../../nbs/605_learner.text.ipynb #8ea81a1e
 def find_arch(
