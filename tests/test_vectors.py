@@ -176,3 +176,20 @@ def test_many_lines(tmp_path):
 def test_digits():
     vecs = Vectors(['##', '####', 'cat'], np.eye(3))
     assert vecs.find('1984') == 1 and vecs.find('CAT') == 2 and vecs.find('198') is None
+
+def test_encoders_go_on_by_words(tmp_path):
+    learn = fit(tagger(tmp_path))
+    learn.save_encoder('e')
+    df = frame()
+    df.at[0, 'tokens'] = ['zap', *df.tokens[0][1:]]
+    dls = rf.TagDataLoaders.from_df(df[::-1], seed=3, bs=8, min_freq=1, path=tmp_path, device='cpu')
+    cat = learn.model[0].words(torch.tensor(learn.dls.vocab[0].index('cat')))
+    for kwargs in (dict(vectors=vectors()), dict(emb_sz=4)):
+        other = rf.tagger_learner(dls, n_hid=8, letter_hid=3, **kwargs)
+        other.load_encoder('e')
+        emb,vocab = other.model[0].words,list(other.dls.vocab[0])
+        torch.testing.assert_close(emb(torch.tensor(vocab.index('cat'))), cat)
+        if 'vectors' in kwargs:
+            assert torch.equal(emb(torch.tensor(vocab.index('bird'))), torch.tensor(vectors()['bird']))
+        own = learn.dls.vocab[0][:learn.dls.vocab[0].n_own]
+        assert other.transfer.n_found == sum(w in own for w in dls.vocab[0])

@@ -324,7 +324,7 @@ def rnn_learner(
     n_hid:int|None=None, # Features of the state; 64 by default
     emb_sz:int|None=None, # Features of the embedding; like `n_hid` by default
     one_hot:bool=False, # One-hot vectors instead of an embedding; with `emb_sz`, through a linear layer
-    vectors:Any=None, # Word vectors: `Vectors`, by word, or what `read_vectors` takes; for texts and labels, all of them
+    vectors:Any=None, # Word vectors: `Vectors`, by word, or what `read_vectors` takes; of texts, all are read
     tune_vectors:bool=True, # Train those of the training words; otherwise words keep the vectors that they have
     attention:bool=False, # A decoder looks at all of the encoder's outputs
     pool:str='last', # For one label a sequence, what the head reads: 'last', 'max', 'mean', or all three: 'concat'

@@ -7,6 +7,7 @@ __all__ = ['need_batches', 'SavedLearner', 'check_rates', 'SafeLearner', 'TextLe
            'fastai_config']
 
 # %% ../../nbs/605_learner.text.ipynb #7070dff3
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from fastcore.basics import ifnone, noop
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
+from torch import Tensor
 from torch.amp import GradScaler
 
 from rnn_fastai.learner.weights import (
@@ -58,12 +60,15 @@ from ..callback.precision import MixedPrecision
 from ..callback.regularize import rnn_cbs
 from ..core import check_count, check_number, flush_denormals, kept_autocast
 from ..data.loaders import text_vocab
+from ..data.vectors import JoinedVocab
 from ..devices import OutOfMemory, check_device, suggest_less
 from ..generate.prepack import PrepackedModel
 from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..models.heads import WordDecoder
 from ..models.losses import with_answers
+from ..models.seq2seq import JoinedEmbedding
 from .pretrained import read_pretrained
+
 
 # %% ../../nbs/605_learner.text.ipynb #f495edc9
 class _SmoothLoss(AvgSmoothLoss):
@@ -310,6 +315,24 @@ def _eight_bits(model:torch.nn.Module, twin:PrepackedModel) -> torch.nn.Module:
     if own is None: raise ValueError("int8=True needs a model on the CPU, without hooks or capture; leave it out.")
     return own
 
+# %% ../../nbs/605_learner.text.ipynb #f0087675
+def _own_words(dls:Any) -> list[str]:
+    "The words of the training texts, without those that vectors brought."
+    vocab = text_vocab(dls)
+    return vocab[:vocab.n_own] if isinstance(vocab, JoinedVocab) else vocab
+
+def _plain_words(encoder:torch.nn.Module) -> torch.nn.Module:
+    "An encoder on the same weights, with a plain embedding of the training texts' words."
+    if not isinstance(getattr(encoder, 'words', None), JoinedEmbedding): return encoder
+    plain = copy.copy(encoder)
+    plain._modules = {**encoder._modules, 'words': encoder.words.plain()}
+    return plain
+
+def _vector_rows(encoder:torch.nn.Module) -> dict[str, Tensor]:
+    "What an encoder keeps of vectors, whatever is loaded."
+    words = getattr(encoder, 'words', None)
+    return {f'words.{k}': v for k,v in words.named_buffers()} if isinstance(words, JoinedEmbedding) else {}
+
 # %% ../../nbs/605_learner.text.ipynb #4be0e515
 class TextLearner(SafeLearner):
     "A `Learner` of texts: its encoder's weights, or a whole language model's, come from other learners by vocabulary."
@@ -334,7 +357,7 @@ class TextLearner(SafeLearner):
     ) -> Path: # The file
         "Write the encoder's weights, and the vocabulary beside them."
         file = self._file(file)
-        if not rank_distrib(): write_encoder(file, self._encoder(), text_vocab(self.dls), self._rows())
+        if not rank_distrib(): write_encoder(file, _plain_words(self._encoder()), _own_words(self.dls), self._rows())
         return file
 
     def load_encoder(self,
@@ -360,12 +383,12 @@ class TextLearner(SafeLearner):
 
     def _transfer(self, file:Path, wgts:dict, vocab:list|None, encoder:torch.nn.Module|None) -> 'TextLearner':
         "Weights of a language model into the whole model, or of its encoder into `encoder`; report, and freeze."
-        own,known = text_vocab(self.dls),None if vocab is None else set(vocab)
+        own,known = _own_words(self.dls),None if vocab is None else set(vocab)
         report = TransferReport(str(file), len(own), None if known is None else sum(w in known for w in own))
         if vocab is not None:
             try: wgts = match_embeds(wgts, vocab, own)
             except ValueError as e: raise ValueError(f"{file} and its vocabulary cannot be used: {e}") from e
-        if encoder is not None: wgts = {k[2:]: v for k,v in wgts.items() if k.startswith('0.')}
+        if encoder is not None: wgts = {k[2:]: v for k,v in wgts.items() if k.startswith('0.')} | _vector_rows(encoder)
         report.n_weights = load_weights(ifnone(encoder, get_model(self.model)), wgts, source=str(file))
         self.transfer = report
         if hasattr(self, 'progress'): print(report)

@@ -96,6 +96,10 @@ class JoinedEmbedding(nn.Embedding):
         "The vectors of all ids: vocab,emb."
         return self(torch.arange(self.num_embeddings, device=self.row.device)).detach()
 
+    def plain(self) -> nn.Embedding:
+        "An embedding of the training texts' words alone, for a model that has no vectors."
+        return nn.Embedding.from_pretrained(self.table[:len(self.weight)], freeze=False, padding_idx=self.padding_idx)
+
 # %% ../../nbs/240_models.seq2seq.ipynb #f93bbc18
 def token_input(
     vocab_sz:int, # Size of the vocabulary
