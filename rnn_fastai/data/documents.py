@@ -329,6 +329,14 @@ def shuffle_by_length(
     return np.concatenate([docs[:0], *_full_batches_first(batches, bs, first, rng)])
 
 # %% ../../nbs/155_data.documents.ipynb #bc4827d8
+def _check_wgts(wgts:Any, n:int) -> np.ndarray:
+    "Weights of `n` documents as an array. Raises `ValueError` where they are others, or none can be drawn."
+    a = np.asarray(wgts, dtype=np.float64)
+    if a.shape != (n,): raise ValueError(f"wgts has the shape {a.shape}; it must have a number for each of {n} texts.")
+    if not (np.isfinite(a).all() and (a >= 0).all() and a.any()):
+        raise ValueError("wgts must hold finite numbers from 0 up, at least one of them above 0.")
+    return a
+
 class DocDataLoader(ArrayDataLoader):
     "Batches of documents of like length, padded on the right."
     _spread = 0.02   # lengths are changed at random by up to this share, every epoch
@@ -338,9 +346,11 @@ class DocDataLoader(ArrayDataLoader):
         dataset:PaddedDataset, # Documents
         bs:int=64, # Rows of a batch
         num_workers:int=0, # Processes for fastai's loop, where a step of it is changed
+        wgts:Any=None, # How often each document is drawn, in relation, when shuffled; each exactly once by default
         **kwargs
     ):
         bs = ifnone(kwargs.pop('batch_size', None), bs)
+        self.wgts = None if wgts is None else _check_wgts(wgts, len(dataset))
         super().__init__(dataset, bs=check_count('bs', bs), num_workers=num_workers, **kwargs)
 
     @property
@@ -364,7 +374,9 @@ class DocDataLoader(ArrayDataLoader):
     ) -> list[int]: # The same in another order
         "Shuffle documents so that each batch holds documents of like length."
         rng = np.random.default_rng(self.rng.getrandbits(64))
-        order = rng.permutation(np.asarray(idxs, dtype=np.int64))
+        order = np.asarray(idxs, dtype=np.int64)
+        if self.wgts is None: order = rng.permutation(order)
+        else: order = rng.choice(order, len(order), p=self.wgts[order]/self.wgts[order].sum())   # with replacement
         if self.drop_last and len(order) > self.bs: order = order[:len(order)//self.bs*self.bs]
         return shuffle_by_length(order, self.dataset.lens, self.bs, self._spread, rng).tolist()
 
@@ -376,6 +388,10 @@ class DocDataLoader(ArrayDataLoader):
     def _width(self, at:np.ndarray) -> int|None:
         "Columns of a whole batch, of which only some rows are given."
         if self.share is not None: return int(self.dataset.corpus.lens_of(self.dataset.docs[at]).max())
+
+    def facts(self) -> dict[str, Any]:
+        "What must be the same on all ranks, and for a training that goes on."
+        return {**super().facts(), 'wgts': None if self.wgts is None else checksum(self.wgts)}
 
     def create_batch(self,
         b:list[tuple], # Items
@@ -401,6 +417,7 @@ class DocDataLoader(ArrayDataLoader):
             one = isinstance(dataset, (str, Path))
             dataset = self.dataset.new([dataset] if one else dataset, with_labels)
             kwargs = {'shuffle': False, 'drop_last': False, **kwargs}
+        if dataset is None: kwargs = {'wgts': self.wgts, **kwargs}
         return super().new(dataset=dataset, **kwargs)
 
 # %% ../../nbs/155_data.documents.ipynb #fda40589
