@@ -1,7 +1,7 @@
 """fastai and this package on a GPU, in turns; each row goes to results/gpu.json as soon as it is known.
 
-    python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] [ceilings] [step] [epoch] [write] [classifier]
-                             [capture] [cells]
+    python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] [ceilings] [step] [epoch] [write] [graphs]
+                             [classifier] [capture] [cells]
     python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] quality
 
 Parts that are still to do when the seconds are over are left out, and the file says so. `--small` shrinks every size,
@@ -11,6 +11,7 @@ it is cut when the seconds are over, and the next call goes on with it.
 import argparse
 import contextlib
 import math
+import os
 import statistics
 import sys
 import time
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import rnn_fastai.all as rf
+from rnn_fastai.generate.decode import Continuation
 from rnn_fastai.models.documents import chunk_padded
 from rnn_fastai.models.recurrent import Recurrent
 
@@ -206,6 +208,23 @@ def write(b: Bench):
     b.add(f"128 prompts, {n} words", "words/s", **med, fastai_one=one, ratio=med["generate"]/one)
 
 
+def graphs(b: Bench):
+    "Tokens a second of the default AWD_LSTM after 1 and 128 prompts, in steps that are CUDA graphs and in ordinary ones."
+    vocab_sz, n = b.size(30_000, 100), b.size(500, 40)
+    model = rf.get_language_model("AWD_LSTM", vocab_sz).to(b.device).eval()
+
+    def write(bs, on):
+        os.environ["RNN_FASTAI_CUDA_GRAPHS"] = on
+        prompts = [torch.tensor([9, 10], device=b.device)]*bs
+        texts = Continuation(model, prompts, rf.TokenSampler(rf.Sampling(), prompts, vocab_sz, n, 1, list(range(bs))))
+        for _ in range(n): texts.step()
+    for bs in (1, b.size(128, 4)):
+        med = b.turns({"graphs": partial(write, bs, "1"), "ordinary": partial(write, bs, "0")}, 3)
+        b.add(f"steps as CUDA graphs, {bs} prompts, {n} tokens", "tokens/s", **{k: bs*n/v for k, v in med.items()},
+              ratio=med["ordinary"]/med["graphs"])
+    del os.environ["RNN_FASTAI_CUDA_GRAPHS"]
+
+
 # ---- Layers
 
 def cells(b: Bench):
@@ -285,7 +304,7 @@ def quality(b: Bench):
         b.add("the same on the test text", "perplexity", value=math.exp(loss))
 
 
-PARTS = dict(ceilings=ceilings, step=step, epoch=epoch, write=write, classifier=classifier, capture=capture, cells=cells)
+PARTS = dict(ceilings=ceilings, step=step, epoch=epoch, write=write, graphs=graphs, classifier=classifier, capture=capture, cells=cells)
 ASKED = dict(quality=quality)   # which all parts together leave out
 
 

@@ -28,6 +28,10 @@ from rnn_fastai.data.tags import TAG_IGNORE, TagDataset, TagDataLoader, TagDataL
 from rnn_fastai.data.sequences import SeqDataLoader, SeqDataLoaders
 from rnn_fastai.data.loaders import TextDataLoaders, text_vocab, label_vocab
 from rnn_fastai.data.blocks import Tokenizer, TextBlock
+from rnn_fastai.data.schemes import (
+    Entity, allowed_transitions, check_scheme, convert_tags, entities, entity_f1, entity_scores, find_scheme,
+    name_entities,
+)
 from rnn_fastai.models.dropout import dropout_mask, RNNDropout, WordDropout, drop_weight, zoneout
 from rnn_fastai.models.scan import linear_scan
 from rnn_fastai.models.cells import (
@@ -37,17 +41,20 @@ from rnn_fastai.models.cells import (
 from rnn_fastai.models.state import map_state, fit_state, take_rows, put_rows, detach_state, reset_state
 from rnn_fastai.models.padding import real_steps, padded_steps, last_steps, reverse_padded, right_padded
 from rnn_fastai.models.recurrent import CellTrace, Recurrent
-from rnn_fastai.models.losses import AnsweringLoss, linear_cross_entropy, OneHotMSE, token_accuracy
+from rnn_fastai.models.losses import (
+    AnsweringLoss, linear_cross_entropy, sampled_cross_entropy, OneHotMSE, token_accuracy,
+)
 from rnn_fastai.models.heads import LMDecoder, pool_states, SigmoidRange, PoolingClassifier
 from rnn_fastai.models.awd import (
     archs, awd_lstm_clas_config, awd_lstm_lm_config, AWD_GRU, AWD_QRNN, awd_lstm_lm_split, awd_lstm_clas_split,
-    AWD_LSTM, awd_arch, LMOutput, LanguageModel, get_language_model, StatefulEncoder,
+    AWD_LSTM, AWD_LSTM_small, awd_arch, LMOutput, LanguageModel, get_language_model, StatefulEncoder,
 )
 from rnn_fastai.models.seq2seq import Attention, OneHot, token_input, SequenceModel, StateInput, Seq2Seq
 from rnn_fastai.models.documents import (
     DocumentStates, DocumentEncoder, DocumentOutput, TextClassifier, get_text_classifier,
 )
-from rnn_fastai.models.tagger import CRF, CharEncoder, WordEncoder, ArchEncoder, Tagger
+from rnn_fastai.models.crf import CRF
+from rnn_fastai.models.tagger import CharEncoder, WordEncoder, ArchEncoder, Tagger
 from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.generate.sampling import (
     apply_temperature, keep_top_k, keep_top_p, keep_min_p, keep_typical, keep_epsilon, penalize_repetition,
@@ -79,12 +86,12 @@ from rnn_fastai.callback.regularize import ar_penalty, tar_penalty, RNNRegulariz
 from rnn_fastai.callback.schedule import layer_rates, AveragedSGD, VariableLength
 from rnn_fastai.callback.precision import MixedPrecision
 from rnn_fastai.callback.history import LossHistory, ShowDecoded
-from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, LeanLoss
+from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, SampledCrossEntropy, LeanLoss
 from rnn_fastai.callback.capture import HiddenStateCapture
 from rnn_fastai.learner.weights import (
     write_weights, read_weights, load_weights, match_embeds, TransferReport, read_vocab, write_vocab,
-    fetch_pretrained,
 )
+from rnn_fastai.learner.pretrained import fetch_pretrained, read_pretrained, shipped_vocab, write_pretrained
 from rnn_fastai.learner.text import TextLearner, SequentialRNN
 from rnn_fastai.learner.writing import ScoringLearner, WritingLearner
 from rnn_fastai.learner.lm import LMLearner, language_model_learner
@@ -96,8 +103,7 @@ from rnn_fastai.learner.classifier import (
     combine_directions, both_ways,
 )
 from rnn_fastai.learner.tagger import (
-    Entity, entities, name_entities, entity_f1, CRFLoss, TagMetric, TagAccuracy, EntityF1, TaggerLearner,
-    tagger_learner,
+    CRFLoss, TagMetric, TagAccuracy, EntityF1, Tagging, FoundEntity, TaggerLearner, tagger_learner,
 )
 from rnn_fastai.learner.checkpoint import Checkpoint, CheckpointError, last_checkpoint, list_checkpoints
 from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fine_tune_classifier, ulmfit

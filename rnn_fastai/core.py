@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['suggest', 'Registry', 'check_count', 'check_number', 'check_prob', 'seeded', 'flush_denormals', 'kept_autocast',
-           'full_precision', 'allow_float64', 'transforms_active']
+           'full_precision', 'allow_float64', 'fetch', 'transforms_active']
 
 # %% ../nbs/000_core.ipynb #7a165991
 import math
@@ -174,6 +174,18 @@ def allow_float64(
 ) -> 'torch.Tensor': # The same, or a copy on the CPU
     "Take a tensor to the CPU where its device has no float64."
     return x.cpu() if x.device.type in _NO_FLOAT64 else x
+
+# %% ../nbs/000_core.ipynb #95551934
+def fetch(
+    *tensors:'torch.Tensor', # Of one device, of any types and shapes
+) -> 'tuple[torch.Tensor, ...]': # The same on the CPU
+    "Bring tensors to the CPU in one copy, so that a GPU is waited for once."
+    import torch
+    if tensors[0].device.type == 'cpu': return tensors
+    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].itemsize)
+    parts = [tensors[i].contiguous().view(-1).view(torch.uint8) for i in order]
+    near = dict(zip(order, torch.cat(parts).cpu().split([len(p) for p in parts]), strict=True))
+    return tuple(near[i].view(t.dtype).view(t.shape) for i,t in enumerate(tensors))
 
 # %% ../nbs/000_core.ipynb #1e8ae2dc
 def transforms_active() -> bool:

@@ -194,7 +194,8 @@ def _labels(learn):
 def _tags(learn):
     new = [t.split() for t in NEW]
     dl = learn.dls.test_dl(sents(), with_labels=True)
-    return [learn.predict(new[0]), learn.tag(new), learn.get_preds(dl=dl, with_decoded=True), list(learn.validate(dl=dl))]
+    more = [learn.predict(new[0], n_best=2, with_probs=True), learn.tag(new, with_probs=True)]
+    return [more, learn.predict(new[0]), learn.tag(new), learn.get_preds(dl=dl, with_decoded=True), list(learn.validate(dl=dl))]
 
 def _sequences(learn):
     task = learn.task

@@ -221,7 +221,7 @@ def _run_kernel(op:Any, *args) -> Any:
     _check(op, args[0], *args[1 + sizes:])
     return _hooked(moved(op(*(o if sizes and i == 1 else moved(o) for i,o in enumerate(args)))))
 
-_VIEWS = ('as_strided', 'view', 'unfold', '_reshape_alias', 'set_', 'set_.source_Storage', 'set_.source_Tensor',
+_VIEWS = ('as_strided', 'view', 'view.dtype', 'unfold', '_reshape_alias', 'set_', 'set_.source_Storage', 'set_.source_Tensor',
           'set_.source_Storage_storage_offset')   # these need sizes and strides alone, so the CPU's serve every device
 _KERNELS = [f'{kind}.{form}' for kind in ('lstm', 'gru', 'rnn_tanh', 'rnn_relu') for form in ('input', 'data')]
 

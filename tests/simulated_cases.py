@@ -27,6 +27,7 @@ from test_cells import build as layer
 from torch import Tensor, nn
 
 from rnn_fastai import all as rf
+from rnn_fastai.callback.adversarial import AdversarialTraining, EntropyMinimization, VirtualAdversarial
 from rnn_fastai.cli import main
 from rnn_fastai.generate import decode, sampling
 from rnn_fastai.generate.score import adapted_to
@@ -112,6 +113,10 @@ def chunked(x, y):
     out = losses.linear_cross_entropy(x, w, None, y % 4, chunk=4)
     return out + torch.autograd.grad(out, w, create_graph=True)[0].square().sum()
 
+def sampled(x, y):   # so many draws that each word is there
+    w = torch.linspace(-1, 1, 20, device=x.device).view(4, 5)
+    return losses.sampled_cross_entropy(x, w, None, y % 4, torch.full((4,), 0.25, device=x.device), 200)
+
 def drawn(*sizes, seed=1): return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed))
 
 def pieces(device):
@@ -145,16 +150,23 @@ def interventions(device):
 
 TRAININGS = {   # what is trained, with which callbacks, and how
     'regularizer': ('lm AWD_LSTM', [rf.RNNRegularizer], {}), 'chunked': ('lm AWD_LSTM', [rf.ChunkedCrossEntropy], {}),
+    'sampled': ('lm AWD_LSTM', [partial(rf.SampledCrossEntropy, 2000)], {}),
     'variable length': ('lm AWD_LSTM', [rf.VariableLength], {}),
     'history': ('next', [rf.LossHistory, rf.ShowDecoded], dict(epochs=2)),
     'averaged': ('next', [partial(rf.AveragedSGD, 1)], dict(epochs=6, lr=3.)),
-    'capture': ('next', [partial(rf.HiddenStateCapture, parts=('h', 'grad_h'))], {})}
+    'capture': ('next', [partial(rf.HiddenStateCapture, parts=('h', 'grad_h'))], {}),
+    'adversarial': ('clas words', [partial(AdversarialTraining, 2.)], {}),
+    'virtual': ('clas words', [partial(VirtualAdversarial, 2., entropy=1., power_iterations=1)], {}),
+    'virtual, texts': ('clas words', [partial(VirtualAdversarial, 2., texts=['The CAT sat', 'mat'], bs=2)], {}),
+    'virtual, lists': ('clas lists', [partial(VirtualAdversarial, 2.)], {}),
+    'entropy': ('clas words', [EntropyMinimization], {})}
 LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'clas words', 'clas bidir', 'clas both', 'clas lists',
             'clas value', 'tagger chars', 'tagger lower', 'tagger arch', 'tagger vectors', 'next', 'next words',
             'next zoneout', 'next one-hot', 'next torch', 'next own net', 'rnn one-to-many', 'rnn many-to-many',
             'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']
 LOSSES = {'OneHotMSE': losses.OneHotMSE(),
-          'AnsweringLoss': losses.with_answers(nn.CrossEntropyLoss(torch.ones(5))), 'linear_cross_entropy': chunked}
+          'AnsweringLoss': losses.with_answers(nn.CrossEntropyLoss(torch.ones(5))), 'linear_cross_entropy': chunked,
+          'sampled_cross_entropy': sampled}
 
 JOBS:dict[str, Callable] = {
     **{f'{name} {label(args)} {backend}': partial(run_layer, name, args, backend) for name,args,backend in RUNS},
@@ -216,15 +228,16 @@ def public(*folders:str) -> dict[str, object]:
     return found
 
 # Callbacks that hand on what others have made; a job has them all the same.
-HANDS_ON = {'ChunkedCrossEntropy', 'LossHistory', 'LastScores', 'VariableLength', 'ModelResetter', 'RNNCallback',
-            'StateFeeder'}
+HANDS_ON = {'ChunkedCrossEntropy', 'SampledCrossEntropy', 'LossHistory', 'LastScores', 'VariableLength',
+            'ModelResetter', 'RNNCallback', 'StateFeeder'}
 LEFT_OUT = {
     'builds or describes, and leaves the work to others':
         'Cell RecurrentBase StatefulModel NeuralCache DynamicEvaluation Codec Generated GrowingText token_input '
-        'cell_tagger with_state torch_weights check_like check_input check_state is_compact',
+        'cell_tagger with_state torch_weights check_like check_input check_state is_compact '
+        'EntropyMinimization RecordedLosses',
     'for the CPU alone': 'PackedWeight packed_product int8_product int8_kernel check_int8 quantize_rows lstm_kernel Draws',
     'compiled, or in half precision, which the simulation is not': 'take_compiled_steps run_flash MixedPrecision',
-    'draws or writes numbers of the CPU': 'plot_nets',
+    'draws or writes numbers of the CPU': 'plot_nets word_shares random_state set_random_state',
     'for several processes, which have tests of their own': 'count_items RankLoss ranks_norm RankTrainer'}
 PUBLIC = public('models', 'generate', 'callback', 'inside')
 LISTED = [n for n in PUBLIC if not any(n in names.split() for names in LEFT_OUT.values())
@@ -294,14 +307,36 @@ def test_waits_of_a_training_step(case):
     learn.fit(2, 1e-2, cbs=counted)
     assert kinds(counted.found, len(learn.dls.train)) == STEPS[case]
 
-@pytest.mark.parametrize('args', [dict(temperature=0), dict(), dict(seed=3, top_p=0.9)], ids=str)
+WAITS = {'item', 'to the CPU', 'unique', 'nonzero', 'masked_select', 'equal', 'bincount', 'repeat_interleave',
+         'index by bool'}
+def waits_of_a_token(write, *, few=3, more=13) -> float:
+    "Waits of texts of more tokens, less those of texts of few, for each token more."
+    found = []
+    for n in (few, more):
+        with recorded() as counter: write(n)
+        found.append(sum(times for (what,_),times in counter.items() if what in WAITS))
+    return (found[1] - found[0])/(more - few)
+
+@pytest.mark.parametrize('args', [
+    dict(temperature=0), dict(), dict(seed=3), dict(seed=3, top_p=0.9, top_k=5, min_p=0.01), dict(epsilon_cutoff=0.01),
+    dict(seed=3, repetition_penalty=1.2, frequency_penalty=0.1), dict(no_repeat_ngram=2), dict(required='cat'),
+    dict(cache=rf.NeuralCache())], ids=str)
 def test_waits_of_a_new_word(args):
-    "Two for the ids and their logarithms, one for a model that gives NaN."
-    learn,found = learner('lm AWD_LSTM', SIM),[]
-    for n in (3, 13):
-        with recorded() as counter: learn.generate(PROMPTS, n, no_bar=True, **args)
-        found.append(kinds(counter, 1))
-    assert sum(found[1][k] - found[0][k] for k in ('item', 'to the CPU')) <= 30
+    "One: the ids come to the CPU, with their logarithms, and with whether the model gave numbers."
+    learn,prompts = learner('lm AWD_LSTM', SIM),PROMPTS[:1] if 'cache' in args else PROMPTS   # it takes one length
+    assert waits_of_a_token(lambda n: learn.generate(prompts, n, no_bar=True, **args)) == 1
+
+def test_waits_of_a_large_vocabulary():
+    "One more, to see whether the first 256 tokens hold the mass that `top_p` keeps."
+    def pick(n):
+        sampler = sampling.TokenSampler(rf.Sampling(top_p=0.5), [torch.tensor([0]).to(SIM)], 400, n)
+        for _ in range(n): sampler.pick(drawn(1, 400).to(SIM), [0])
+    assert waits_of_a_token(pick) == 2
+
+@pytest.mark.parametrize('args', [dict(), dict(width=4, groups=2, diversity=0.5), dict(no_repeat_ngram=2)], ids=str)
+def test_waits_of_a_step_of_beams(args):
+    learn = learner('lm AWD_LSTM', SIM)
+    assert waits_of_a_token(lambda n: learn.beam_search(PROMPTS, n_words=n, no_bar=True, **args)) == 1
 
 @pytest.mark.parametrize('cb', [rf.LossHistory, partial(rf.ShowDecoded, 20)])
 def test_callbacks_add_no_waits(cb):
@@ -309,11 +344,21 @@ def test_callbacks_add_no_waits(cb):
     learn.fit(2, 1e-2, cbs=[counted, cb()])
     assert kinds(counted.found, len(learn.dls.train)) == STEPS['next']
 
+# What is recorded comes to the CPU: of each layer what it holds, the ids, and whether a row goes on from the batch before.
+# The ids that a layer looked up are compared with what went into the model.
+CAPTURED = {'lm AWD_LSTM': {'to the CPU': 7, 'equal': 1}, 'next': {'to the CPU': 4, 'equal': 1, 'to the device': 2}}
+
+@pytest.mark.parametrize('case', CAPTURED)
+def test_waits_of_a_step_with_capture(case):
+    learn,counted = learner(case, SIM),Counted()
+    learn.fit(2, 1e-2, cbs=[counted, rf.HiddenStateCapture(when='train')])
+    assert kinds(counted.found, len(learn.dls.train)) == CAPTURED[case]
+
 def test_losses_do_not_wait():
-    "Nor does a metric."
+    "Nor does a metric. A sample of words waits, as how many different ones there are is a size."
     x,y = drawn(6, 5).to(SIM).requires_grad_(),torch.tensor([1, 2, -100, 0, 3, 4]).to(SIM)
     with recorded() as found:
-        for f in (*LOSSES.values(), losses.token_accuracy): f(x, y.clamp(min=0) if f is not LOSSES['OneHotMSE'] else y)
+        for f in (*(f for f in LOSSES.values() if f is not sampled), losses.token_accuracy): f(x, y.clamp(min=0) if f is not LOSSES['OneHotMSE'] else y)
     assert not {what for what,_ in found} - {'to the device'}
 
 # ---- Commands

@@ -297,6 +297,18 @@ def test_real_pipes(models):
     assert out2 == b'' and b'The standard input is not UTF-8 in line 1' in err2
     assert b'\r' not in out3 + err3 and [l[:7] for l in out3.splitlines()[:2]] == [b'epoch 0', b'epoch 1']
 
+@pytest.mark.parametrize('task', ['lm', 'classifier', 'tagger'])
+def test_predict_in_eight_bits_is_what_the_learner_says(models, run, task):
+    from rnn_fastai.cli.jobs import load_task
+    learn = load_task(models/task, '')[0]
+    greedy = dict(temperature=0., n_words=5) if task == 'lm' else {}
+    with learn.no_bar(): said = learn.predict('good', int8=True, **greedy)
+    args = ('--temperature', '0', '--n-words', '5') if greedy else ()
+    code,out,err = run('predict', models/task, 'good', *args, '--int8')
+    shown = {'lm': lambda: said, 'tagger': lambda: ' '.join(f'{w}/{t}' for w,t in said),
+             'classifier': lambda: f'{said[0]}\t{said[2][said[1]]:.4f}\tgood'}[task]()
+    assert (code, out) == (None, shown + '\n')
+
 def test_a_seed_settles_what_predict_draws(models, run):
     calls = [run('predict', models/'lm', 'good', '--n-words', '12', '--seed', s) for s in ('1', '1', '2')]
     assert all(code is None for code,_,_ in calls)

@@ -21,6 +21,7 @@ from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.data import device as device_module
+from rnn_fastai.generate.decode import Continuation
 from rnn_fastai.inside.capture import capture
 from rnn_fastai.models.dropout import drop_weight
 from rnn_fastai.models.flashrnn import flash_lacks
@@ -171,12 +172,18 @@ def test_weighted_loss_and_untrained_learners():
     _quiet(lm()).validate(), _quiet(tagger(crf=True)).validate(), _quiet(rnn()).predict('ab')
 
 def test_crf():
-    crf = CRF(4).double()
+    crf = CRF(4, [[True, False, True, True, True], *[[True]*5]*4]).double()
     for p in crf.parameters(): p.data.normal_()
     scores,labels,real = rand(5, 6, 4),torch.randint(4, (5, 6)),torch.arange(6) < torch.tensor([6, 1, 3, 6, 2])[:, None]
     far = twin(crf)
     assert_close(here(far(there(scores), there(labels), there(real))), here(crf(scores, labels, real)), **EXACT)
     assert far.decode(there(scores), there(real)).tolist() == crf.decode(scores, real).tolist()
+    assert_close(here(far.marginals(there(scores), there(real))), here(crf.marginals(scores, real)), **EXACT)
+    for a,b in zip(far.n_best(there(scores), there(real), 3), crf.n_best(scores, real, 3), strict=True):
+        assert_close(here(a), here(b), **EXACT)
+    spans,inside = [(0, 1, 3), (1, 0, 1)],torch.eye(4)[:2] > 0
+    far_probs = far.span_probs(there(scores), there(real), spans, inside, torch.eye(4) > 0)
+    assert_close(here(far_probs), here(crf.span_probs(scores, real, spans, inside, torch.eye(4) > 0)), **EXACT)
 
 # ---- Batches
 
@@ -357,6 +364,69 @@ def test_encoder_decoder_and_pairs():
         learn = _quiet(rf.rnn_learner(dls, 'GRU', 8))
         with learn.no_logging(): learn.fit(3, 1e-2)
         learn.predict('ab')
+
+# ---- Steps as CUDA graphs
+
+on_gpu = pytest.mark.skipif(DEVICE.type != 'cuda', reason="records on a GPU")
+def graph_lm(arch='AWD_LSTM'):
+    torch.manual_seed(1)
+    return rf.get_language_model(arch, 500, dict(emb_sz=64, n_hid=96, n_layers=3)).to(DEVICE).eval()
+
+def written(model, bs, n=120, seed=3, **sampling):
+    "Ids and logarithms of texts, and how the steps were made."
+    prompts = [torch.arange(2, 5 + i % 3).to(DEVICE) for i in range(bs)]
+    sampler = rf.TokenSampler(rf.Sampling(**sampling), prompts, 500, n, seed, list(range(bs)))
+    texts = Continuation(model, prompts, sampler)
+    steps = [texts.step() for _ in range(n)]
+    return torch.stack([s.ids for s in steps]),torch.stack([s.logps for s in steps]),texts.run
+
+def without_graphs(monkeypatch, *args, **kwargs):
+    with monkeypatch.context() as m:
+        m.setenv('RNN_FASTAI_CUDA_GRAPHS', '0')
+        return written(*args, **kwargs)
+
+@on_gpu
+@pytest.mark.parametrize('arch', ['AWD_LSTM', 'AWD_GRU', 'AWD_SRU', 'AWD_QRNN', 'AWD_sLSTM'])
+@pytest.mark.parametrize('bs', [1, 128])
+def test_texts_of_graphs(arch, bs, monkeypatch):
+    "To the bit those of ordinary steps; drawn with a seed, and by torch's numbers, which go on as they would."
+    model = graph_lm(arch)
+    for kw in (dict(temperature=0), dict(top_p=0.9), dict(seed=None)):
+        torch.manual_seed(7)
+        ids,logps,run = written(model, bs, **kw)
+        after = torch.rand(1, device=DEVICE)
+        assert run.graph is not None, run.lacks
+        torch.manual_seed(7)
+        want,want_logps,plain = without_graphs(monkeypatch, model, bs, **kw)
+        assert plain.graph is None and torch.equal(after, torch.rand(1, device=DEVICE))
+        assert_close((ids, logps), (want, want_logps), rtol=0, atol=0)
+
+@on_gpu
+def test_memory_of_graphs_is_given_back():
+    def used():
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated(),torch.cuda.memory_reserved()
+    model = graph_lm()
+    written(model, 8)   # libraries keep their workspaces
+    before = used()
+    for _ in range(3): written(model, 8)
+    assert used() == before
+
+@on_gpu
+def test_a_recording_that_fails(monkeypatch):
+    "At a wait for the device; texts, and torch's random numbers, are those of ordinary steps, then and later."
+    model = graph_lm()
+    for r in model[0].rnns: r.check_nan = True
+    torch.manual_seed(7)
+    ids,logps,run = written(model, 4, seed=None)
+    after = torch.rand(3, device=DEVICE)
+    assert run.graph is None and 'recording failed' in run.lacks
+    torch.manual_seed(7)
+    want,want_logps,_ = without_graphs(monkeypatch, model, 4, seed=None)
+    assert_close((ids, logps, after), (want, want_logps, torch.rand(3, device=DEVICE)), rtol=0, atol=0)
+    assert written(graph_lm(), 4)[2].graph is not None
 
 # ---- Memory
 

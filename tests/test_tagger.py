@@ -3,7 +3,7 @@ import itertools
 import random
 import re
 import warnings
-from functools import cache
+from functools import cache, partial
 
 import fastai.text.core
 import matplotlib
@@ -16,10 +16,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
+from rnn_fastai.data.schemes import convert_tags, entities, entity_f1, tag_place
 from rnn_fastai.data.tags import WordChars
-from rnn_fastai.learner.tagger import CRFLoss, entities, entity_f1, tag_place
+from rnn_fastai.learner.tagger import CRFLoss
 from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
 from rnn_fastai.ship.bundle import load_learner
+from rnn_fastai.ship.onnx import _tag_facts
+from rnn_fastai.ship.pick import best_path
 
 matplotlib.use('Agg')
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -181,17 +184,101 @@ def test_f1_is_measured_where_tags_name_entities(tags, named, tmp_path):
 
 # ---- What is said of a tag's probability
 
-def test_probabilities_of_a_crf_may_disagree_with_the_answer_and_it_is_said(tmp_path):
+def test_probabilities_of_a_crf_are_its_own(tmp_path):
+    "A softmax of the scores would find one tag everywhere, which the field never answers."
     learn = make(path=tmp_path, crf=True)
     learn.model.crf.transitions.data = -50*torch.eye(len(learn.dls.train_ds.tags))   # no tag follows itself
     learn.model[1].bias.data[0] = 9.                                        # and one is the likeliest of each token
     probs,y,best = learn.get_preds(with_decoded=True)
     real = y != rf.TAG_IGNORE
-    assert (probs.argmax(-1)[real] == 0).all() and (best[real] != 0).any()
-    scores = torch.randn(2, 3, len(learn.dls.train_ds.tags))
-    assert_close(learn.loss_func.activation(scores), scores.softmax(-1))
-    for what in (rf.TaggerLearner.get_preds, CRFLoss.activation):
-        assert 'token alone' in what.__doc__ and 'neighbours' in what.__doc__ and 'how sure' in what.__doc__
+    assert (best[real] != 0).any() and (probs.argmax(-1)[real] != 0).any()
+    assert_close(probs.sum(-1), real.float())
+    sents = learn.dls.valid_ds.sents
+    for s,tags,p,r in zip(sents, learn.tag(sents, with_probs=True), probs, real, strict=True):
+        names = learn.dls.train_ds.tags
+        assert [w for w,*_ in tags] == s and [(w, t) for w,t,_ in tags] == learn.predict(s)
+        assert_close(torch.tensor([x for *_,x in tags]), p[r][range(len(s)), [names.index(t) for _,t,_ in tags]], **CLOSE)
+
+@pytest.mark.parametrize('tok', [str.lower, rf.TextTokenizer], ids=['words', 'parts'])
+@pytest.mark.parametrize('crf', [False, True])
+def test_all_probabilities_agree(crf, tok, tmp_path):
+    "Summed over all taggings: one, the probability of each tag, and that of each entity. Words that are cut, too."
+    if crf and tok is not str.lower: return
+    names,rng = ['B-A', 'I-A', 'O'],random.Random(0)
+    tags = [convert_tags(rng.choices(names, k=rng.randint(1, 4)), 'IOB2') for _ in range(30)]
+    df = pd.DataFrame(dict(tokens=[[rng.choice(["can't", 'Go', 'on']) for _ in t] for t in tags], tags=tags))
+    learn = make(loaders(df, tok=tok, chars=False), tmp_path, crf=crf)
+    learn.model.apply(lambda m: [p.data.mul_(3) for p in m.parameters(recurse=False)])
+    for s in (["can't"], ["Go", "can't", "on", "can't"]):
+        every,sure = learn.predict(s, n_best=3**len(s)),learn.predict(s, with_probs=True)
+        assert sum(t.prob for t in every) == pytest.approx(1, abs=1e-5)
+        assert [t.prob for t in every] == sorted((t.prob for t in every), reverse=True)
+        assert every[0].words == learn.predict(s) == [x[:2] for x in sure] == learn.predict(s, n_best=1)[0].words
+        if crf: assert all(convert_tags([t for _,t in x.words], 'IOB2') == [t for _,t in x.words] for x in every)
+        for k,(_,tag,p) in enumerate(sure): assert p == pytest.approx(sum(x.prob for x in every if x.words[k][1] == tag), abs=1e-5)
+        for e in learn.entities([s])[0]:
+            assert e.text == ' '.join(s[e.start:e.end])
+            hold = [x.prob for x in every if (e.kind, e.start, e.end) in entities([t for _,t in x.words])]
+            assert e.confidence == pytest.approx(sum(hold), abs=1e-5)
+        both = learn.predict(s, n_best=2, with_probs=True)
+        assert [x[:2] for x in both[1].words] == every[1].words and both[0].words == sure
+
+def test_probabilities_do_not_depend_on_company(tmp_path):
+    learn = make(loaders(sentences(words=NAMES)), tmp_path, crf=True)
+    sents = sentences(20, NAMES, seed=5).tokens.tolist()
+    for ask in (partial(learn.tag, with_probs=True), learn.entities, partial(learn.tag, n_best=2)):
+        for one,many in zip((ask([s])[0] for s in sents), ask(sents, bs=8), strict=True):
+            assert len(one) == len(many)
+            for a,b in zip(one, many, strict=True):
+                assert a[:-1] == b[:-1] and a[-1] == pytest.approx(b[-1], abs=1e-5)
+    assert learn.entities([]) == learn.tag([], n_best=2) == []
+
+def test_what_the_scheme_forbids_is_no_answer(tmp_path):
+    "Untrained and told to answer `I-PER` everywhere, in training and in probabilities."
+    learn = make(loaders(sentences(words=NAMES)), tmp_path, crf=True)
+    names = learn.dls.train_ds.tags
+    learn.model[1].bias.data[names.index('I-PER')] = 30.
+    for s in learn.tag(learn.dls.valid_ds.sents):
+        tags = [t for _,t in s]
+        assert tags[1:] == ['I-PER']*(len(tags)-1) and convert_tags(tags, 'IOB2') == tags
+    p = learn.get_preds()[0]
+    assert (p[:, 0, names.index('I-PER')] < 1e-6).all() and np.isfinite(learn.validate()[0])
+    free = make(loaders(sentences(words=NAMES)), tmp_path, crf=True, scheme=None)
+    assert free.model.crf.forbidden is None
+    free.model[1].bias.data[names.index('I-PER')] = 30.
+    assert free.predict(['Ann'])[0][1] == 'I-PER'
+
+@pytest.mark.parametrize('what', ['Training', 'Validation'])
+def test_a_broken_scheme_names_sentence_and_token(what, tmp_path):
+    df = sentences(words=NAMES).reset_index(drop=True)
+    row = next(i for i,r in df.iterrows() if len(r.tags) > 3 and r.held == (what == 'Validation'))
+    df.at[row, 'tags'] = ['O', 'O', 'I-PER', *df.tags[row][3:]]
+    dls = rf.TagDataLoaders.from_df(df, valid_col='held', path=tmp_path, device='cpu')
+    ds = dls.valid_ds if what == 'Validation' else dls.train_ds
+    k = ds.sents.index(df.tokens[row])
+    word = re.escape(repr(df.tokens[row][2]))
+    with pytest.raises(ValueError, match=rf"{what} sentence {k}, token 2 \({word}\): The tag 'I-PER' cannot come after 'O' in the scheme IOB2.*convert_tags.*scheme=None"):
+        rf.tagger_learner(dls, n_hid=4, emb_sz=4, crf=True)
+    rf.tagger_learner(dls, n_hid=4, emb_sz=4), rf.tagger_learner(dls, n_hid=4, emb_sz=4, crf=True, scheme=None)
+    mended = df.assign(tags=[convert_tags(t, 'IOB2') for t in df.tags])
+    rf.tagger_learner(rf.TagDataLoaders.from_df(mended, valid_col='held', path=tmp_path), n_hid=4, emb_sz=4, crf=True)
+
+@pytest.mark.parametrize('scheme,match', [('IOB3', "Unknown scheme 'IOB3'. Did you mean"), ('BIOES', "cannot (come after|end).*in the scheme BIOES"),
+                                          ('IOE2', "The tag 'B-(LOC|PER)' is not of the scheme IOE2")])
+def test_another_scheme_is_refused(scheme, match, tmp_path):
+    with pytest.raises(ValueError, match=match): make(loaders(sentences(words=NAMES)), tmp_path, crf=True, scheme=scheme)
+
+def test_tags_unseen_in_training(tmp_path):
+    "Of validation rows, and of a test loader."
+    learn,df = make(loaders(sentences(words=NAMES)), tmp_path, crf=True),sentences(9, NAMES, seed=3)
+    df = df.assign(tags=[['B-ORG', *t[1:]] for t in df.tags])
+    with pytest.raises(ValueError, match="Tag 'B-ORG' of row 0 is not among those of the training rows.*Add training rows"):
+        learn.dls.test_dl(df, with_labels=True)
+    learn.tag(df)   # reads no tags
+
+@pytest.mark.parametrize('n', [0, -2, 1.5, '3'])
+def test_how_many_taggings(n, tmp_path):
+    with pytest.raises((TypeError, ValueError), match='n_best='): make(path=tmp_path).predict(['cat'], n_best=n)
 
 # ---- Letters
 
@@ -512,7 +599,7 @@ NAMES = {'B-PER': ['Ann', 'Bob'], 'I-PER': ['Lee', 'Roe'], 'O': ['met', 'and', '
 def sentences(n=30, words=WORDS, hi=12, seed=0):
     "Sentences of one to `hi` words, with ties; an index with duplicates that is not the row's number."
     rng = random.Random(seed)
-    tags = [[rng.choice(list(words)) for _ in range(rng.randint(1, hi))] for _ in range(n)]
+    tags = [convert_tags(rng.choices(list(words), k=rng.randint(1, hi)), 'IOB2') for _ in range(n)]
     sents = [[rng.choice(words[t]) for t in ts] for ts in tags]
     df = pd.DataFrame({'tokens': sents, 'tags': tags, 'held': [i % 3 == 0 for i in range(n)]})
     return df.set_axis([i//3 for i in range(n)][::-1])
@@ -891,3 +978,27 @@ def test_from_files(tmp_path):
     learn = learner(dls)
     learn.fit(1, 1e-2)
     assert learn.tag(dls.valid_ds.items) == [learn.predict(s) for s in dls.valid_ds.sents]
+
+# ---- Rules go with the model
+
+def test_the_rules_go_with_the_model(tmp_path):
+    "Into a bundle and an exported model; a bundle without rules has none."
+    for scheme in ('auto', None):
+        learn = make(loaders(sentences(words=NAMES)), tmp_path, crf=True, scheme=scheme)
+        learn.model[1].bias.data[learn.dls.train_ds.tags.index('I-PER')] = 5.
+        sents = sentences(9, NAMES, seed=5).tokens.tolist()
+        again = load_learner(learn.save_bundle(tmp_path/f'{scheme}'))
+        rules = learn.model.crf.forbidden
+        assert again.model.crf.forbidden is None if rules is None else again.model.crf.forbidden.equal(rules)
+        for ask in (partial(rf.TaggerLearner.tag, with_probs=True), rf.TaggerLearner.entities, partial(rf.TaggerLearner.tag, n_best=3)):
+            assert ask(again, sents) == ask(learn, sents)
+        b = learn.dls.test_dl(sents[:4]).one_batch()
+        out,real = learn._scores(b, learn.dls.valid)
+        crf = _tag_facts(learn, learn.dls.train_ds)['crf']
+        assert best_path(out.numpy(), real.sum(1).numpy(), crf).tolist() == learn.model.crf.decode(out, real).tolist()
+
+def test_weights_of_a_tagger_without_rules_still_load(tmp_path):
+    old,new = (make(loaders(sentences(words=NAMES)), tmp_path, crf=True, scheme=s) for s in (None, 'auto'))
+    old.save('old')
+    new.load('old')
+    assert_close(new.model.crf.transitions, old.model.crf.transitions)

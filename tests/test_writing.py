@@ -245,7 +245,7 @@ def test_texts_come_as_often_as_the_formulas_say(o, seed):
 def test_worked_numbers(o, p):
     logits = torch.tensor([.5, .25, .15, .1]).log().expand(4000, 4)
     sampler = rf.TokenSampler(rf.Sampling(**o), [torch.tensor([3])]*4000, 4, 1, seed=1, samples=list(range(4000)))
-    got,logps = sampler.pick(logits, list(range(4000)))
+    got,logps,_ = sampler.pick(logits, list(range(4000)))
     p = np.array(p)/sum(p)
     seen = np.bincount(got.numpy(), minlength=4)/4000
     assert (np.abs(seen - p) <= 4.5*np.sqrt(p*(1-p)/4000)).all(), seen

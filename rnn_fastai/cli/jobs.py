@@ -332,8 +332,8 @@ def one_line(
 def _answer(learn:TextLearner, task:str, text:str, **options) -> str:
     "What `predict` prints for a text."
     if task == 'lm': return learn.predict(text, no_bar=True, **options)
-    if task == 'tagger': return ' '.join(f"{w}/{t}" for w,t in learn.predict(text)) if text.strip() else ''
-    with learn.no_bar(): name,i,probs = learn.predict(text)
+    if task == 'tagger': return ' '.join(f"{w}/{t}" for w,t in learn.predict(text, **options)) if text.strip() else ''
+    with learn.no_bar(): name,i,probs = learn.predict(text, **options)
     return f"{name}\t{probs[i]:.4f}\t{text}"
 
 def answer_texts(
@@ -342,12 +342,14 @@ def answer_texts(
     n_words:int=20, # Words that a language model goes on by
     temperature:float=Sampling.temperature, # 0 always takes the likeliest word
     seed:int|None=None, # Seed of what is drawn
+    int8:bool=False, # Weights in eight bits
     allow:str='', # As `load_allowed` takes it
 ):
     "Print what a model makes of each text. Raises `ValueError` in the end where some could not be answered."
     learn,task = load_task(model, allow)
-    options = dict(n_words=n_words, temperature=temperature) if task == 'lm' else {}
+    options:dict[str, Any] = dict(n_words=n_words, temperature=temperature) if task == 'lm' else {}
     if options: learn.writing(**options)   # options that do not fit are refused before anything is read
+    options['int8'] = int8
     if seed is not None: set_seed(seed)
     failed = 0
     for i,text in enumerate(texts or input_lines(), 1):

@@ -129,13 +129,14 @@ def predict(
     n_words:int=20, # Words that a language model goes on by
     temperature:float=1., # 0 always takes the likeliest word
     seed:int=None, # Seed of what is drawn
+    int8:store_true=False, # Weights in eight bits: faster, and slightly inexact
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Continue, classify or tag texts."
     _check_model(model); check_count('n_words', n_words); _check_seed(seed)
     _jobs().use_device(device)
-    _jobs().answer_texts(model, texts, n_words, temperature, seed, allow)
+    _jobs().answer_texts(model, texts, n_words, temperature, seed, int8, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fb
 @commands.register()

@@ -113,7 +113,7 @@ def _check_tags(sents:list[list[str]], tags:list[list[str]], names:list[str], ro
             raise ValueError(f"Row {row!r} has {len(s)} tokens and {len(t)} tags: {' '.join(s)[:60]!r}.")
         odd = [x for x in t if x not in known]
         if odd: raise ValueError(f"Tag {odd[0]!r} of row {row!r} is not among those of the training rows: "
-                                 f"{', '.join(map(repr, names[:20]))}.")
+                                 f"{', '.join(map(repr, names[:20]))}. Add training rows that have it, or take it out.")
 
 def tag_corpus(
     sents:list[list[str]], # Tokens of each sentence

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import allow_float64, check_count, check_number, full_precision
+from ..core import allow_float64, check_count, check_number, fetch, full_precision
 from ..models.state import take_rows
 from ..progress import OnProgress
 from .decode import read_prompts
@@ -78,7 +78,6 @@ def _choose(sums:Tensor, logp:Tensor, width:int, diversity:float) -> tuple[Tenso
         tokens = rank.topk(min(width, vocab_sz)).indices.sort().values   # in order: of equal ones, lower ids first
         totals = (sums[:, g, :, None] + rank.gather(-1, tokens)).flatten(1)
         best,at = (x[:, :width] for x in totals.sort(descending=True, stable=True))
-        if best.isnan().any(): raise FloatingPointError("The model gives NaN or infinite logits; see its weights.")
         rows.append(at//tokens.size(-1) + g*n_beams)
         chosen.append(tokens.flatten(1).gather(1, at))
         if n_groups > 1: counts[:, 0].scatter_add_(1, chosen[-1], best.isfinite().to(counts))
@@ -95,43 +94,47 @@ class Hypothesis(NamedTuple):
 
 # %% ../../nbs/320_generate.beam.ipynb #ccceb75c
 class _Search:
-    "All hypotheses that go on, on three axes: prompts, groups, beams."
+    """All hypotheses that go on, on three axes: prompts, groups, beams. They are kept on the CPU; where the model is,
+    the likeliest tokens are found."""
     def __init__(self, model:torch.nn.Module, prompts:list[Tensor], max_new_tokens:int, beam:Beam, part:int):
         self.model,self.max_new_tokens,self.beam = model,max_new_tokens,beam
         self.before = [p[:-1].tolist() if beam.no_repeat_ngram else [] for p in prompts]
         self.going,self.found = list(range(len(prompts))),[[] for _ in prompts]   # found: best first
         last = torch.stack([p.as_subclass(Tensor)[-1] for p in prompts])
-        self.device,last = last.device,allow_float64(last)   # the search is where sums are in float64
-        self.ids = last[:, None, None, None].expand(-1, beam.groups, 1, 1)   # with the last one of the prompt
-        self.sums = torch.zeros(self.ids.shape[:3], dtype=torch.float64, device=last.device)
-        self.logps = torch.zeros(*self.ids.shape[:3], 0, device=last.device)
+        self.device = last.device
+        self.ids = last.cpu()[:, None, None, None].expand(-1, beam.groups, 1, 1)   # with the last one of the prompt
+        self.sums = torch.zeros(self.ids.shape[:3], dtype=torch.float64, device='cpu')
+        self.logps = torch.zeros(*self.ids.shape[:3], 0, device='cpu')
         state = read_prompts(model, prompts, part)
         rows = torch.arange(len(prompts), device=self.device).repeat_interleave(beam.groups)
         self.state = state if state is None else take_rows(state, rows)
 
     def step(self):
-        "Add one token to each hypothesis; prompts that are done leave."
-        out,beam = self.model(self.ids[..., -1].reshape(-1, 1).to(self.device), self.state),self.beam
+        "Add one token to each hypothesis; prompts that are done leave. A GPU is waited for once."
+        last = self.ids[..., -1].reshape(-1, 1)
+        out,beam = self.model(last.to(self.device, non_blocking=True), self.state),self.beam
         if not self.logps.size(-1): beam.check(out.logits.size(-1), self.max_new_tokens)
         logp = self._allowed(allow_float64(out.logits[:, -1]))
-        rows,tokens = _choose(self.sums, logp, beam.width//beam.groups, beam.diversity)   # prompts,groups,beams
-        new = logp[rows, tokens]
+        sums = self.sums.to(logp.device, non_blocking=True)
+        rows,tokens = _choose(sums, logp, beam.width//beam.groups, beam.diversity)   # prompts,groups,beams
+        rows,tokens,new = fetch(rows, tokens, logp[rows, tokens])
+        if new.isnan().any(): raise FloatingPointError("The model gives NaN or infinite logits; see its weights.")
         self.sums = self.sums.flatten()[rows] + new
         self.ids = torch.cat([self.ids.flatten(0, 2)[rows], tokens[..., None]], -1)
         self.logps = torch.cat([self.logps.flatten(0, 2)[rows].to(new), new[..., None]], -1)
         self._put_aside(tokens)
         at = self._undone()
         self.going = [self.going[i] for i in at]
-        at = torch.tensor(at, dtype=torch.long, device=rows.device)
+        at = torch.tensor(at, dtype=torch.long, device='cpu')
         self.sums,self.ids,self.logps = self.sums[at],self.ids[at],self.logps[at]
-        self.state = take_rows(out.state, rows[at].flatten().to(self.device))
+        self.state = take_rows(out.state, rows[at].flatten().to(self.device, non_blocking=True))
 
     def _allowed(self, logits:Tensor) -> Tensor:
         "Log-probabilities; -inf for tokens that must not come."
         beam = self.beam
         logp = full_precision(logits).log_softmax(-1)   # rows,vocab
         out = beam.forbidden if self.logps.size(-1) >= beam.min_new_tokens else (*beam.forbidden, *beam.stops)
-        if out: logp = forbid(logp, torch.tensor(out, device=logp.device))
+        if out: logp = forbid(logp, torch.tensor(out).to(logp.device, non_blocking=True))
         return self._unrepeated(logp) if beam.no_repeat_ngram else logp
 
     def _unrepeated(self, logp:Tensor) -> Tensor:
@@ -140,7 +143,8 @@ class _Search:
                  for ids in rows]
         out = [(r, i) for r,ids in enumerate(texts) for i in blocked_by_ngrams(ids, self.beam.no_repeat_ngram)]
         if not out: return logp
-        fewer = logp.index_put(tuple(torch.tensor(out, device=logp.device).T), logp.new_tensor(-torch.inf))
+        at = torch.tensor(out).to(logp.device, non_blocking=True)
+        fewer = logp.index_put(tuple(at.T), logp.new_full((), -torch.inf))
         return torch.where(fewer.isneginf().all(-1, keepdim=True), logp, fewer)
 
     def _put_aside(self, tokens:Tensor):
@@ -152,7 +156,7 @@ class _Search:
             ids,found = self.ids[p, g, b, 1:].tolist(),self.found[self.going[p]]
             if any(h.ids == ids for h in found): continue   # another group found it too
             why = 'stop token' if ids[-1] in beam.stops else 'length'
-            h = Hypothesis(ids, self.logps[p, g, b].clone().cpu(), beam.score(self.sums[p, g, b].item(), length), why)
+            h = Hypothesis(ids, self.logps[p, g, b].clone(), beam.score(self.sums[p, g, b].item(), length), why)
             insort(found, h, key=lambda h: -h.score)        # after those of the same score
             del found[beam.n:]
         self.sums.masked_fill_(ended, -torch.inf)

@@ -19,6 +19,7 @@ from ..models.documents import join_states
 from ..models.state import StatefulModel, map_state, put_rows, reset_state, take_rows, takes_lengths
 from ..progress import OnProgress, counter, part_of
 from .adapt import CacheMemory, NeuralCache
+from .graphs import GraphedSteps
 from .sampling import Sampling, TokenSampler
 
 # %% ../../nbs/315_generate.decode.ipynb #e85e832f
@@ -123,8 +124,8 @@ def _distinct(prompts:list[Tensor]) -> tuple[list[int], list[int]]:
 class Step(NamedTuple):
     "One token for each text that goes on."
     rows:list[int]   # numbers of the texts
-    ids:Tensor       # the tokens: rows
-    logps:Tensor     # logarithms of the probabilities that the model gives them: rows
+    ids:Tensor       # the tokens, on the CPU: rows
+    logps:Tensor     # logarithms of the probabilities that the model gives them, on the CPU: rows
 
 # %% ../../nbs/315_generate.decode.ipynb #e1cb8703
 _PART = 64   # tokens of a prompt read at once where logits are made of all
@@ -173,6 +174,7 @@ class Continuation:
         inside = isinstance(model, WholePrefix) or next(model.buffers(), None) is not None
         self.no_grad = torch.no_grad if inside else torch.inference_mode
         self.memory = None if cache is None else cache.start()
+        self.run:Any = GraphedSteps(model, prompts[0].device) if cache is None else model
         first,at = _distinct(prompts)
         with evaluating(model): self.state = self._read([prompts[i] for i in first], part, on_progress)
         self.ids = torch.stack([p.as_subclass(Tensor)[-1] for p in prompts])
@@ -195,14 +197,14 @@ class Continuation:
     def _step(self) -> Step:
         # To set the mode of every module takes a part of a step; a model put into training mode since then shows it.
         mode = nullcontext() if self.settled and not self.model.training else evaluating(self.model)
-        with mode: out = self.model(self.ids[:, None], self.state)
+        with mode: out = self.run(self.ids[:, None], self.state)
         logits,self.state = out.logits[:, -1],out.state
-        if self.memory is None: self.ids,logps = self.sampler.pick(logits, self.rows)
+        if self.memory is None: self.ids,logps,near = self.sampler.pick(logits, self.rows)
         else:
             h = self.memory.cache.states(out)[:, -1]
-            self.ids,logps = self.sampler.pick(self.memory.mix(logits, h), self.rows)
+            self.ids,logps,near = self.sampler.pick(self.memory.mix(logits, h), self.rows)
             self.memory.add(h, self.ids)
-        return Step(self.rows, self.ids, logps)
+        return Step(self.rows, near, logps)
 
     def keep(self,
         rows:list[int], # Numbers of the texts that go on, among those so far

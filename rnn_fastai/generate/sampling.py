@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'keep_epsilon', 'penalize_repetition',
            'penalize_counts', 'forbid', 'keep_only', 'blocked_by_ngrams', 'draw', 'Draws', 'check_share', 'check_seed',
-           'check_room', 'Sampling', 'TokenSampler']
+           'check_room', 'Sampling', 'Picked', 'TokenSampler']
 
 # %% ../../nbs/300_generate.sampling.ipynb #9ff771f2
 import math
 import warnings
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import allow_float64, check_count, check_number
+from ..core import allow_float64, check_count, check_number, fetch
 
 # %% ../../nbs/300_generate.sampling.ipynb #6cc349af
 def _drop(logits:Tensor, out:Tensor) -> Tensor: return logits.masked_fill(out, -torch.inf)
@@ -86,6 +88,15 @@ def keep_typical(
     entropy = -(logp.exp()*logp).nan_to_num(0.).sum(-1, keepdim=True)           # tokens left out add nothing
     return _keep_mass(logits, -(logp + entropy).abs(), p)
 
+def _keep_likely(logits:Tensor, probs:Tensor, p:float) -> tuple[Tensor, Tensor]:
+    "What `keep_epsilon` gives, and which rows have no such token."
+    out = (probs < p) & ~logits.isneginf()
+    none = (out | logits.isneginf()).all(-1, keepdim=True)
+    return _drop(logits, out & ~none),none
+
+def _warn_unlikely(p:float|None):
+    warnings.warn(f"No token is as likely as min_p={p}, so it is not applied.", stacklevel=3)
+
 def keep_epsilon(
     logits:Tensor, # bs,vocab
     probs:Tensor, # Probabilities that the model itself gives: bs,vocab
@@ -94,10 +105,9 @@ def keep_epsilon(
     """Keep tokens of a probability of at least `p`: fastai's `min_p`, called epsilon sampling in the literature
     ([Hewitt et al., 2022](https://arxiv.org/abs/2210.15191)). A row without such a token stays as it is, with a
     warning."""
-    out = (probs < p) & ~logits.isneginf()
-    none = (out | logits.isneginf()).all(-1, keepdim=True)
-    if none.any(): warnings.warn(f"No token is as likely as min_p={p}, so it is not applied.", stacklevel=2)
-    return _drop(logits, out & ~none)
+    logits,none = _keep_likely(logits, probs, p)
+    if none.any(): _warn_unlikely(p)
+    return logits
 
 # %% ../../nbs/300_generate.sampling.ipynb #a6f0004d
 def penalize_repetition(
@@ -150,6 +160,11 @@ def draw(
     upto = allow_float64(probs).cumsum(-1, dtype=torch.float64)
     at = (u.to(upto.device, non_blocking=True)*upto[:, -1])[:, None]
     return torch.searchsorted(upto, at, right=True)[:, 0].clamp_(max=probs.size(-1)-1).to(probs.device)
+
+# %% ../../nbs/300_generate.sampling.ipynb #c7e64607
+def _draw_any(probs:Tensor, generator:torch.Generator|None) -> Tensor:
+    "One token of each row, by torch's random numbers: those that `torch.multinomial` draws."
+    return (probs/torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
 
 # %% ../../nbs/300_generate.sampling.ipynb #d9e91658
 class Draws:
@@ -269,6 +284,10 @@ class _Runs:
     def blocked(self) -> set[int]: return self.after.get(tuple(self.last), set())
 
 # %% ../../nbs/300_generate.sampling.ipynb #9d56513d
+def _there(numbers:Iterable[int], like:Tensor) -> Tensor:
+    "Whole numbers as a tensor where another is. A GPU is not waited for."
+    return torch.tensor(list(numbers), dtype=torch.long).to(like.device, non_blocking=True)
+
 class _TextRules:
     "Rules that differ from text to text: required tokens, when a text may end, runs that came before."
     def __init__(self, sampling:Sampling, prompts:list[Tensor], max_new_tokens:int, stops:tuple, min_new_tokens:int):
@@ -289,16 +308,16 @@ class _TextRules:
         missing = self.missing[row]
         # A required token that ends the text waits for the others.
         ends = self.stops if self.step < self.min_new_tokens or missing - self.stops else set()
-        if ends: x.index_fill_(0, torch.tensor(sorted(ends), device=x.device), -torch.inf)
+        if ends: x.index_fill_(0, _there(sorted(ends), x), -torch.inf)
         blocked = self.runs[row].blocked - missing if self.runs else ()
         if blocked:
-            fewer = x.index_fill(0, torch.tensor(sorted(blocked), device=x.device), -torch.inf)
-            if not fewer.isneginf().all(): x.copy_(fewer)   # where no token is left, there is no such rule
+            fewer = x.index_fill(0, _there(sorted(blocked), x), -torch.inf)
+            x.copy_(torch.where(fewer.isneginf().all(), x, fewer))   # where no token is left, there is no such rule
         if missing and self.max_new_tokens - self.step <= len(missing):
-            x.copy_(keep_only(x[None], torch.tensor(sorted(missing - ends or missing), device=x.device))[0])
+            x.copy_(keep_only(x[None], _there(sorted(missing - ends or missing), x))[0])
 
     def note(self, ids:Tensor, rows:list[int]):
-        "Remember the tokens that were picked."
+        "Remember the tokens that were picked; `ids` is on the CPU."
         self.step += 1
         if not self.remembers: return
         for i,r in zip(ids.tolist(), rows, strict=True):
@@ -306,15 +325,27 @@ class _TextRules:
             if self.runs: self.runs[r].add(i)
 
 # %% ../../nbs/300_generate.sampling.ipynb #04cf6902
-def _filter(logits:Tensor, sampling:Sampling, raw:Tensor, norm:Tensor) -> Tensor:
-    "Apply the rules that are the same for all texts, in order; `raw - norm` are the model's own log-probabilities."
-    if sampling.epsilon_cutoff is not None: logits = keep_epsilon(logits, (raw - norm).exp(), sampling.epsilon_cutoff)
+def _filter(logits:Tensor, sampling:Sampling) -> Tensor:
+    "Apply the rules that are the same for all texts, and know no more than the logits, in order."
     if sampling.temperature: logits = apply_temperature(logits, sampling.temperature)
     if sampling.top_k is not None: logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None: logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p is not None: logits = keep_min_p(logits, sampling.min_p)
     return logits if sampling.typical_p is None else keep_typical(logits, sampling.typical_p)
 
+# %% ../../nbs/300_generate.sampling.ipynb #2997bcd7
+def _check_finite(norm:Tensor):
+    if norm.isfinite().all(): return
+    raise FloatingPointError("The model's logits hold NaN or inf, so that no token can be picked: look at its weights; "
+                             "a lower learning rate may be needed.")
+
+class Picked(NamedTuple):
+    "The next token of each text."
+    ids:Tensor    # where the logits are, as the model reads them: rows
+    logps:Tensor  # logarithms of the probabilities that the model itself gives them, on the CPU: rows
+    near:Tensor   # `ids` on the CPU
+
+# %% ../../nbs/300_generate.sampling.ipynb #19a2921a
 class TokenSampler:
     "Picks the next token of each text of a batch, and remembers what the rules need of those before."
     def __init__(self,
@@ -355,33 +386,38 @@ class TokenSampler:
         logits:Tensor, # Of the texts that go on: rows,vocab
         rows:list[int], # Their numbers
         u:Tensor|None=None, # Numbers to draw with, from 0 to below 1; by default its own: rows
-    ) -> tuple[Tensor, Tensor]: # Ids, and the logarithm of the probability that the model itself gives them: rows
-        "Pick the next token of each text."
+    ) -> Picked:
+        "Pick the next token of each text; a GPU is waited for once. Raises `FloatingPointError` for NaN or inf."
         raw = logits.float()
         norm = raw.logsumexp(-1, keepdim=True)
-        if not norm.isfinite().all():
-            raise FloatingPointError("The model's logits hold NaN or inf, so that no token can be picked: look at its "
-                                     "weights; a lower learning rate may be needed.")
-        logits = self._allowed(raw, norm, rows)
+        logits,*unlikely = self._allowed(raw, norm, rows)
         ids = logits.argmax(-1) if self.sampling.temperature == 0 else self._draw(logits.softmax(-1), rows, u)
-        if self.seen is not None: self.seen[rows, ids] = True
-        if self.counts is not None: self.counts[rows, ids] += 1
-        self.rules.note(ids, rows)
-        return ids,(raw.gather(-1, ids[:, None]) - norm)[:, 0]
+        logps = (raw.gather(-1, ids[:, None]) - norm)[:, 0]
+        near,logps,norm,*unlikely = fetch(ids, logps, norm, *unlikely)
+        _check_finite(norm)
+        if unlikely and unlikely[0].any(): _warn_unlikely(self.sampling.epsilon_cutoff)
+        if self.seen is not None: self.seen[_there(rows, ids), ids] = True
+        if self.counts is not None: self.counts[_there(rows, ids), ids] += 1
+        self.rules.note(near, rows)
+        return Picked(ids, logps, near)
 
     def _draw(self, probs:Tensor, rows:list[int], u:Tensor|None) -> Tensor:
         g = self.generator
         if u is None and self.draws is not None: u = self.draws.next()[rows]
         if u is None and g is not None and g.device != probs.device:   # one of the CPU serves a model on a GPU too
             u = torch.rand(len(rows), generator=g, dtype=torch.float64, device=g.device)
-        if u is None: return torch.multinomial(probs, 1, generator=g)[:, 0]
-        return draw(probs, u)
+        return _draw_any(probs, g) if u is None else draw(probs, u)
 
-    def _allowed(self, raw:Tensor, norm:Tensor, rows:list[int]) -> Tensor:
-        "Logits of the tokens that the rules leave."
+    def _allowed(self, raw:Tensor, norm:Tensor, rows:list[int]) -> tuple[Tensor, ...]:
+        "Logits of the tokens that the rules leave; with `epsilon_cutoff`, also the rows that it could not act on."
         sampling,logits = self.sampling,raw
-        if self.seen is not None: logits = penalize_repetition(logits, self.seen[rows], sampling.repetition_penalty)
+        if self.seen is not None:
+            logits = penalize_repetition(logits, self.seen[_there(rows, raw)], sampling.repetition_penalty)
         if self.counts is not None:
-            logits = penalize_counts(logits, self.counts[rows], sampling.frequency_penalty, sampling.presence_penalty)
+            logits = penalize_counts(logits, self.counts[_there(rows, raw)], sampling.frequency_penalty,
+                                     sampling.presence_penalty)
         if len(self.banned): logits = forbid(logits, self.banned)
-        return _filter(self.rules.apply(logits, rows), sampling, raw, norm)
+        logits = self.rules.apply(logits, rows)
+        if sampling.epsilon_cutoff is None: return _filter(logits, sampling),
+        logits,unlikely = _keep_likely(logits, (raw - norm).exp(), sampling.epsilon_cutoff)
+        return _filter(logits, sampling),unlikely

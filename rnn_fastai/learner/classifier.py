@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PoolingLinearClassifier', 'FastaiClassifier', 'fastai_classifier', 'ClassifierLearner', 'check_classes',
-           'text_classifier_learner', 'mean_answer', 'BidirectionalEnsemble', 'combine_directions', 'both_ways']
+           'text_classifier_learner', 'mean_of_answers', 'mean_answer', 'BidirectionalEnsemble', 'combine_directions',
+           'both_ways']
 
 # %% ../../nbs/625_learner.classifier.ipynb #b2e21347
 import warnings
@@ -141,17 +142,23 @@ def text_classifier_learner(
     return learn if files is None else learn.load_pretrained(*files, model=model[0].module)
 
 # %% ../../nbs/625_learner.classifier.ipynb #1a2b6c32
+def mean_of_answers(
+    answers:Tensor, # Logits, or values of a regression, of several models: models,bs,n_out
+    kind:str, # Which they are, see `answer_kind`
+) -> Tensor: # The same kind: bs,n_out
+    "Average models: the mean of their probabilities (as logits, for labels) or of their values."
+    if kind == 'labels': return answers.log_softmax(-1).logsumexp(0)
+    if kind == 'values': return answers.mean(0)
+    yes,no = (nn.functional.logsigmoid(x).logsumexp(0) for x in (answers, -answers))
+    return yes - no
+
 def mean_answer(
     first:Tensor, # Logits, or values of a regression: bs,n_out
     second:Tensor, # The same of another model
     loss_func:Any, # Loss of both; it decides what they are
 ) -> Tensor: # The same kind: bs,n_out
     "Average both models: the mean of their probabilities (as logits, for labels) or of their values."
-    both,kind = torch.stack([first, second]),answer_kind(loss_func)
-    if kind == 'labels': return both.log_softmax(-1).logsumexp(0)
-    if kind == 'values': return both.mean(0)
-    yes,no = (nn.functional.logsigmoid(x).logsumexp(0) for x in (both, -both))
-    return yes - no
+    return mean_of_answers(torch.stack([first, second]), answer_kind(loss_func))
 
 # %% ../../nbs/625_learner.classifier.ipynb #3163a3fa
 class BidirectionalEnsemble(nn.Module):

@@ -129,13 +129,14 @@ class LMLearner(WritingLearner, fastai_learner.LMLearner):
         no_bar:bool=False, # Show no progress bar
         decoder:Callable=decode_spec_tokens, # Turns tokens for capitals and repetitions into words
         only_last_word:bool=False, # Ignored: each step reads the last token alone; the state holds the rest
+        int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
     ) -> str: # The prompt and the tokens that come after (before it, for a backwards model)
         """Continue a prompt; an empty one begins a text, and one without a known word goes on from `xxunk`, with a
         warning. `min_p` is fastai's absolute floor on a probability (`generate` has one relative to the likeliest
         token). Raises `ValueError` for numbers out of range."""
         check_share('min_p', min_p, zero=True)
         return self.generate([text], n_words, no_bar=no_bar, no_unk=no_unk, temperature=temperature,
-                             epsilon_cutoff=min_p, decoder=decoder, strict=False)[0].text
+                             epsilon_cutoff=min_p, decoder=decoder, strict=False, int8=int8)[0].text
 
     @delegates(Learner.get_preds)
     def get_preds(self, concat_dim:int=1, reorder:bool=True, **kwargs) -> tuple:

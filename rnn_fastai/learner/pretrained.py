@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'fetch_pretrained', 'round_rows', 'write_pretrained', 'read_pretrained', 'pretrained_files',
-           'pretrained_vocab']
+           'shipped_vocab']
 
 # %% ../../nbs/604_learner.pretrained.ipynb #6743a9c9
 import warnings
@@ -89,15 +89,11 @@ def pretrained_files(
     if url is not None: return fetch_pretrained(url)
     warnings.warn(_NONE.format(' read backwards' if backwards else ''), stacklevel=3)
 
-def pretrained_vocab(
-    arch:Any='AWD_LSTM_small', # A registered architecture with pretrained weights, or its name
+def shipped_vocab(
+    arch:Any='AWD_LSTM_small', # A registered architecture, or its name
     backwards:bool=False, # Those of a backwards model
-) -> list[str]: # Tokens by id
-    """The words that pretrained weights know: `known_words` of `TextDataLoaders`, so that a model keeps those that the
-    texts at hand are too few to show. Raises `ValueError` for an architecture without such weights, and as
-    `fetch_pretrained`."""
-    facts,way = archs.facts(arch),'_bwd' if backwards else ''
-    if not any(facts.get(k + way) for k in ('file', 'url')):
-        raise ValueError(f"{archs.key(arch)!r} has no pretrained weights{' read backwards' if backwards else ''}. "
-                         "Use 'AWD_LSTM_small', which comes with the package, or 'AWD_LSTM', which is downloaded.")
-    return read_vocab(pretrained_files(facts, backwards)[1])
+) -> list[str]: # Tokens by id; none where no weights for it come with the package
+    """The words that weights of the package know: `known_words` of `TextDataLoaders`, so that a model keeps those that
+    the texts at hand are too few to show."""
+    file = archs.facts(arch).get('file_bwd' if backwards else 'file')
+    return [] if file is None else read_vocab(vocab_file(SHIPPED/file))

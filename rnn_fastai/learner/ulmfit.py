@@ -22,6 +22,7 @@ from ..models.awd import archs
 from ..models.losses import answer_kind
 from .classifier import ClassifierLearner, combine_directions, text_classifier_learner
 from .lm import language_model_learner
+from .pretrained import shipped_vocab
 
 # %% ../../nbs/635_learner.ulmfit.ipynb #96f1a0c9
 def lm_texts(
@@ -112,7 +113,8 @@ def ulmfit(
     clas_args:dict|None=None, # Further arguments of `fine_tune_classifier`, such as `lr`
     **kwargs # Further arguments of `TextDataLoaders.from_df`, for both
 ) -> ClassifierLearner: # One learner, also for both readings
-    "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
+    """Train a classifier by the recipe. Words that weights of the package know are kept, however rare they are in the
+    texts. Raises `ValueError` at once for columns, labels or arguments that do not fit."""
     if reading not in READINGS: raise ValueError(f"reading={reading!r} is unknown. {suggest(str(reading), READINGS)}")
     check_prob('smooth', smooth); check_count('epochs', epochs); check_count('lm_epochs', lm_epochs)
     args = dict(clas_args or {})
@@ -120,7 +122,8 @@ def ulmfit(
     split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
     texts,vocab,pairs = lm_texts(df, text_col, unlabelled),None,[]
     for backwards in READINGS[reading]:
-        both = dict(backwards=backwards, bs=bs, path=path, **kwargs)
+        known = shipped_vocab(arch, backwards) if pretrained else []
+        both = dict(backwards=backwards, bs=bs, path=path, **{'known_words': known, **kwargs})
         lm_dls = TextDataLoaders.from_df(texts, text_col='text', is_lm=True, valid_pct=0.1, seed=seed,
                                          text_vocab=vocab, **both)
         vocab = list(lm_dls.vocab)

@@ -37,8 +37,8 @@ def _torch_kind(loss_func:Any) -> str|None:
 def answer_kind(
     loss_func:Any, # A loss
 ) -> str: # 'labels' (softmax), 'multilabel' (sigmoid) or 'values'
-    "What a net that is trained by a loss answers with: as torch's loss, or the loss's activation tells."
-    kind = getattr(loss_func, '_answers', None) or _torch_kind(loss_func)   # a `CalibratedLoss` says it itself
+    "What a net that is trained by a loss answers with: as its `answers` say, torch's loss, or the loss's activation."
+    kind = getattr(loss_func, 'answers', None) or _torch_kind(loss_func)
     if kind is not None: return 'labels' if kind == 'log labels' else 'values' if kind == 'probabilities' else kind
     x = torch.tensor([[0., 1., 3.]])
     y = getattr(loss_func, 'activation', lambda t: t)(x)
@@ -140,7 +140,7 @@ class CalibratedLoss(AnsweringLoss):
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature={temperature!r} must be a finite number above 0.")
         super().__init__(func, kind)
-        self._answers = kind
+        self.answers = kind
         self.temperature,self.thresholds = float(temperature),_check_thresholds(thresholds, kind)
 
     def __call__(self, *args, **kwargs) -> Tensor: return self.func(*args, **kwargs)
@@ -153,8 +153,9 @@ class CalibratedLoss(AnsweringLoss):
     def decodes(self, x:Tensor) -> Tensor:   # probabilities: ...,n
         "The answer to probabilities: a label's number, or yes or no for each label."
         if self.thresholds is None: return self.func.decodes(x)
-        if self.kind == 'multilabel': return x > torch.tensor(self.thresholds).to(x)
-        return (x[..., 1] > self.thresholds).long()
+        least = torch.tensor(self.thresholds).to(x)
+        if self.kind == 'multilabel': return x > least
+        return (x[..., 1] > least).long()
 
     def __repr__(self):
         return f"{self.func!r}, answers at temperature {self.temperature:g} and thresholds {self.thresholds}"

@@ -29,7 +29,7 @@ from ..core import suggest
 from ..data.loaders import label_vocab, text_vocab
 from ..data.tags import word_parts
 from ..generate.decode import Continuation, WholePrefix, evaluating
-from ..generate.sampling import Sampling, TokenSampler
+from ..generate.sampling import Picked, Sampling, TokenSampler
 from ..generate.texts import Codec, Ending, GrowingText
 from ..inside.interventions import word_layers, word_saliency
 from ..learner.classifier import BidirectionalEnsemble, ClassifierLearner
@@ -296,18 +296,18 @@ class _Sampler:
     "The sampler of a `Continuation` of texts of different requests."
     def __init__(self, rows:dict[int, _Row]): self.rows = rows   # by number; the owner adds and drops
 
-    def pick(self, logits:Tensor, numbers:list[int]) -> tuple[Tensor, Tensor]:
+    def pick(self, logits:Tensor, numbers:list[int]) -> Picked:
         rows = [self.rows[n] for n in numbers]
         self._note_candidates(logits, rows)
         groups:dict = {}
         for k,row in enumerate(rows): groups.setdefault(row.group, []).append(k)
         if len(groups) == 1: return self._pick(logits, rows)
-        ids = logits.new_empty(len(rows), dtype=torch.long)
-        logps = logits.new_empty(len(rows), dtype=torch.float32)
-        for at in groups.values(): ids[at],logps[at] = self._pick(logits[at], [rows[k] for k in at])
-        return ids,logps
+        ids,n = logits.new_empty(len(rows), dtype=torch.long),len(rows)
+        logps,near = torch.empty(n, device='cpu'),torch.empty(n, dtype=torch.long, device='cpu')
+        for at in groups.values(): ids[at],logps[at],near[at] = self._pick(logits[at], [rows[k] for k in at])
+        return Picked(ids, logps, near)
 
-    def _pick(self, logits:Tensor, rows:list[_Row]) -> tuple[Tensor, Tensor]:
+    def _pick(self, logits:Tensor, rows:list[_Row]) -> Picked:
         first,draws = rows[0].sampler,[r.sampler.draws for r in rows]
         u = None if draws[0] is None else torch.cat([d.next() for d in draws])
         return first.pick(logits, [0]*len(rows), u)

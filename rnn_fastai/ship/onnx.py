@@ -251,7 +251,8 @@ def _answer_facts(learn:TextLearner, ds:DocDataset) -> dict:
 def _tag_facts(learn:TextLearner, ds:TagDataset) -> dict:
     "Names of tags, letters, and what the CRF knows."
     crf = learn.loss_func.crf if isinstance(learn.loss_func, CRFLoss) else None
-    scores = None if crf is None else {n: p.tolist() for n,p in crf.state_dict().items()}
+    names = 'start','transitions','end'
+    scores = None if crf is None else {n: p.tolist() for n,p in zip(names, crf.parts(), strict=True)}
     return dict(tags=list(ds.tags), chars=None if ds.chars is None else list(ds.chars.names), crf=scores)
 
 def _tok_facts(tok:Any) -> dict|None:
