@@ -58,6 +58,7 @@ from ..devices import check_device
 from ..generate.beam import Beam
 from ..generate.sampling import Sampling
 from ..generate.texts import Generated
+from ..learner import calibration as _calibration  # noqa: F401 # gives classifiers `class_report`
 from ..learner.checkpoint import Checkpoint, last_checkpoint, list_checkpoints
 from ..learner.classifier import text_classifier_learner
 from ..learner.lm import LMLearner, language_model_learner
@@ -308,6 +309,8 @@ def score_model(
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
     else: dl = learn.dls.test_dl(df, with_labels=True)
     print(f"{len(df):,} rows: {_figures(scores_of(learn, dl))}.")
+    if task == 'classifier' and answer_kind(learn.loss_func) != 'values':
+        print(learn.class_report(dl=dl).to_string(float_format='%.4f'))
 
 # %% ../../nbs/758_cli.jobs.ipynb #730c3bc6
 def input_lines(

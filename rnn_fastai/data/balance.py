@@ -18,7 +18,7 @@ def _targets(dls:DataLoaders) -> tuple[Tensor, list]:
     "Targets of the training rows, and names of the classes. Raises `TypeError` for loaders of another kind."
     task = getattr(dls.train, 'task', None)
     if task is None or task.kind != 'many-to-one':
-        raise TypeError(f"These loaders are of {type(dls.train).__name__}; weights of classes are for texts with labels.")
+        raise TypeError(f"These loaders are of {type(dls.train).__name__}; classes are those of texts with labels.")
     y = dls.train.dataset.y if isinstance(dls.train, DocDataLoader) else dls.train.tensors[-1]
     if y is None or not len(y): raise ValueError("The loaders have no training rows, so there are no classes to count.")
     names = list(task.y_vocab)
@@ -58,8 +58,8 @@ def class_weights(
     y,names = _targets(dls)
     n = torch.tensor(list(counts.values()), dtype=torch.double)
     none = [k for k,v in counts.items() if v == 0 or y.ndim == 2 and v == len(y)]
-    if none: raise ValueError(f"Class {none[0]!r} has {counts[none[0]]} of {len(y)} training rows, so its weight is not "
-                              "known; give weights by class.")
+    if none: raise ValueError(f"Class {none[0]!r} has {counts[none[0]]} of {len(y)} training rows, so its weight is "
+                              "not known; give weights by class.")
     size = (lambda n: n) if how == 'balanced' else (lambda n: (1 - beta**n)/(1 - beta))
     if y.ndim == 2: return (size(len(y) - n)/size(n)).float()
     return ((len(y) if how == 'balanced' else 1/(1/size(n)).sum()*len(n)**2)/len(n)/size(n)).float()

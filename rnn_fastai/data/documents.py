@@ -337,6 +337,11 @@ def _check_wgts(wgts:Any, n:int) -> np.ndarray:
         raise ValueError("wgts must hold finite numbers from 0 up, at least one of them above 0.")
     return a
 
+def _draw_order(docs:np.ndarray, wgts:np.ndarray|None, rng:np.random.Generator) -> np.ndarray:
+    "Documents in random order; with weights, as many of them, drawn with replacement."
+    if wgts is None: return rng.permutation(docs)
+    return rng.choice(docs, len(docs), p=wgts[docs]/wgts[docs].sum())
+
 class DocDataLoader(ArrayDataLoader):
     "Batches of documents of like length, padded on the right."
     _spread = 0.02   # lengths are changed at random by up to this share, every epoch
@@ -374,9 +379,7 @@ class DocDataLoader(ArrayDataLoader):
     ) -> list[int]: # The same in another order
         "Shuffle documents so that each batch holds documents of like length."
         rng = np.random.default_rng(self.rng.getrandbits(64))
-        order = np.asarray(idxs, dtype=np.int64)
-        if self.wgts is None: order = rng.permutation(order)
-        else: order = rng.choice(order, len(order), p=self.wgts[order]/self.wgts[order].sum())   # with replacement
+        order = _draw_order(np.asarray(idxs, dtype=np.int64), self.wgts, rng)
         if self.drop_last and len(order) > self.bs: order = order[:len(order)//self.bs*self.bs]
         return shuffle_by_length(order, self.dataset.lens, self.bs, self._spread, rng).tolist()
 
@@ -393,9 +396,7 @@ class DocDataLoader(ArrayDataLoader):
         "What must be the same on all ranks, and for a training that goes on."
         return {**super().facts(), 'wgts': None if self.wgts is None else checksum(self.wgts)}
 
-    def create_batch(self,
-        b:list[tuple], # Items
-    ) -> tuple: # Texts as rows; targets
+    def create_batch(self, b:list[tuple]) -> tuple:   # items -> texts as rows; targets
         "Items as one batch, for fastai's loop."
         return self.dataset.collate(b)
 

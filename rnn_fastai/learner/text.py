@@ -193,7 +193,8 @@ class SavedLearner(_DeviceLearner):
         "Take over the temperature and thresholds of other weights, which may have none."
         if hasattr(self, 'lr_finder'): return   # which puts the weights back
         loss = plain_loss(self.loss_func)
-        self.loss_func = CalibratedLoss(loss, notes['temperature'], notes['thresholds']) if 'temperature' in notes else loss
+        own = {k: notes[k] for k in ('temperature', 'thresholds') if k in notes}
+        self.loss_func = CalibratedLoss(loss, **own) if own else loss
 
     def _opt_state(self, read:Callable, must:bool|None) -> dict|None:
         "The saved state for this optimizer; where it does not fit, an error if it `must`, else a warning and None."
@@ -289,8 +290,8 @@ class SafeLearner(_StepLearner):
         "Answer without temperature and thresholds, which were those of other weights, and warn."
         if not isinstance(self.loss_func, CalibratedLoss) or hasattr(self, 'lr_finder'): return
         self.loss_func = plain_loss(self.loss_func)
-        warnings.warn("The temperature and the thresholds belong to the weights before this training; they are left out. "
-                      "Call learn.calibrate and learn.choose_thresholds again after it.", stacklevel=4)
+        warnings.warn("The temperature and the thresholds belong to the weights before this training; they are left "
+                      "out. Call learn.calibrate and learn.choose_thresholds again after it.", stacklevel=4)
 
     def distrib_ctx(self,
         sync_bn:bool=True, # Normalise by the batches of all ranks

@@ -55,7 +55,8 @@ def reliability(
         last = (torch.arange(1, n_bins)*len(sure)//n_bins - 1).clamp(min=0)
         edges[1:-1] = sure.sort()[0][last]
     at = torch.bucketize(sure, edges[1:-1])   # each bin with its upper edge; equal answers stay together
-    n,p,hit = (torch.zeros(n_bins, dtype=torch.double).index_add_(0, at, v) for v in (torch.ones_like(sure), sure, right))
+    def total(v): return torch.zeros(n_bins, dtype=torch.double).index_add_(0, at, v)
+    n,p,hit = map(total, (torch.ones_like(sure), sure, right))
     return Reliability(edges, n.long(), p/n, hit/n)
 
 def expected_calibration_error(
@@ -131,8 +132,8 @@ def best_threshold(
         raise ValueError("precision, recall and costs exclude each other; give one of them.")
     probs,targets = (t.detach().as_subclass(Tensor).cpu().double() for t in (probs, targets))
     if probs.ndim != 1 or probs.shape != targets.shape:
-        raise ValueError(f"probs has the shape {tuple(probs.shape)} and targets {tuple(targets.shape)}; both must be one "
-                         "number a row.")
+        raise ValueError(f"probs has the shape {tuple(probs.shape)} and targets {tuple(targets.shape)}; both must be "
+                         "one number a row.")
     n_yes = targets.sum()
     if not 0 < n_yes < len(targets):
         raise ValueError(f"All {len(targets)} targets are the same, so there is no threshold to choose.")

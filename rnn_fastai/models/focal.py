@@ -29,7 +29,8 @@ class FocalLoss(nn.Module):
         if reduction not in ('mean', 'sum', 'none'):
             raise ValueError(f"reduction={reduction!r} is unknown. {suggest(str(reduction), ('mean', 'sum', 'none'))}")
         self.gamma,self.reduction,self.ignore_index = gamma,reduction,ignore_index
-        self.register_buffer('weight', None if weight is None else torch.as_tensor(weight, dtype=torch.float))
+        if weight is not None and not isinstance(weight, Tensor): weight = torch.tensor(weight, device='cpu')
+        self.register_buffer('weight', None if weight is None else weight.detach().float())
 
     def forward(self, x:Tensor, y:Tensor) -> Tensor:   # logits: ...,n and targets: ... -> a number, or one a target
         x,y = x.reshape(-1, x.size(-1)),y.reshape(-1).long()

@@ -40,10 +40,11 @@ def answer_kind(
     "What a net that is trained by a loss answers with: as its `answers` say, torch's loss, or the loss's activation."
     kind = getattr(loss_func, 'answers', None) or _torch_kind(loss_func)
     if kind is not None: return 'labels' if kind == 'log labels' else 'values' if kind == 'probabilities' else kind
-    x = torch.tensor([[0., 1., 3.]])
-    y = getattr(loss_func, 'activation', lambda t: t)(x)
-    kinds = {'labels': x.softmax(-1), 'multilabel': x.sigmoid()}
-    return next((k for k,v in kinds.items() if torch.allclose(torch.as_tensor(y), v)), 'values')
+    with torch.device('cpu'):   # whatever the default is
+        x = torch.tensor([[0., 1., 3.]])
+        y = getattr(loss_func, 'activation', lambda t: t)(x)
+        kinds = {'labels': x.softmax(-1), 'multilabel': x.sigmoid()}
+        return next((k for k,v in kinds.items() if torch.allclose(torch.as_tensor(y), v)), 'values')
 
 # %% ../../nbs/225_models.losses.ipynb #87155438
 _ACTIVATIONS = {'labels': lambda x: x.softmax(-1), 'log labels': torch.exp, 'multilabel': torch.sigmoid}
@@ -119,10 +120,10 @@ class _OwnLoss(AnsweringLoss):
 def _check_thresholds(values:Any, kind:str) -> float|list[float]|None:
     "Thresholds as plain numbers. Raises `ValueError` for one that is no probability."
     if values is None: return None
-    found = [float(v) for v in torch.as_tensor(values, dtype=torch.double).reshape(-1)]
+    many = isinstance(values, (list, tuple, Tensor))
+    found = [float(v) for v in (values if many else [values])]
     odd = [v for v in found if not 0 <= v <= 1]
     if odd: raise ValueError(f"thresholds={odd[0]:g} is no probability; it must lie from 0 to 1.")
-    many = isinstance(values, (list, tuple, Tensor))
     if kind == 'labels' and many and len(found) != 1:
         raise ValueError(f"thresholds has {len(found)} numbers; one label of two has one, that of the second label.")
     return found if kind == 'multilabel' and many else found[0]
