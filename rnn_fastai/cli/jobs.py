@@ -31,6 +31,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
 from fastcore.basics import defaults
 
+import rnn_fastai.learner.calibration  # noqa: F401 # gives classifiers `class_report`
 from rnn_fastai.recipes import (
     DEMO,
     DEMO_CONFIG,
@@ -58,7 +59,6 @@ from ..devices import check_device
 from ..generate.beam import Beam
 from ..generate.sampling import Sampling
 from ..generate.texts import Generated
-from ..learner import calibration as _calibration  # noqa: F401 # gives classifiers `class_report`
 from ..learner.checkpoint import Checkpoint, last_checkpoint, list_checkpoints
 from ..learner.classifier import text_classifier_learner
 from ..learner.lm import LMLearner, language_model_learner

@@ -328,7 +328,7 @@ def shuffle_by_length(
     first = int(np.argmax([lens[b[0]] for b in batches])) if batches else 0
     return np.concatenate([docs[:0], *_full_batches_first(batches, bs, first, rng)])
 
-# %% ../../nbs/155_data.documents.ipynb #bc4827d8
+# %% ../../nbs/155_data.documents.ipynb #aad39963
 def _check_wgts(wgts:Any, n:int) -> np.ndarray:
     "Weights of `n` documents as an array. Raises `ValueError` where they are others, or none can be drawn."
     a = np.asarray(wgts, dtype=np.float64)
@@ -342,6 +342,7 @@ def _draw_order(docs:np.ndarray, wgts:np.ndarray|None, rng:np.random.Generator) 
     if wgts is None: return rng.permutation(docs)
     return rng.choice(docs, len(docs), p=wgts[docs]/wgts[docs].sum())
 
+# %% ../../nbs/155_data.documents.ipynb #bc4827d8
 class DocDataLoader(ArrayDataLoader):
     "Batches of documents of like length, padded on the right."
     _spread = 0.02   # lengths are changed at random by up to this share, every epoch

@@ -248,6 +248,13 @@ def _tag(graph:_Graph, facts:dict, reader:_Sentences, sents:list[list[str]], bs:
             firsts = np.cumsum([0, *(len(reader.parts(w)) for w in sents[i][:-1])])
             yield i,[names[t] for t in row[firsts]]
 
+# %% ../../nbs/740_ship.onnx_model.ipynb #229d9c1c
+def _is_temperature(v:Any) -> bool: return type(v) in (int, float) and 0 < v < float('inf')
+def _is_threshold(v:Any) -> bool: return type(v) in (int, float) and 0 <= v <= 1
+_CALIBRATED:dict[str, Callable] = dict(   # of a classifier that was calibrated
+    temperature=_is_temperature,
+    thresholds=lambda v: v is None or _is_threshold(v) or isinstance(v, list) and all(map(_is_threshold, v)))
+
 # %% ../../nbs/740_ship.onnx_model.ipynb #44fb9643
 _CALLS = dict(lm=('language model', 'generate or score'), classifier=('classifier', 'classify'),
               tagger=('tagger', 'tag'))
@@ -276,12 +283,6 @@ _OF_KIND:dict[str, dict] = dict(
     lm={}, classifier=dict(labels=_all((str, int, float)), threshold=_is(float, int),
                            answers=lambda v: str(v) in ('labels', 'multilabel', 'values')),
     tagger=dict(tags=_are_names, chars=lambda v: v is None or _are_names(v), crf=lambda v: v is None or _CRF(v)))
-
-def _is_temperature(v:Any) -> bool: return type(v) in (int, float) and 0 < v < float('inf')
-def _is_threshold(v:Any) -> bool: return type(v) in (int, float) and 0 <= v <= 1
-_CALIBRATED:dict[str, Callable] = dict(   # of a classifier that was calibrated
-    temperature=_is_temperature,
-    thresholds=lambda v: v is None or _is_threshold(v) or isinstance(v, list) and all(map(_is_threshold, v)))
 
 def _check_facts(facts:dict, folder:Path):
     "Raise `ValueError` that names the first fact that is missing, or is not what was written."
