@@ -33,7 +33,7 @@ from rnn_fastai.generate import decode, sampling
 from rnn_fastai.generate.score import adapted_to
 from rnn_fastai.inside.capture import capture
 from rnn_fastai.inside.interventions import word_saliency
-from rnn_fastai.models import documents, losses, state
+from rnn_fastai.models import calibration, documents, focal, losses, state
 from rnn_fastai.models.awd import StatefulEncoder, get_language_model
 from rnn_fastai.models.heads import SigmoidRange
 
@@ -170,12 +170,28 @@ LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'lm adaptive', 'lm adapti
             'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']
 LOSSES = {'OneHotMSE': losses.OneHotMSE(),
           'AnsweringLoss': losses.with_answers(nn.CrossEntropyLoss(torch.ones(5))), 'linear_cross_entropy': chunked,
-          'sampled_cross_entropy': sampled}
+          'sampled_cross_entropy': sampled, 'FocalLoss': focal.FocalLoss(1.5, torch.linspace(1, 2, 5))}
+def answering(loss, thresholds, device):
+    "Probabilities and answers of a calibrated loss, and its value."
+    loss,x = losses.CalibratedLoss(loss, 2., thresholds),drawn(6, 2).to(device)
+    probs = loss.activation(x)
+    y = (probs > 0.5).float() if thresholds else probs.argmax(-1)
+    return [loss(x, y), probs, loss.decodes(probs), losses.plain_loss(loss)(x, y)]
+def calibrating(device):
+    "What is fitted to outputs of a device; numbers of the CPU come of it."
+    x = drawn(50, 3).to(device)
+    y,yes = (x + drawn(50, 3, seed=2).to(device)).argmax(1),(x[:, 0] + drawn(50, seed=3).to(device) > 0)
+    p = x.softmax(1)
+    return [torch.tensor([calibration.fit_temperature(x, y), calibration.brier_score(p, y),
+                          calibration.expected_calibration_error(p, y), calibration.expected_calibration_error(p[:, 0], yes, 3, 'mass'),
+                          calibration.best_threshold(p[:, 0], yes)])]
 
 JOBS:dict[str, Callable] = {
     **{f'{name} {label(args)} {backend}': partial(run_layer, name, args, backend) for name,args,backend in RUNS},
     **{n: lambda device, n=n: rule(getattr(sampling, n), device, *RULES[n]) for n in RULES},
     **{n: partial(loss, f) for n,f in LOSSES.items()},
+    'calibrating': calibrating, 'answering': partial(answering, ft.CrossEntropyLossFlat(), None),
+    'answering yes': partial(answering, ft.BCEWithLogitsLossFlat(), [0.4, 0.6]),
     'pieces': pieces, 'adapted': adapted, 'interventions': interventions,
     'many nets': partial(many_nets, 'GRU'), 'plain nets': partial(many_nets, 'RNN'),
     **{f'inside {getattr(n, "__name__", n)}': partial(inside, n) for n in ('LSTM', 'sLSTM', 'minGRU', nn.GRU)},

@@ -31,6 +31,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
 from fastcore.basics import defaults
 
+import rnn_fastai.learner.calibration  # noqa: F401 # gives classifiers `class_report`
 from rnn_fastai.recipes import (
     DEMO,
     DEMO_CONFIG,
@@ -325,6 +326,8 @@ def score_model(
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
     else: dl = learn.dls.test_dl(df, with_labels=True)
     print(f"{len(df):,} rows: {_figures(scores_of(learn, dl))}.")
+    if task == 'classifier' and answer_kind(learn.loss_func) != 'values':
+        print(learn.class_report(dl=dl).to_string(float_format='%.4f'))
 
 # %% ../../nbs/758_cli.jobs.ipynb #730c3bc6
 def input_lines(

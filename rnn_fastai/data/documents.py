@@ -329,6 +329,20 @@ def shuffle_by_length(
     first = int(np.argmax([lens[b[0]] for b in batches])) if batches else 0
     return np.concatenate([docs[:0], *_full_batches_first(batches, bs, first, rng)])
 
+# %% ../../nbs/155_data.documents.ipynb #aad39963
+def _check_wgts(wgts:Any, n:int) -> np.ndarray:
+    "Weights of `n` documents as an array. Raises `ValueError` where they are others, or none can be drawn."
+    a = np.asarray(wgts, dtype=np.float64)
+    if a.shape != (n,): raise ValueError(f"wgts has the shape {a.shape}; it must have a number for each of {n} texts.")
+    if not (np.isfinite(a).all() and (a >= 0).all() and a.any()):
+        raise ValueError("wgts must hold finite numbers from 0 up, at least one of them above 0.")
+    return a
+
+def _draw_order(docs:np.ndarray, wgts:np.ndarray|None, rng:np.random.Generator) -> np.ndarray:
+    "Documents in random order; with weights, as many of them, drawn with replacement."
+    if wgts is None: return rng.permutation(docs)
+    return rng.choice(docs, len(docs), p=wgts[docs]/wgts[docs].sum())
+
 # %% ../../nbs/155_data.documents.ipynb #bc4827d8
 class DocDataLoader(ArrayDataLoader):
     "Batches of documents of like length, padded on the right."
@@ -339,9 +353,11 @@ class DocDataLoader(ArrayDataLoader):
         dataset:PaddedDataset, # Documents
         bs:int=64, # Rows of a batch
         num_workers:int=0, # Processes for fastai's loop, where a step of it is changed
+        wgts:Any=None, # How often each document is drawn, in relation, when shuffled; each exactly once by default
         **kwargs
     ):
         bs = ifnone(kwargs.pop('batch_size', None), bs)
+        self.wgts = None if wgts is None else _check_wgts(wgts, len(dataset))
         super().__init__(dataset, bs=check_count('bs', bs), num_workers=num_workers, **kwargs)
 
     @property
@@ -365,7 +381,7 @@ class DocDataLoader(ArrayDataLoader):
     ) -> list[int]: # The same in another order
         "Shuffle documents so that each batch holds documents of like length."
         rng = np.random.default_rng(self.rng.getrandbits(64))
-        order = rng.permutation(np.asarray(idxs, dtype=np.int64))
+        order = _draw_order(np.asarray(idxs, dtype=np.int64), self.wgts, rng)
         if self.drop_last and len(order) > self.bs: order = order[:len(order)//self.bs*self.bs]
         return shuffle_by_length(order, self.dataset.lens, self.bs, self._spread, rng).tolist()
 
@@ -378,9 +394,11 @@ class DocDataLoader(ArrayDataLoader):
         "Columns of a whole batch, of which only some rows are given."
         if self.share is not None: return int(self.dataset.corpus.lens_of(self.dataset.docs[at]).max())
 
-    def create_batch(self,
-        b:list[tuple], # Items
-    ) -> tuple: # Texts as rows; targets
+    def facts(self) -> dict[str, Any]:
+        "What must be the same on all ranks, and for a training that goes on."
+        return {**super().facts(), 'wgts': None if self.wgts is None else checksum(self.wgts)}
+
+    def create_batch(self, b:list[tuple]) -> tuple:   # items -> texts as rows; targets
         "Items as one batch, for fastai's loop."
         return self.dataset.collate(b)
 
@@ -402,6 +420,7 @@ class DocDataLoader(ArrayDataLoader):
             one = isinstance(dataset, (str, Path))
             dataset = self.dataset.new([dataset] if one else dataset, with_labels)
             kwargs = {'shuffle': False, 'drop_last': False, **kwargs}
+        if dataset is None: kwargs = {'wgts': self.wgts, **kwargs}
         return super().new(dataset=dataset, **kwargs)
 
 # %% ../../nbs/155_data.documents.ipynb #fda40589

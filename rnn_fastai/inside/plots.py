@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['part_name', 'color_range', 'plot_states', 'probabilities', 'plot_states_probs', 'ColoredText', 'color_text',
            'gate_saturation', 'plot_gates', 'plot_path', 'plot_next', 'plot_grid', 'plot_losses', 'plot_probs',
-           'plot_nets']
+           'plot_nets', 'plot_reliability']
 
 # %% ../../nbs/425_inside.plots.ipynb #9480964a
 import html
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..core import check_count
+from ..models.calibration import Reliability
 from ..models.ensemble import ManyNets
 from .labels import label_fonts, readable_tokens, token_label
 from .recording import Recording
@@ -453,3 +454,25 @@ def plot_nets(
     left,right = ('states', 'probabilities') if y is None else ('probabilities', 'targets')
     title = f"{nets.n_nets} nets of {nets.n_hid} nodes: last {probs.size(1)} steps, {left} | {right}"
     return _draw_grid(list(pictures.cpu().numpy()), [split]*nets.n_nets, ['']*nets.n_nets, title)
+
+# %% ../../nbs/425_inside.plots.ipynb #ef46e0fb
+def plot_reliability(
+    found:Reliability, # Answers by their confidence; see `reliability`
+    before:Reliability|None=None, # The same answers before they were calibrated
+    ax:Axes|None=None, # Where to draw; a new figure by default
+) -> Axes:
+    "Draw accuracy by confidence, with the expected calibration error as the title."
+    ax = _axes(ax, 5, 4.2)
+    edges,accuracy = found.edges.numpy(),found.accuracy.numpy()
+    ax.bar(edges[:-1], accuracy, np.diff(edges), align='edge', color='tab:blue', alpha=0.5, edgecolor='tab:blue',
+           label='answers' if before is None else 'after')
+    ax.plot([0, 1], [0, 1], '--', color='0.4', lw=1)
+    for x,y,n in zip((edges[1:] + edges[:-1])/2, accuracy, found.n.tolist(), strict=True):
+        if n: ax.text(x, y + 0.02, f'{n:,}', ha='center', va='bottom', rotation=90, fontsize=7)
+    title = f'expected calibration error {found.error:.3f}'
+    if before is not None:
+        ax.plot(before.confidence, before.accuracy, 'o', color='tab:red', ms=5, mec='white', label='before')
+        title = f'expected calibration error {before.error:.3f} before, {found.error:.3f} after'
+        ax.legend(loc='upper left', frameon=False)
+    ax.set(xlim=(0, 1), ylim=(0, 1.18), xlabel='confidence', ylabel='accuracy', title=title)
+    return ax

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..data.loaders import label_vocab, text_vocab
 from ..models.documents import chunk_padded, get_text_classifier
 from ..models.heads import pool_states
-from ..models.losses import answer_kind
+from ..models.losses import answer_kind, plain_loss
 from ..models.origin import maker
 from ..models.padding import reverse_padded, right_padded
 from .pretrained import pretrained_files
@@ -200,8 +200,9 @@ def combine_directions(
         raise ValueError(f"backwards is {turned[0]} for the first loaders and {turned[1]} for the second; it must be "
                          "False and True.")
     models = get_model(forwards.model),get_model(backwards.model)
-    model = BidirectionalEnsemble(*models, forwards.loss_func, text_vocab(forwards.dls).index(PAD))
-    return ClassifierLearner(forwards.dls, model, loss_func=forwards.loss_func, metrics=forwards.metrics,
+    loss = plain_loss(forwards.loss_func)   # a temperature is that of one model
+    model = BidirectionalEnsemble(*models, loss, text_vocab(forwards.dls).index(PAD))
+    return ClassifierLearner(forwards.dls, model, loss_func=loss, metrics=forwards.metrics,
                              path=forwards.path, model_dir=forwards.model_dir)
 
 # %% ../../nbs/625_learner.classifier.ipynb #b7f87ea3

@@ -112,8 +112,12 @@ class RNNLearner(TextLearner):
         with evaluating(model), torch.no_grad():
             if self.task.n_inp == 2:
                 return self.task.decode(model.write(ids, max_len=check_count('n_words', n_words))[0])
-            probs = fresh_logits(model, ids)[0].softmax(-1)
-        if self.task.kind == 'many-to-one': return self.task.decode(probs.argmax()),probs.argmax(),probs
+            logits = fresh_logits(model, ids)
+        if self.task.kind == 'many-to-one':
+            probs = self.loss_func.activation(logits)
+            best = self.loss_func.decodes(probs)[0]
+            return self.task.decode(best),best,probs[0]
+        probs = logits[0].softmax(-1)
         return list(zip(seq, self.task.decode(probs.argmax(-1)), strict=True))
 
     def split(self,

@@ -43,6 +43,7 @@ from rnn_fastai.learner.weights import (
     load_weights,
     match_embeds,
     match_rows,
+    notes_of,
     opt_file,
     read_model,
     read_vocab,
@@ -65,7 +66,7 @@ from ..devices import OutOfMemory, check_device, suggest_less
 from ..generate.prepack import PrepackedModel
 from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..models.heads import WordDecoder
-from ..models.losses import with_answers
+from ..models.losses import CalibratedLoss, plain_loss, with_answers
 from ..models.seq2seq import JoinedEmbedding
 from .pretrained import read_pretrained
 
@@ -162,7 +163,7 @@ class SavedLearner(_DeviceLearner):
             if opt is not None: state = {'model': state, 'opt': shared_opt_state(model, opt, state)}
             write_weights(file, state)
         else:
-            write_weights(file, model.state_dict())
+            write_weights(file, model.state_dict(), self._answer_notes() or None)
             if opt is None: opt_file(file).unlink(missing_ok=True)   # one of other weights
             else: write_opt(file, model, opt)
         return file
@@ -185,10 +186,23 @@ class SavedLearner(_DeviceLearner):
         if self.opt is None: self.create_opt()
         opt = self._opt_state(read, with_opt) if read is not None and ifnone(with_opt, True) else None
         load_weights(model, wgts, strict)
+        self._answer_as(notes_of(file))
         if opt:
             self.opt.clear_state()   # what an optimizer keeps besides, such as slow weights, starts afresh
             self.opt.load_state_dict({**self.opt.state_dict(), **opt})
         return self
+
+    def _answer_notes(self) -> dict[str, Any]:
+        "Temperature and thresholds, which belong to the weights."
+        own = getattr(self, 'loss_func', None)
+        return dict(temperature=own.temperature, thresholds=own.thresholds) if isinstance(own, CalibratedLoss) else {}
+
+    def _answer_as(self, notes:dict[str, Any]):
+        "Take over the temperature and thresholds of other weights, which may have none."
+        if hasattr(self, 'lr_finder'): return   # which puts the weights back
+        loss = plain_loss(self.loss_func)
+        own = {k: notes[k] for k in ('temperature', 'thresholds') if k in notes}
+        self.loss_func = CalibratedLoss(loss, **own) if own else loss
 
     def _opt_state(self, read:Callable, must:bool|None) -> dict|None:
         "The saved state for this optimizer; where it does not fit, an error if it `must`, else a warning and None."
@@ -291,12 +305,20 @@ class SafeLearner(_StepLearner):
         check_rates(ifnone(lr, self.lr)); check_rates(*_scheduled(cbs))
         self.__dict__.pop('_twin', None)   # a copy of weights that will be others takes memory
         with flush_denormals(), self.added_cbs(cbs):
+            self._forget_calibration()
             try: super().fit(n_epoch, lr, wd, None, reset_opt, start_epoch)
             except BaseException:   # gradients of half a batch must not go into the next training
                 if self.opt: self.opt.zero_grad()
                 raise
             finally:   # fastai runs no event of its callbacks after an interrupt or error
                 for cb in self.cbs: getattr(cb, 'end_fit', noop)()
+
+    def _forget_calibration(self):
+        "Answer without temperature and thresholds, which were those of other weights, and warn."
+        if not isinstance(self.loss_func, CalibratedLoss) or hasattr(self, 'lr_finder'): return
+        self.loss_func = plain_loss(self.loss_func)
+        warnings.warn("The temperature and the thresholds belong to the weights before this training; they are left "
+                      "out. Call learn.calibrate and learn.choose_thresholds again after it.", stacklevel=4)
 
     def distrib_ctx(self,
         sync_bn:bool=True, # Normalise by the batches of all ranks

@@ -33,7 +33,7 @@ from ..models.awd import AWD_LSTM, LanguageModel
 from ..models.documents import DocumentEncoder, TextClassifier
 from ..models.dropout import RNNDropout
 from ..models.heads import LMDecoder, PoolingClassifier, SigmoidRange
-from ..models.losses import answer_kind
+from ..models.losses import CalibratedLoss, answer_kind
 from ..models.recurrent import Recurrent
 from ..models.seq2seq import JoinedEmbedding, OneHot, SequenceModel
 from ..models.state import fresh_logits
@@ -245,8 +245,10 @@ def _answer_facts(learn:TextLearner, ds:DocDataset) -> dict:
     odd = [n for n in labels if not isinstance(n, (str, int, float))]
     if odd: raise ValueError(f"The label {odd[0]!r} is a {type(odd[0]).__name__}, which cannot be exported. Use text "
                              "or numbers.")
-    return dict(labels=labels, answers=answer_kind(learn.loss_func),
-                threshold=float(getattr(learn.loss_func, 'thresh', 0.5)))
+    loss = learn.loss_func
+    facts = dict(labels=labels, answers=answer_kind(loss), threshold=float(getattr(loss, 'thresh', 0.5)))
+    if not isinstance(loss, CalibratedLoss): return facts
+    return dict(facts, temperature=loss.temperature, thresholds=loss.thresholds)
 
 def _tag_facts(learn:TextLearner, ds:TagDataset) -> dict:
     "Names of tags, letters, and what the CRF knows."

@@ -181,12 +181,14 @@ def _read_documents(graph:_Graph, docs:list[np.ndarray], bs:int, part:int) -> np
 
 def _answer(facts:dict, logits:np.ndarray) -> list[Classified]:
     "Labels and probabilities of outputs."
-    probs = answer_probs(logits, facts['answers'])
+    probs = answer_probs(logits/facts.get('temperature', 1.), facts['answers'])
     if facts['answers'] == 'values': return [Classified(p.tolist(), {}) for p in probs]
     names = facts['labels'] or list(range(probs.shape[1]))
+    least = facts.get('thresholds')
     def label(p):
-        if facts['answers'] == 'labels': return names[int(p.argmax())]
-        return [n for n,q in zip(names, p, strict=True) if q > facts['threshold']]
+        if facts['answers'] == 'labels': return names[int(p.argmax() if least is None else p[1] > least)]
+        yes = p > np.asarray(facts['threshold'] if least is None else least, dtype=p.dtype)
+        return [n for n,y in zip(names, yes, strict=True) if y]
     return [Classified(label(p), dict(zip(names, p.tolist(), strict=True))) for p in probs]
 
 # %% ../../nbs/740_ship.onnx_model.ipynb #5f363608
@@ -246,6 +248,13 @@ def _tag(graph:_Graph, facts:dict, reader:_Sentences, sents:list[list[str]], bs:
             firsts = np.cumsum([0, *(len(reader.parts(w)) for w in sents[i][:-1])])
             yield i,[names[t] for t in row[firsts]]
 
+# %% ../../nbs/740_ship.onnx_model.ipynb #229d9c1c
+def _is_temperature(v:Any) -> bool: return type(v) in (int, float) and 0 < v < float('inf')
+def _is_threshold(v:Any) -> bool: return type(v) in (int, float) and 0 <= v <= 1
+_CALIBRATED:dict[str, Callable] = dict(   # of a classifier that was calibrated
+    temperature=_is_temperature,
+    thresholds=lambda v: v is None or _is_threshold(v) or isinstance(v, list) and all(map(_is_threshold, v)))
+
 # %% ../../nbs/740_ship.onnx_model.ipynb #44fb9643
 _CALLS = dict(lm=('language model', 'generate or score'), classifier=('classifier', 'classify'),
               tagger=('tagger', 'tag'))
@@ -279,6 +288,7 @@ def _check_facts(facts:dict, folder:Path):
     "Raise `ValueError` that names the first fact that is missing, or is not what was written."
     for part in (_FACTS, _OF_KIND.get(str(facts.get('kind')), {})):
         odd = [k for k,ok in part.items() if k not in facts or not ok(facts[k])]
+        odd += [k for k,ok in _CALIBRATED.items() if k in facts and not ok(facts[k])]
         if odd:
             raise ValueError(f"{folder} is no whole export: its {odd[0]} is {facts.get(odd[0])!r:.60}; export the "
                              "model again.")

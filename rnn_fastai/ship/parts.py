@@ -55,7 +55,8 @@ from ..learner.rnn import ModuleModel, loaders_task
 from ..learner.tagger import EntityF1, TagAccuracy
 from ..models.awd import AWD_LSTM, archs, awd_arch, awd_lstm_clas_split, awd_lstm_lm_config, awd_lstm_lm_split
 from ..models.cells import cells
-from ..models.losses import AnsweringLoss, OneHotMSE, token_accuracy
+from ..models.focal import FocalLoss
+from ..models.losses import AnsweringLoss, CalibratedLoss, OneHotMSE, token_accuracy
 from ..models.origin import Origin, makers, origin_of, path_of
 from ..models.seq2seq import OneHot
 
@@ -80,7 +81,8 @@ _TORCH_OPTIMIZERS = 'Adam AdamW SGD RMSprop Adagrad NAdam RAdam'.split()
 def _named(module:Any, names:Iterable[str]) -> dict[str, Any]:
     return {f'{module.__name__}.{n}': getattr(module, n) for n in names}
 
-_OURS = (Adam, ModuleModel, OneHot, BidirectionalEnsemble, OneHotMSE, token_accuracy, TagAccuracy, EntityF1,
+_OURS = (Adam, ModuleModel, OneHot, BidirectionalEnsemble, OneHotMSE, FocalLoss, CalibratedLoss, token_accuracy,
+         TagAccuracy, EntityF1,
          awd_lstm_lm_split, awd_lstm_clas_split)
 _FIXED = {**_named(nn, _LAYERS + _LOSSES), **_named(F, _LOSS_FUNCTIONS), **_named(fastai_losses, _FLAT_LOSSES),
           **_named(fastai_metrics, _METRICS), **_named(sklearn.metrics, _SCORES),
@@ -162,6 +164,8 @@ def as_plain(
     seen:dict[str, Any], # Classes and functions by import path, to which those are added that not every process has
 ) -> Any: # What `json.dumps` takes and `make_parts` reads
     "Arguments as plain JSON. Raises `ValueError` for what cannot be written."
+    if isinstance(v, CalibratedLoss):
+        v = Origin(CalibratedLoss, dict(func=v.func, temperature=v.temperature, thresholds=v.thresholds))
     while isinstance(v, AnsweringLoss): v = v.func   # which a learner puts around a loss
     if isinstance(v, BaseLoss): v = _loss_origin(v)
     if isinstance(v, nn.Module): v = origin_of(v)
