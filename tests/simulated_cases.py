@@ -155,9 +155,9 @@ TRAININGS = {   # what is trained, with which callbacks, and how
     'averaged': ('next', [partial(rf.AveragedSGD, 1)], dict(epochs=6, lr=3.)),
     'capture': ('next', [partial(rf.HiddenStateCapture, parts=('h', 'grad_h'))], {})}
 LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'clas words', 'clas bidir', 'clas both', 'clas lists',
-            'clas value', 'tagger chars', 'tagger lower', 'tagger arch', 'tagger vectors', 'next', 'next words',
-            'next zoneout', 'next one-hot', 'next torch', 'next own net', 'rnn one-to-many', 'rnn many-to-many',
-            'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']
+            'clas value', 'tagger chars', 'tagger filters', 'tagger shapes', 'tagger lower', 'tagger arch',
+            'tagger vectors', 'next', 'next words', 'next zoneout', 'next one-hot', 'next torch', 'next own net',
+            'rnn one-to-many', 'rnn many-to-many', 'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']
 LOSSES = {'OneHotMSE': losses.OneHotMSE(),
           'AnsweringLoss': losses.with_answers(nn.CrossEntropyLoss(torch.ones(5))), 'linear_cross_entropy': chunked,
           'sampled_cross_entropy': sampled}

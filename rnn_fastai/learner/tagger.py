@@ -48,7 +48,7 @@ from ..models.awd import archs
 from ..models.cells import cells
 from ..models.crf import CRF
 from ..models.state import fresh_logits
-from ..models.tagger import Tagger, arch_tagger, cell_tagger
+from ..models.tagger import Tagger, arch_tagger, cell_tagger, letter_kinds
 from .text import TextLearner, need_batches
 
 # %% ../../nbs/630_learner.tagger.ipynb #d11280ef
@@ -336,7 +336,8 @@ def tag_rules(
     return allowed.values.tolist()
 
 # %% ../../nbs/630_learner.tagger.ipynb #de7480e1
-def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool):
+def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool,
+                  letters:str|None='LSTM', shape_emb:int=0):
     "Raise `TypeError` or `ValueError` where loaders and arguments do not go together."
     if not isinstance(dls.train_ds, TagDataset):
         raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
@@ -346,6 +347,10 @@ def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool):
         raise ValueError("crf=True needs a tag for every part; the tokenizer cuts words. Make the loaders without it.")
     if isinstance(arch, str) and arch not in archs and arch not in cells:
         raise ValueError(f"Unknown cell or architecture {arch!r}. {suggest(arch, [*cells, *archs])}")
+    if not dls.train_ds.chars and (shape_emb or letters == 'CNN'):
+        raise ValueError(f"letters={letters!r} and shape_emb={shape_emb} read letters; make the loaders with chars=True.")
+    if dls.train_ds.chars and letters is None and not shape_emb:
+        raise ValueError("letters=None and shape_emb=0 read no letters; make the loaders with chars=False.")
     if config and arch not in archs:
         raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
 
@@ -356,7 +361,9 @@ def _tagger(dls:Any, arch:Any, config:dict|None, drop:float, crf:bool, vectors:A
     both = dict(vocab_sz=len(vocab), n_out=len(ds.tags), pad=vocab.index(PAD), drop=drop, crf=crf, allowed=allowed)
     if arch not in archs:
         given = None if vectors is None else word_vectors(vocab, vectors)[0]
-        return cell_tagger(arch, n_letters=len(ds.chars.names) if ds.chars else 0, vectors=given, **both, **layers)
+        names = ds.chars.names if ds.chars else []
+        if layers.get('shape_emb'): layers['kinds'] = letter_kinds(names)
+        return cell_tagger(arch, n_letters=len(names), vectors=given, **both, **layers)
     if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with chars=False.")
     return arch_tagger(arch, config=config, **both)
 
@@ -370,7 +377,9 @@ def tagger_learner(
     n_hid:int=200, # Features of the state, in each direction
     num_layers:int=1, # Layers
     letter_emb:int=32, # Features of a letter, where the loaders give letters
-    letter_hid:int=64, # Features of each reading of a word's letters
+    letter_hid:int=64, # Half of the features of a word by its letters: of each reading, with an LSTM
+    letters:str|None='LSTM', # What reads letters: 'LSTM', 'CNN', which is faster, or None
+    shape_emb:int=0, # Features of a word's shape, such as that it has a capital; 0 to do without
     drop:float=0.3, # Dropout of what the layers read and of what they give, one mask a sentence
     embed_p:float=0.1, # Probability to drop a word's vector, so that letters and context must do
     crf:bool=False, # Score neighbouring tags too
@@ -381,11 +390,12 @@ def tagger_learner(
 ) -> TaggerLearner:
     "Make a `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
     arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
-    _check_tagger(dls, arch, config, crf)
+    _check_tagger(dls, arch, config, crf, letters, check_count('shape_emb', shape_emb, 0))
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     allowed = tag_rules(dls, scheme) if crf else None
     model = _tagger(dls, arch, config, drop, crf, vectors, allowed, emb_sz=emb_sz, n_hid=n_hid,
-                    num_layers=num_layers, letter_emb=letter_emb, letter_hid=letter_hid, embed_p=embed_p)
+                    num_layers=num_layers, letter_emb=letter_emb, letter_hid=letter_hid, embed_p=embed_p,
+                    letters=letters, shape_emb=shape_emb)
     tags = dls.train_ds.tags
     if metrics is None: metrics = [TagAccuracy(), *([EntityF1()] if name_entities(tags) else [])]
     elif any(isinstance(m, EntityF1) for m in L(metrics)): entities(tags)   # refuses at once tags without a place
