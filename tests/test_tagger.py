@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from rnn_fastai import all as rf
 from rnn_fastai.data.schemes import convert_tags, entities, entity_f1, tag_place
 from rnn_fastai.data.tags import WordChars
-from rnn_fastai.learner.tagger import CRFLoss
+from rnn_fastai.learner.tagger import CRFLoss, tagger_plan, train_tagger
 from rnn_fastai.models.tagger import (
     CRF,
     CharCNN,
@@ -450,6 +450,25 @@ def test_a_shape_tells_words_apart(tmp_path):
     learn = make(loaders(df, tok=None), tmp_path, letters=None, shape_emb=4)
     learn.fit(8, 2e-2)
     assert learn.validate()[1] == 1
+
+def test_one_call_fits_the_number_of_sentences(tmp_path):
+    small = dict(emb_sz=6, n_hid=6, letter_hid=3, letter_emb=3, cbs=[])
+    with ft.no_random():
+        learn = train_tagger(make_frame(), epochs=1, seed=0, path=tmp_path, learner_args=small)
+        loaded = load_learner(learn.save_bundle(tmp_path/'m'))
+    plan = tagger_plan(60)
+    assert (learn.dls.bs, learn.model[0].rnn.num_layers, learn.model.crf) == (plan.bs, plan.num_layers, None)
+    sents = make_frame(9, 5).tokens.tolist()
+    assert loaded.tag(sents, with_probs=True) == learn.tag(sents, with_probs=True)
+    mine = train_tagger(make_frame(), epochs=1, seed=0, bs=4, chars=False, tok=None, crf=True, path=tmp_path,
+                        learner_args=dict(emb_sz=6, n_hid=6, num_layers=2, drop=0.1, metrics=[]))
+    assert (mine.dls.bs, mine.model[0].spelling, mine.model[0].rnn.num_layers, mine.model[0].drop.p) == (4, [], 2, 0.1)
+    assert mine.model.crf is not None and 'A' in mine.dls.vocab[0]   # tok=None keeps capitals
+
+@pytest.mark.parametrize('args,match', [(dict(epochs=0), 'epochs=0'), (dict(token_col='words'), "'words'"),
+                                        (dict(learner_args=dict(letters='CNM')), "letters='CNM' is unknown")])
+def test_one_call_refuses_at_once(args, match):
+    with pytest.raises((ValueError, KeyError), match=match): train_tagger(make_frame(), seed=0, **args)
 
 def test_crf_learns_what_follows(tmp_path):
     rng = np.random.default_rng(0)

@@ -228,7 +228,7 @@ def cell_tagger(
     drop:float=0.3, # Dropout of what the layers read and of what they give, one mask a sentence
     embed_p:float=0.1, # Probability to drop a word's vector
     crf:bool=False, # Score pairs of neighbours too
-    vectors:Tensor|None=None, # Word vectors that the embedding starts from: vocab,emb
+    vectors:Any=None, # Word vectors that the embedding starts from: vocab,emb; or what a `JoinedEmbedding` takes
     allowed:list[list[bool]]|None=None, # With `crf`, which labels may follow each other; see `CRF`
     letters:str|None='LSTM', # What reads letters, where there are any: 'LSTM', 'CNN' or None
     shape_emb:int=0, # Features of a word's shape; 0 to do without
@@ -236,6 +236,7 @@ def cell_tagger(
 ) -> Tagger:
     """A tagger over a cell that reads both ways, and the letters of words where there are any. Raises `ValueError` for
     an unknown reader of letters, and for shapes without letters."""
-    words:Any = token_input(vocab_sz, emb_sz if vectors is None else None, vectors=vectors, pad=pad)[0]
+    sizes = vectors is None or isinstance(vectors[0], int)   # the vectors say how wide they are
+    words:Any = token_input(vocab_sz, emb_sz if sizes else None, vectors=vectors, pad=pad)[0]
     chars,shape = _spelling(n_letters, letters, letter_emb, letter_hid),_word_shape(n_letters, shape_emb, kinds)
     return Tagger(WordEncoder(words, chars, cell, n_hid, num_layers, pad, drop, embed_p, shape), n_out, crf, allowed)
