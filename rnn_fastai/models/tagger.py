@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..core import check_count, suggest
 from .awd import arch_config, archs, plain_arch
@@ -63,8 +64,10 @@ class CharCNN(nn.Module):
         chars:Tensor, # Words as letters, padded on the right: words,letters
     ) -> Tensor: # words,n_out
         "The largest answers, between -1 and 1; all are -1 for a word without letters."
-        x = self.conv(self.emb(chars).transpose(1, 2))   # words,n_out,letters
-        return x.masked_fill((chars == 0)[:, None], -torch.inf).amax(-1).tanh()
+        width = self.conv.kernel_size[0]
+        seen = F.pad(self.emb(chars), (0, 0, width//2, width//2)).unfold(1, width, 1)  # words,letters,emb,width
+        x = F.linear(seen.flatten(2), self.conv.weight.flatten(1), self.conv.bias)     # words,letters,n_out
+        return x.masked_fill((chars == 0)[..., None], -torch.inf).amax(1).tanh()
 
 LETTER_READERS = {'LSTM': CharEncoder, 'CNN': CharCNN}
 
