@@ -19,7 +19,7 @@ from rnn_fastai.data.corpus import Vocab, Corpus
 from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
 from rnn_fastai.data import shards as _shards   # gives Corpus its `build`
 from rnn_fastai.data.cache import cache_folder, cached_corpus
-from rnn_fastai.data.vectors import read_vectors, word_vectors
+from rnn_fastai.data.vectors import Vectors, JoinedVocab, join_loaders, read_vectors, word_vectors
 from rnn_fastai.data.task import IGNORE, SeqTask
 from rnn_fastai.data.ranks import Share
 from rnn_fastai.data.lm import LMDataset, LMDataLoader
@@ -28,6 +28,7 @@ from rnn_fastai.data.tags import TAG_IGNORE, TagDataset, TagDataLoader, TagDataL
 from rnn_fastai.data.sequences import SeqDataLoader, SeqDataLoaders
 from rnn_fastai.data.loaders import TextDataLoaders, text_vocab, label_vocab
 from rnn_fastai.data.blocks import Tokenizer, TextBlock
+from rnn_fastai.data.balance import class_counts, class_weights, balanced_loaders
 from rnn_fastai.data.schemes import (
     Entity, allowed_transitions, check_scheme, convert_tags, entities, entity_f1, entity_scores, find_scheme,
     name_entities,
@@ -44,12 +45,18 @@ from rnn_fastai.models.recurrent import CellTrace, Recurrent
 from rnn_fastai.models.losses import (
     AnsweringLoss, linear_cross_entropy, sampled_cross_entropy, OneHotMSE, token_accuracy,
 )
-from rnn_fastai.models.heads import LMDecoder, pool_states, SigmoidRange, PoolingClassifier
+from rnn_fastai.models.focal import FocalLoss, FocalLossFlat
+from rnn_fastai.models.calibration import (
+    Reliability, reliability, expected_calibration_error, brier_score, fit_temperature, best_threshold,
+)
+from rnn_fastai.models.heads import (
+    lm_heads, WordDecoder, LMDecoder, AdaptiveDecoder, MixtureDecoder, pool_states, SigmoidRange, PoolingClassifier,
+)
 from rnn_fastai.models.awd import (
     archs, awd_lstm_clas_config, awd_lstm_lm_config, AWD_GRU, AWD_QRNN, awd_lstm_lm_split, awd_lstm_clas_split,
     AWD_LSTM, AWD_LSTM_small, awd_arch, LMOutput, LanguageModel, get_language_model, StatefulEncoder,
 )
-from rnn_fastai.models.seq2seq import Attention, OneHot, token_input, SequenceModel, StateInput, Seq2Seq
+from rnn_fastai.models.seq2seq import Attention, OneHot, JoinedEmbedding, token_input, SequenceModel, StateInput, Seq2Seq
 from rnn_fastai.models.documents import (
     DocumentStates, DocumentEncoder, DocumentOutput, TextClassifier, get_text_classifier,
 )
@@ -103,8 +110,10 @@ from rnn_fastai.learner.classifier import (
     PoolingLinearClassifier, ClassifierLearner, text_classifier_learner, mean_answer, BidirectionalEnsemble,
     combine_directions, both_ways,
 )
+from rnn_fastai.learner import calibration as _calibration   # gives classifiers `calibrate`, `class_report` and others
 from rnn_fastai.learner.tagger import (
     CRFLoss, TagMetric, TagAccuracy, EntityF1, Tagging, FoundEntity, TaggerLearner, tagger_learner,
+    tagger_plan, train_tagger,
 )
 from rnn_fastai.learner.checkpoint import Checkpoint, CheckpointError, last_checkpoint, list_checkpoints
 from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fine_tune_classifier, ulmfit

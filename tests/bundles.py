@@ -146,6 +146,8 @@ CASES = {
     **{f'tagger {t}': lambda make=make: tagger(dls=tag_dls(make())) for t,make in TOKS.items() if t != 'split'},
     'tagger lower': lambda: tagger('GRU', tag_dls(str.lower), num_layers=2, crf=True),
     'tagger chars': lambda: tagger(dls=tag_dls(str.casefold, chars=True), letter_hid=3, letter_emb=3, crf=True),
+    'tagger filters': lambda: tagger(dls=tag_dls(str.lower, chars=True), letters='CNN', shape_emb=3, letter_hid=3, letter_emb=3),
+    'tagger shapes': lambda: tagger('GRU', tag_dls(str.lower, chars=True), letters=None, shape_emb=4),
     'tagger arch': lambda: rf.tagger_learner(tag_dls(str.lower), 'AWD_LSTM', config=CONFIG, crf=True),
     'tagger vectors': lambda: tagger(dls=tag_dls(str.lower), vectors=VECTORS),
     'tagger own cell': lambda: tagger(Mean),

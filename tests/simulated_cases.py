@@ -164,9 +164,9 @@ TRAININGS = {   # what is trained, with which callbacks, and how
     'virtual, lists': ('clas lists', [partial(VirtualAdversarial, 2.)], {}),
     'entropy': ('clas words', [EntropyMinimization], {})}
 LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'lm adaptive', 'lm adaptive untied', 'lm mixture',
-            'clas words', 'clas bidir', 'clas both', 'clas lists',
-            'clas value', 'tagger chars', 'tagger lower', 'tagger arch', 'tagger vectors', 'next', 'next words',
-            'next zoneout', 'next one-hot', 'next torch', 'next own net', 'rnn one-to-many', 'rnn many-to-many',
+            'clas words', 'clas bidir', 'clas both', 'clas lists', 'clas value', 'tagger chars', 'tagger filters',
+            'tagger shapes', 'tagger lower', 'tagger arch', 'tagger vectors', 'next', 'next words', 'next zoneout',
+            'next one-hot', 'next torch', 'next own net', 'rnn one-to-many', 'rnn many-to-many',
             'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']
 LOSSES = {'OneHotMSE': losses.OneHotMSE(),
           'AnsweringLoss': losses.with_answers(nn.CrossEntropyLoss(torch.ones(5))), 'linear_cross_entropy': chunked,
@@ -252,9 +252,8 @@ HANDS_ON = {'ChunkedCrossEntropy', 'SampledCrossEntropy', 'LossHistory', 'LastSc
             'ModelResetter', 'RNNCallback', 'StateFeeder'}
 LEFT_OUT = {
     'builds or describes, and leaves the work to others':
-        'Cell RecurrentBase StatefulModel NeuralCache DynamicEvaluation Codec Generated GrowingText token_input '
-        'cell_tagger with_state torch_weights check_like check_input check_state is_compact '
-        'EntropyMinimization RecordedLosses',
+        'Cell RecurrentBase StatefulModel NeuralCache DynamicEvaluation Codec Generated GrowingText '
+        'with_state torch_weights check_like check_input check_state is_compact EntropyMinimization RecordedLosses',
     'for the CPU alone': 'PackedWeight packed_product int8_product int8_kernel check_int8 quantize_rows lstm_kernel Draws',
     'compiled, or in half precision, which the simulation is not': 'take_compiled_steps run_flash MixedPrecision',
     'draws or writes numbers of the CPU': 'plot_nets word_shares random_state set_random_state',

@@ -39,6 +39,7 @@ LEARNERS = {
     'lm mixture, whole': partial(lm, head='mixture', n_softmaxes=2),
     'classifier': clas, 'classifier QRNN': partial(clas, 'AWD_QRNN'),
     'tagger': partial(tagger, **SMALL), 'tagger, chars': partial(tagger, **SMALL, chars=True),
+    'tagger, filters': partial(tagger, **SMALL, chars=True, letters='CNN', shape_emb=4),
     'tagger, crf': partial(tagger, **SMALL, crf=True), 'tagger, arch': partial(tagger, 'AWD_GRU', config=CONFIG, crf=True),
     'all dropouts': partial(rnn, num_layers=2, dropout=0.2, weight_p=0.2, zoneout_p=0.1, drop=0.1, embed_p=0.1),
     'one-hot': partial(rnn, 'LSTM', one_hot=True), 'both ways': partial(pair, 'many-to-one', 'LSTM', bidirectional=True),

@@ -16,6 +16,7 @@ from rnn_fastai import all as rf
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.state import map_state
+from rnn_fastai.models.tagger import CharEncoder
 from rnn_fastai.ship import facts as facts_module
 from rnn_fastai.ship import graph as graph_module
 from rnn_fastai.ship import onnx as onnx_module
@@ -68,12 +69,13 @@ def sentences(n, seed=0):
     return [list(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(n)]
 
 @cache
-def tagger(arch='LSTM', chars=True, crf=True, tok=str.lower, **config):
+def tagger(arch='LSTM', chars=True, crf=True, tok=str.lower, letters='LSTM', shape_emb=0, **config):
     sents = [list(map(str, s)) for s in sentences(60)]
     df = pd.DataFrame(dict(tokens=sents, tags=[[f'T{len(w)}' for w in s] for s in sents]))
     dls = rf.TagDataLoaders.from_df(df, tok=tok, chars=chars, min_freq=1, bs=8, seed=0)
     if config: return widen(rf.tagger_learner(dls, arch, config=dict(CONFIG, **config), crf=crf), 2.)
-    return widen(rf.tagger_learner(dls, arch, emb_sz=8, n_hid=8, letter_emb=4, letter_hid=4, crf=crf), 2.)
+    return widen(rf.tagger_learner(dls, arch, emb_sz=8, n_hid=8, letter_emb=4, letter_hid=4, crf=crf, letters=letters,
+                                   shape_emb=shape_emb), 2.)
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
@@ -292,7 +294,7 @@ def test_a_document_is_never_in_memory_whole(exported, monkeypatch):
 
 # ---- Taggers: scores and tags
 
-TAGGERS = [dict(), dict(crf=False), dict(chars=False, arch='GRU'), dict(chars=False, arch='AWD_LSTM', crf=True, bidir=True),
+TAGGERS = [dict(), dict(crf=False), dict(letters='CNN', shape_emb=3), dict(letters=None, shape_emb=3), dict(letters='CNN', crf=False), dict(chars=False, arch='GRU'), dict(chars=False, arch='AWD_LSTM', crf=True, bidir=True),
            dict(chars=False, arch='AWD_GRU', crf=False, bidir=False)]
 
 @pytest.mark.parametrize('kind', TAGGERS, ids=str)
@@ -608,7 +610,7 @@ def test_the_learner_stays_as_it_was(tmp_path):
 
 def test_parts_of_a_model():
     parts = net_parts(tagger().model)
-    assert parts.bidirectional and not parts.in_parts and parts.chars is not None
+    assert parts.bidirectional and not parts.in_parts and [type(m) for m in parts.spelling] == [CharEncoder]
     assert net_parts(lm().model).in_parts and net_parts(classifier().model).in_parts
     assert not net_parts(classifier(bidir=True).model).in_parts
 

@@ -18,8 +18,17 @@ from torch.testing import assert_close
 from rnn_fastai import all as rf
 from rnn_fastai.data.schemes import convert_tags, entities, entity_f1, tag_place
 from rnn_fastai.data.tags import WordChars
-from rnn_fastai.learner.tagger import CRFLoss
-from rnn_fastai.models.tagger import CRF, CharEncoder, Tagger, WordEncoder
+from rnn_fastai.learner.tagger import CRFLoss, tagger_plan, train_tagger
+from rnn_fastai.models.tagger import (
+    CRF,
+    CharCNN,
+    CharEncoder,
+    Tagger,
+    WordEncoder,
+    WordShape,
+    cell_tagger,
+    letter_kinds,
+)
 from rnn_fastai.ship.bundle import load_learner
 from rnn_fastai.ship.onnx import _tag_facts
 from rnn_fastai.ship.pick import best_path
@@ -287,15 +296,63 @@ def test_letters_of_words():
     assert chars.which.tolist() == [0, 1, 0, 2]
     assert chars.rows.tolist() == [[2, 3, 2, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [2]*8]
 
+def plain_filters(net, word):
+    "What a `CharCNN` makes of one word without padding, by loops."
+    half,w,b = net.conv.kernel_size[0]//2,net.conv.weight,net.conv.bias
+    best = [-np.inf]*net.n_out
+    for i in range(len(word)):
+        for f in range(net.n_out):
+            seen = [(j, i+j-half) for j in range(2*half+1) if 0 <= i+j-half < len(word)]
+            best[f] = max(best[f], b[f].item() + sum((w[f, :, j]*net.emb.weight[word[at]]).sum().item() for j,at in seen))
+    return torch.tensor(best, dtype=torch.float64).tanh()
+
+@pytest.mark.parametrize('width', [1, 3, 5, 9])
+def test_filters_by_loops(width):   # the widest sees more than the longest word
+    torch.manual_seed(width)
+    net = CharCNN(12, 4, 5, width).double()
+    words = [torch.randint(1, 12, (n,)).tolist() for n in (1, 2, 3, 6, 1, 4)]
+    for longest in (6, 7, 20):
+        rows = torch.tensor([w + [0]*(longest-len(w)) for w in words])
+        assert_close(net(rows), torch.stack([plain_filters(net, w) for w in words]))
+
+def test_gradients_of_filters_do_not_know_of_padding():
+    net = CharCNN(9, 3, 4, 3).double()
+    rows = torch.tensor([[2, 5, 3, 0], [7, 0, 0, 0], [0, 0, 0, 0]])
+    def grads(rows):
+        net.zero_grad()
+        (net(rows)*torch.arange(4)).sum().backward()
+        return [p.grad.clone() for p in net.parameters()]
+    short,long = grads(rows),grads(torch.nn.functional.pad(rows, (0, 5)))
+    assert_close(short, long)
+    assert_close(short, grads(rows[:2])) and not short[0][0].any()   # a word without letters teaches nothing
+    assert all(g.isfinite().all() for g in short)
+
+SHAPES = {   # capital first, capital later, small, digit, hyphen, other, many letters
+    'Seoul': '1010001', 'seoul': '0010001', 'NATO': '1100001', 'iPhone': '0110001', 'A': '1000000', 'a': '0010000',
+    '4th': '0011001', '1984': '0001001', '3.5': '0001011', 'on-line': '0010101', '—': '0000100', '$': '0000010',
+    'U.S.': '1100011', 'Élan': '1010001', 'ß': '0010000', '日本': '0010001', '٣': '0001000', '': '0000000'}
+
+def test_shapes_of_words():
+    names = ['xxpad', 'xxunk', *sorted({c for w in SHAPES for c in w})]
+    shape = WordShape(letter_kinds(names), 3)
+    rows = torch.from_numpy(WordChars([list(SHAPES)], names, max_len=12).rows)
+    assert [f'{i:07b}'[::-1] for i in shape.shapes(rows).tolist()] == list(SHAPES.values())
+    assert shape.shapes(torch.tensor([[1]])).item() == 2**5   # a rare letter is of no kind that matters
+    assert_close(shape(rows)[0], shape(torch.nn.functional.pad(rows, (0, 9)))[0])
+
 # ---- Company
 
 CELLS = [(c, n) for c in ('LSTM', 'GRU', 'RNN', 'minGRU', 'QRNN') for n in (1, 2)]
-@pytest.mark.parametrize('with_letters', [True, False], ids=['chars', 'ids'])
+SPELLING = {'chars': lambda cell: (CharEncoder(9, 3, 4, cell), None), 'ids': lambda cell: (None, None),
+            'filters': lambda cell: (CharCNN(9, 3, 4), WordShape([0, 5, 1, 1, 2, 2, 3, 4, 2])),
+            'shapes': lambda cell: (None, WordShape([0, 5, 1, 1, 2, 2, 3, 4, 2]))}
+@pytest.mark.parametrize('spelling', SPELLING)
 @pytest.mark.parametrize('cell,layers', CELLS)
-def test_company_does_not_matter(cell, layers, with_letters):
+def test_company_does_not_matter(cell, layers, spelling):
     torch.manual_seed(0)
-    chars = CharEncoder(9, 3, 4, cell) if with_letters else None
-    net = Tagger(WordEncoder(nn.Embedding(30, 5), chars, cell, 6, layers), 4).eval()
+    chars,shape = SPELLING[spelling](cell)
+    with_letters = spelling != 'ids'
+    net = Tagger(WordEncoder(nn.Embedding(30, 5), chars, cell, 6, layers, shape=shape), 4).eval()
     for p in net.parameters(): p.data *= 2
     lens = [7, 3, 1, 5]
     ids = torch.randint(2, 30, (4, 7)).masked_fill(torch.arange(7) >= torch.tensor(lens)[:, None], 1)
@@ -363,6 +420,56 @@ def test_files_and_rates(crf, tmp_path):
     assert_close(list(other.validate()), list(learn.validate()))
     learn.lr_find(num_it=5, show_plot=False, suggest_funcs=None)
 
+FEATURES = [dict(letters='CNN'), dict(letters=None, shape_emb=3), dict(letters='CNN', shape_emb=3), dict(shape_emb=3)]
+
+@pytest.mark.parametrize('args', FEATURES, ids=str)
+def test_features_learn_and_are_kept(args, tmp_path):
+    learn = make(path=tmp_path, crf=True, **args)
+    had = {k: w.clone() for k,w in learn.model[0].state_dict().items()}
+    learn.fit(1, 1e-2)
+    now = learn.model[0].state_dict()
+    assert all(not torch.equal(had[k], now[k]) for k in had)   # all of them take part
+    sents,want = make_frame(9, 5).tokens.tolist(),learn.tag(make_frame(9, 5), with_probs=True)
+    learn.save('a')
+    assert make(path=tmp_path, crf=True, **args).load('a').tag(sents, with_probs=True) == want
+    assert load_learner(learn.save_bundle(tmp_path/'m')).tag(sents, with_probs=True) == want
+    learn.save_encoder('enc')   # to loaders with other letters, by name
+    other = make(loaders(make_frame(40, 7).assign(tokens=lambda d: [[*s[:-1], s[-1]+'éz'] for s in d.tokens])), tmp_path, **args)
+    other.load_encoder('enc')
+    for k in set(had) & {'shape.emb.weight', 'chars.conv.weight'}: assert_close(other.model[0].state_dict()[k], now[k])
+    if 'chars.emb.weight' in now:
+        a,b = (l.dls.train_ds.chars.names.index('s') for l in (learn, other))
+        assert_close(other.model[0].chars.emb.weight[b], learn.model[0].chars.emb.weight[a])
+
+def test_a_shape_tells_words_apart(tmp_path):
+    rng = np.random.default_rng(0)   # no word or letter comes twice: only its shape says what it is
+    letters = iter(map(chr, range(0xAC00, 0xAC00 + 4000)))
+    word = {'DIGIT': lambda: f'{rng.integers(100, 10**6)}', 'NAME': lambda: chr(rng.integers(65, 91)) + 'x', 'WORD': lambda: next(letters)}
+    tags = [list(rng.choice(list(word), 6)) for _ in range(80)]
+    df = pd.DataFrame(dict(tokens=[[str(word[t]()) for t in ts] for ts in tags], tags=[list(map(str, ts)) for ts in tags]))
+    learn = make(loaders(df, tok=None), tmp_path, letters=None, shape_emb=4)
+    learn.fit(8, 2e-2)
+    assert learn.validate()[1] == 1
+
+def test_one_call_fits_the_number_of_sentences(tmp_path):
+    small = dict(emb_sz=6, n_hid=6, letter_hid=3, letter_emb=3, cbs=[])
+    with ft.no_random():
+        learn = train_tagger(make_frame(), epochs=1, seed=0, path=tmp_path, learner_args=small)
+        loaded = load_learner(learn.save_bundle(tmp_path/'m'))
+    plan = tagger_plan(60)
+    assert (learn.dls.bs, learn.model[0].rnn.num_layers, learn.model.crf) == (plan.bs, plan.num_layers, None)
+    sents = make_frame(9, 5).tokens.tolist()
+    assert loaded.tag(sents, with_probs=True) == learn.tag(sents, with_probs=True)
+    mine = train_tagger(make_frame(), epochs=1, seed=0, bs=4, chars=False, tok=None, crf=True, path=tmp_path,
+                        learner_args=dict(emb_sz=6, n_hid=6, num_layers=2, drop=0.1, metrics=[]))
+    assert (mine.dls.bs, mine.model[0].spelling, mine.model[0].rnn.num_layers, mine.model[0].drop.p) == (4, [], 2, 0.1)
+    assert mine.model.crf is not None and 'A' in mine.dls.vocab[0]   # tok=None keeps capitals
+
+@pytest.mark.parametrize('args,match', [(dict(epochs=0), 'epochs=0'), (dict(token_col='words'), "'words'"),
+                                        (dict(learner_args=dict(letters='CNM')), "letters='CNM' is unknown")])
+def test_one_call_refuses_at_once(args, match):
+    with pytest.raises((ValueError, KeyError), match=match): train_tagger(make_frame(), seed=0, **args)
+
 def test_crf_learns_what_follows(tmp_path):
     rng = np.random.default_rng(0)
     tags = [['A', 'B']*int(rng.integers(1, 5)) for _ in range(80)]
@@ -410,6 +517,13 @@ def test_words_never_seen(tmp_path):
     (lambda: make().predict(''), ValueError, 'Sentence 0 of 1 has no token'),
     (lambda: make(loaders(make_frame().assign(tags=[['X']*len(t) for t in make_frame().tags]))), ValueError,
      "All tags are 'X'"),
+    (lambda: make(letters='CNNN'), ValueError, "letters='CNNN' is unknown. Did you mean 'CNN'"),
+    (lambda: make(loaders(chars=False), letters='CNN'), ValueError, "letters='CNN' and shape_emb=0 read letters; make the loaders with chars=True"),
+    (lambda: make(loaders(chars=False), shape_emb=3), ValueError, 'shape_emb=3 read letters; make the loaders with chars=True'),
+    (lambda: make(letters=None), ValueError, 'read no letters; make the loaders with chars=False'),
+    (lambda: make(shape_emb=-1), ValueError, 'shape_emb=-1 must be a whole number of at least 0'),
+    (lambda: cell_tagger('GRU', 9, 2, n_letters=5, shape_emb=3), ValueError, 'shape_emb=3 needs the kind of each of the 5 letters'),
+    (lambda: CharCNN(9, width=4), ValueError, 'width=4 has no middle'),
     (lambda: make(n_hid=0), ValueError, 'hidden_size=0|n_hid=0'), (lambda: make(drop=1.5), ValueError, '=1.5')])
 def test_bad_input(f, error, match):
     with pytest.raises(error, match=match): f()

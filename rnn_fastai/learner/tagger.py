@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CRFLoss', 'best_tags', 'tag_probs', 'tag_field', 'TagMetric', 'TagAccuracy', 'EntityF1', 'Tagging', 'FoundEntity',
-           'TaggerLearner', 'tag_rules', 'tagger_learner']
+           'TaggerLearner', 'tag_rules', 'tagger_learner', 'TaggerPlan', 'tagger_plan', 'train_tagger']
 
 # %% ../../nbs/630_learner.tagger.ipynb #0bc13483
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ from rnn_fastai.data.schemes import (
 
 from ..core import check_count, suggest
 from ..data.loaders import text_vocab
-from ..data.tags import TagDataset, word_parts
+from ..data.tags import TagDataLoaders, TagDataset, word_parts
 from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, WordTokenizer
 from ..data.vectors import join_loaders
@@ -48,7 +48,7 @@ from ..models.awd import archs
 from ..models.cells import cells
 from ..models.crf import CRF
 from ..models.state import fresh_logits
-from ..models.tagger import Tagger, arch_tagger, cell_tagger
+from ..models.tagger import Tagger, arch_tagger, cell_tagger, letter_kinds
 from .text import TextLearner, need_batches
 
 # %% ../../nbs/630_learner.tagger.ipynb #d11280ef
@@ -336,7 +336,8 @@ def tag_rules(
     return allowed.values.tolist()
 
 # %% ../../nbs/630_learner.tagger.ipynb #de7480e1
-def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool, vectors:Any=None):
+def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool, vectors:Any=None,
+                  letters:str|None='LSTM', shape_emb:int=0):
     "Raise `TypeError` or `ValueError` where loaders and arguments do not go together."
     if not isinstance(dls.train_ds, TagDataset):
         raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
@@ -346,6 +347,10 @@ def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool, vectors:Any=Non
         raise ValueError("crf=True needs a tag for every part; the tokenizer cuts words. Make the loaders without it.")
     if isinstance(arch, str) and arch not in archs and arch not in cells:
         raise ValueError(f"Unknown cell or architecture {arch!r}. {suggest(arch, [*cells, *archs])}")
+    if not dls.train_ds.chars and (shape_emb or letters == 'CNN'):
+        raise ValueError(f"letters={letters!r} and shape_emb={shape_emb} read letters; make the loaders with chars=True.")
+    if dls.train_ds.chars and letters is None and not shape_emb:
+        raise ValueError("letters=None and shape_emb=0 read no letters; make the loaders with chars=False.")
     if config and arch not in archs:
         raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
     if vectors is not None and arch in archs:
@@ -357,7 +362,9 @@ def _tagger(dls:Any, arch:Any, config:dict|None, drop:float, crf:bool, vectors:A
     ds,vocab = dls.train_ds,text_vocab(dls)
     both = dict(vocab_sz=len(vocab), n_out=len(ds.tags), pad=vocab.index(PAD), drop=drop, crf=crf, allowed=allowed)
     if arch not in archs:
-        return cell_tagger(arch, n_letters=len(ds.chars.names) if ds.chars else 0, vectors=vectors, **both, **layers)
+        names = ds.chars.names if ds.chars else []
+        if layers.get('shape_emb'): layers['kinds'] = letter_kinds(names)
+        return cell_tagger(arch, n_letters=len(names), vectors=vectors, **both, **layers)
     if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with chars=False.")
     return arch_tagger(arch, config=config, **both)
 
@@ -371,7 +378,9 @@ def tagger_learner(
     n_hid:int=200, # Features of the state, in each direction
     num_layers:int=1, # Layers
     letter_emb:int=32, # Features of a letter, where the loaders give letters
-    letter_hid:int=64, # Features of each reading of a word's letters
+    letter_hid:int=64, # Half of the features of a word by its letters: of each reading, with an LSTM
+    letters:str|None='LSTM', # What reads letters: 'LSTM', 'CNN', which is faster, or None
+    shape_emb:int=0, # Features of a word's shape, such as that it has a capital; 0 to do without
     drop:float=0.3, # Dropout of what the layers read and of what they give, one mask a sentence
     embed_p:float=0.1, # Probability to drop a word's vector, so that letters and context must do
     crf:bool=False, # Score neighbouring tags too
@@ -383,15 +392,55 @@ def tagger_learner(
 ) -> TaggerLearner:
     "Make a `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
     arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
-    _check_tagger(dls, arch, config, crf, vectors)
+    _check_tagger(dls, arch, config, crf, vectors, letters, check_count('shape_emb', shape_emb, 0))
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     allowed = tag_rules(dls, scheme) if crf else None
     if vectors is not None and arch not in archs: dls,vectors = join_loaders(dls, vectors, tune_vectors)
     model = _tagger(dls, arch, config, drop, crf, vectors, allowed, emb_sz=emb_sz, n_hid=n_hid,
-                    num_layers=num_layers, letter_emb=letter_emb, letter_hid=letter_hid, embed_p=embed_p)
+                    num_layers=num_layers, letter_emb=letter_emb, letter_hid=letter_hid, embed_p=embed_p,
+                    letters=letters, shape_emb=shape_emb)
     tags = dls.train_ds.tags
     if metrics is None: metrics = [TagAccuracy(), *([EntityF1()] if name_entities(tags) else [])]
     elif any(isinstance(m, EntityF1) for m in L(metrics)): entities(tags)   # refuses at once tags without a place
     splitter = archs.facts(arch)['split_clas'] if arch in archs else trainable_params
     kwargs = dict(dict(loss_func=CRFLoss(model.crf) if crf else None, splitter=splitter), **kwargs)
     return TaggerLearner(dls, model, alpha=0., beta=0., metrics=metrics, **kwargs)
+
+# %% ../../nbs/630_learner.tagger.ipynb #3d5127a1
+class TaggerPlan(NamedTuple):
+    "How to train a tagger on so many sentences."
+    bs:int         # sentences of a batch
+    epochs:int     # times that each sentence is read
+    num_layers:int # layers over the words
+    min_freq:int   # a word that occurs less often is unknown
+
+def tagger_plan(
+    n:int, # Sentences
+) -> TaggerPlan:
+    "Choose how to train a tagger by the number of sentences."
+    if check_count('n', n) < 2_000: return TaggerPlan(8, 20, 1, 2)
+    return TaggerPlan(16, 10, 1, 2) if n < 8_000 else TaggerPlan(32, 8, 2, 2) if n < 40_000 else TaggerPlan(64, 4, 2, 3)
+
+# %% ../../nbs/630_learner.tagger.ipynb #f1b67e25
+@delegates(TagDataLoaders.from_df)
+def train_tagger(
+    df:pd.DataFrame, # Sentences, a row each
+    vectors:Any=None, # Word vectors, see `tagger_learner`
+    crf:bool|None=None, # Score neighbouring tags too; by default where tags name entities
+    epochs:int|None=None, # Times that each sentence is read, by default as `tagger_plan` says
+    lr:float=4e-3, # The largest rate
+    learner_args:dict|None=None, # Further arguments of `tagger_learner`
+    **kwargs
+) -> TaggerLearner: # Trained
+    """Train a tagger of words, their letters and shapes, with settings that fit the number of sentences. Raises
+    `ValueError` for columns, tags or arguments that do not fit."""
+    plan = tagger_plan(max(len(df), 1))   # a frame without rows is refused below
+    epochs = check_count('epochs', ifnone(epochs, plan.epochs))
+    settings = dict(tok=str.lower, chars=True, bs=plan.bs, min_freq=plan.min_freq)
+    dls = TagDataLoaders.from_df(df, **{**settings, **kwargs})
+    crf = name_entities(dls.train_ds.tags) if crf is None else crf
+    args = dict(crf=crf, vectors=vectors, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)
+    if dls.train_ds.chars: args |= dict(letters='CNN', shape_emb=16)
+    learn = tagger_learner(dls, **{**args, **(learner_args or {})})
+    learn.fit_one_cycle(epochs, lr)
+    return learn

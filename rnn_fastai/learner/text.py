@@ -70,7 +70,6 @@ from ..models.losses import CalibratedLoss, plain_loss, with_answers
 from ..models.seq2seq import JoinedEmbedding
 from .pretrained import read_pretrained
 
-
 # %% ../../nbs/605_learner.text.ipynb #f495edc9
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's running mean of the training loss, for losses of every floating type."

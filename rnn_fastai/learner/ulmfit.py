@@ -92,6 +92,10 @@ def fine_tune_classifier(
 # %% ../../nbs/635_learner.ulmfit.ipynb #c869344f
 READINGS = {'forward': (False,), 'backward': (True,), 'both': (False, True)}
 
+def _with_known_words(arch:Any, backwards:bool, pretrained:bool, kwargs:dict) -> dict:
+    "Arguments of loaders, by which words that weights of the package know are kept, however rare the texts have them."
+    return {'known_words': shipped_vocab(arch, backwards) if pretrained else (), **kwargs}
+
 def ulmfit(
     df:pd.DataFrame, # Texts with labels, a row each
     text_col:Any='text', # Column of the texts
@@ -113,8 +117,7 @@ def ulmfit(
     clas_args:dict|None=None, # Further arguments of `fine_tune_classifier`, such as `lr`
     **kwargs # Further arguments of `TextDataLoaders.from_df`, for both
 ) -> ClassifierLearner: # One learner, also for both readings
-    """Train a classifier by the recipe. Words that weights of the package know are kept, however rare they are in the
-    texts. Raises `ValueError` at once for columns, labels or arguments that do not fit."""
+    "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
     if reading not in READINGS: raise ValueError(f"reading={reading!r} is unknown. {suggest(str(reading), READINGS)}")
     check_prob('smooth', smooth); check_count('epochs', epochs); check_count('lm_epochs', lm_epochs)
     args = dict(clas_args or {})
@@ -122,8 +125,7 @@ def ulmfit(
     split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
     texts,vocab,pairs = lm_texts(df, text_col, unlabelled),None,[]
     for backwards in READINGS[reading]:
-        known = shipped_vocab(arch, backwards) if pretrained else []
-        both = dict(backwards=backwards, bs=bs, path=path, **{'known_words': known, **kwargs})
+        both = dict(backwards=backwards, bs=bs, path=path, **_with_known_words(arch, backwards, pretrained, kwargs))
         lm_dls = TextDataLoaders.from_df(texts, text_col='text', is_lm=True, valid_pct=0.1, seed=seed,
                                          text_vocab=vocab, **both)
         vocab = list(lm_dls.vocab)

@@ -8,7 +8,7 @@ __all__ = ['NetParts', 'net_parts', 'net_graph', 'model_facts', 'export_onnx']
 # %% ../../nbs/730_ship.onnx.ipynb #edd8caf6
 import copy
 import logging
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from ..models.losses import CalibratedLoss, answer_kind
 from ..models.recurrent import Recurrent
 from ..models.seq2seq import JoinedEmbedding, OneHot, SequenceModel
 from ..models.state import fresh_logits
-from ..models.tagger import ArchEncoder, CharEncoder, Tagger, WordEncoder
+from ..models.tagger import KINDS, ArchEncoder, CharCNN, CharEncoder, Tagger, WordEncoder, WordShape
 from .facts import FACTS_FILE, write_facts
 from .graph import Graph, add_linear, add_real_steps, add_recurrent, need_onnx
 from .parts import SUBWORDS, tokenizer_facts
@@ -50,7 +50,7 @@ class NetParts(NamedTuple):
     head:nn.Module                 # from states, or from pooled ones
     pool:str|None = None           # how states of a document become one vector, see `pool_states`; none for each step
     max_len:int|None = None        # last steps of a document that are pooled over; all with none
-    chars:CharEncoder|None = None  # words to features, from their letters
+    spelling:tuple = ()            # each: words to features, from their letters
     in_parts:bool = False          # a text may come in parts, from state to state
 
     @property
@@ -81,7 +81,7 @@ def _classifier(m:TextClassifier) -> NetParts:
 def _tagger(m:Tagger) -> NetParts:
     if type(m[0]) is ArchEncoder: return NetParts(*_encoder(m[0].module), m[1])
     enc = _is(m[0], WordEncoder)
-    return NetParts(enc.words, [enc.rnn], m[1], chars=None if enc.chars is None else _is(enc.chars, CharEncoder))
+    return NetParts(enc.words, [enc.rnn], m[1], spelling=tuple(enc.spelling))
 
 def _sequence_model(m:SequenceModel) -> NetParts:
     pool = None if m.every_step else m.pool
@@ -125,13 +125,40 @@ def _join_directions(g:Graph, h:str) -> str:
     "directions,bs,hid to bs,directions*hid."
     return g.add('Reshape', g.add('Transpose', h, perm=[1, 0, 2]), g.constant([0, -1]))
 
+# %% ../../nbs/730_ship.onnx.ipynb #a3304102
 def _add_chars(g:Graph, chars:CharEncoder) -> str:
-    "Features of the words of a batch, from their letters."
+    "Features of the words of a batch, from their letters, read from both ends."
     n = g.add('ReduceSum', g.add('Cast', g.add('Greater', 'chars', g.constant(0)), to=g.onnx.TensorProto.INT64),
               g.constant([1]), keepdims=0)
     x = _add_words(g, chars.emb, g.add('Transpose', 'chars', perm=[1, 0]))
     _,last = add_recurrent(g, chars.rnn, x, g.add('Max', n, g.constant([1])))
     return _join_directions(g, last[0])
+
+def _add_filters(g:Graph, chars:CharCNN) -> str:
+    "Features of the words of a batch: the largest answer of each filter."
+    x,half = g.add('Transpose', _add_words(g, chars.emb, 'chars'), perm=[0, 2, 1]),chars.conv.padding[0]
+    x = g.add('Conv', x, g.constant(chars.conv.weight), g.constant(chars.conv.bias), pads=[half, half])
+    real = g.add('Unsqueeze', g.add('Greater', 'chars', g.constant(0)), g.constant([1]))
+    x = g.add('Where', real, x, g.constant(np.float32(-np.inf)))
+    return g.add('Tanh', g.add('ReduceMax', x, g.constant([2]), keepdims=0))
+
+def _add_shapes(g:Graph, shape:WordShape) -> str:
+    "Features of the shapes of the words of a batch; see `WordShape.shapes`."
+    whole = partial(g.add, 'Cast', to=g.onnx.TensorProto.INT64)
+    kinds = g.add('Gather', g.constant(shape.kinds), 'chars')
+    def count(test, k): return g.add('ReduceSum', whole(g.add(test, kinds, g.constant(k))), g.constant([1]), keepdims=0)
+    first = whole(g.add('Equal', g.add('Gather', kinds, g.constant(0), axis=1), g.constant(1)))
+    capitals,*n = (count('Equal', k) for k in range(1, len(KINDS)))
+    asked = first,g.add('Sub', capitals, first),*n,g.add('Sub', count('Greater', 0), g.constant(1))
+    bits = [g.add('Mul', whole(g.add('Greater', a, g.constant(0))), g.constant(2**i)) for i,a in enumerate(asked)]
+    return _add_words(g, shape.emb, reduce(partial(g.add, 'Add'), bits))
+
+_SPELLING = {CharEncoder: _add_chars, CharCNN: _add_filters, WordShape: _add_shapes}
+
+def _add_spelling(g:Graph, parts:tuple) -> str:
+    "Features of words by their letters. Raises `ValueError` for a part that is not known."
+    made = [_SPELLING[type(m)](g, m) if type(m) in _SPELLING else _is(m, CharEncoder) for m in parts]
+    return g.add('Concat', *made, axis=1)
 
 # %% ../../nbs/730_ship.onnx.ipynb #773930f4
 _NOTHING = nn.Dropout,nn.Identity,RNNDropout
@@ -188,11 +215,11 @@ def net_graph(
     `new_` and its name."""
     g,io = Graph(),_carried(net)
     ins = dict(ids=('INT64', ['bs', 'sl']), lengths=('INT64', ['bs']))
-    if net.chars is not None: ins.update(chars=('INT64', ['words', 'letters']), which=('INT64', ['bs', 'sl']))
+    if net.spelling: ins.update(chars=('INT64', ['words', 'letters']), which=('INT64', ['bs', 'sl']))
     if net.pool: ins['skip'] = ('INT64', ['bs'])
     x = _add_words(g, net.words, g.add('Transpose', 'ids', perm=[1, 0]))                        # sl,bs,emb
-    if net.chars is not None:
-        letters = g.add('Gather', _add_chars(g, net.chars), g.add('Transpose', 'which', perm=[1, 0]))
+    if net.spelling:
+        letters = g.add('Gather', _add_spelling(g, net.spelling), g.add('Transpose', 'which', perm=[1, 0]))
         x = g.add('Concat', x, letters, axis=2)
     names = [k for k in io if k.startswith('state_')]
     out,last,ends = _add_layers(g, net, x, 'lengths', names or None)
@@ -214,8 +241,10 @@ def _feed(net:NetParts, n_words:int, pad:int, bs:int=2, sl:int=7) -> tuple[tuple
     ids[ids == pad] = (pad + 1) % n_words
     ids[1, sl-3:] = pad
     feed = dict(ids=ids, lengths=lengths)
-    if net.chars is not None:
-        feed.update(chars=rng.integers(net.chars.emb.num_embeddings, size=(5, 4)), which=rng.integers(5, size=(bs, sl)))
+    if net.spelling:
+        part = net.spelling[0]
+        n = len(part.kinds) if isinstance(part, WordShape) else part.emb.num_embeddings
+        feed.update(chars=rng.integers(n, size=(5, 4)), which=rng.integers(5, size=(bs, sl)))
         feed['chars'][:, 0] = 1
         feed['chars'] = -np.sort(-feed['chars'], axis=1)   # padding on the right
     inputs = tuple(torch.from_numpy(feed[k]) for k in ('ids', 'chars', 'which') if k in feed)
