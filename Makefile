@@ -43,6 +43,7 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/classifier.py
 	$(PY) benchmarks/loss.py
 	$(PY) benchmarks/tagger.py
+	$(PY) benchmarks/entities.py
 	$(PY) benchmarks/imdb.py
 	$(PY) benchmarks/ulmfit.py
 	$(PY) benchmarks/small_model.py

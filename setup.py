@@ -11,8 +11,9 @@ cfg.read(here/"settings.ini", encoding="utf8")
 meta = cfg["DEFAULT"]
 version = re.search(r'__version__ = "(.+)"', (here/"rnn_fastai"/"__init__.py").read_text(encoding="utf8"))[1]
 
-extras = {name: meta[f"{name}_requirements"].split() for name in ("hub", "onnx", "serve", "ranks", "big", "dev")}
-extras["dev"] += [p for name, packages in extras.items() if name != "dev" for p in packages]
+names = "hub", "onnx", "serve", "ranks", "vectors", "big", "dev"
+extras = {name: meta[f"{name}_requirements"].split() for name in names}
+extras["dev"] += [p for name, packages in extras.items() if name not in ("dev", "vectors") for p in packages]
 
 setup(
     name=meta["name"], version=version, description=meta["description"], author=meta["author"],

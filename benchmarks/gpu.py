@@ -3,10 +3,12 @@
     python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] [ceilings] [step] [epoch] [write] [graphs]
                              [classifier] [capture] [cells]
     python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] quality
+    python benchmarks/gpu.py [--device cuda] [--seconds 180] [--small] published
 
 Parts that are still to do when the seconds are over are left out, and the file says so. `--small` shrinks every size,
-and writes no figures: it shows that the script runs, on a CPU too. `quality`, a training, is run where it is asked for;
-it is cut when the seconds are over, and the next call goes on with it.
+and writes no figures: it shows that the script runs, on a CPU too. `quality`, a training of 20 epochs, is run where it is asked for;
+it is cut when the seconds are over, and the next call goes on with it. So is `published`, the recipe of AWD-LSTM's
+authors in full.
 """
 import argparse
 import contextlib
@@ -266,51 +268,70 @@ class OutOfTime(Exception): "The seconds are over."
 
 class Watch(fa.Callback):
     "Notes the perplexity after each epoch, and cuts the training when the seconds are over."
-    order = fa.Recorder.order + 1
-    def __init__(self, b: Bench): self.b, self.start = b, time.monotonic()
+    order = fa.Recorder.order + 2   # after weights were averaged
+    def __init__(self, b: Bench, what: str): self.b, self.what, self.start = b, what, time.monotonic()
     def after_batch(self):
         if self.training and self.b.late(): raise OutOfTime("The seconds are over; the next call goes on with the training.")
     def after_epoch(self):
         train, valid = map(math.exp, self.recorder.values[-1][:2])
         done = self.epoch + 1
-        self.b.add(f"default AWD_LSTM on WikiText-2, {self.n_epoch} epochs, bfloat16", "perplexity", value=valid, train=train,
+        self.b.add(f"{self.what} on WikiText-2, {self.n_epoch} epochs, bfloat16", "perplexity", value=valid, train=train,
                    epochs=done, steps=done*len(self.learn.dls.train), seconds_of_this_run=time.monotonic() - self.start)
 
 
-def quality(b: Bench):
-    "One cycle on WikiText-2 through `Checkpoint`, from where the last call was cut; its perplexity after each epoch."
-    file, name = ROOT/"wheels"/"wikitext-2.npz", "small" if b.small else "wikitext-2"
-    if not file.exists():
-        b.left_out.append(f"quality: there is no {file.name} in wheels/; `make gpu-wheels` puts it there")
-        print(b.left_out[-1])
-        return
-    corpora = [rf.Corpus(c.ids[:n], np.array([0, len(c.ids[:n])]), c.vocab)
-               for c, n in zip(wikitext.unpack(file), (b.size(None, 9_000), *[b.size(None, 4_000)]*2), strict=True)]
-    dls = [rf.LMDataLoader(rf.LMDataset(c), bs=b.size(104, 8), seq_len=72, device=b.device) for c in corpora]
-    config = dict(emb_sz=16, n_hid=16) if b.small else None
-    torch.manual_seed(0)
-    learn = rf.language_model_learner(fa.DataLoaders(*dls[:2], device=b.device), rf.AWD_LSTM, config, pretrained=False,
-                                      wd=0.1).to_bf16()
-    folder, cbs = ROOT/"out"/"gpu"/name, [Watch(b)]
-    def train():
-        try: learn.resume(folder, cbs=cbs)
-        except FileNotFoundError:
-            learn.fit_one_cycle(20, 5e-3, moms=(0.8, 0.7, 0.8), div=10, cbs=[rf.Checkpoint(folder, minutes=1, keep=1), *cbs])
+def packed(b: Bench, part: str) -> list | None:
+    "The three corpora of WikiText-2; none where the file is missing, which is noted."
+    file = ROOT/"wheels"/"wikitext-2.npz"
+    if file.exists():
+        return [rf.Corpus(c.ids[:n], np.array([0, len(c.ids[:n])]), c.vocab)
+                for c, n in zip(wikitext.unpack(file), (b.size(None, 9_000), *[b.size(None, 4_000)]*2), strict=True)]
+    b.left_out.append(f"{part}: there is no {file.name} in wheels/; `make gpu-wheels` puts it there")
+    print(b.left_out[-1])
+
+
+def train(b: Bench, what: str, learn, test: rf.Corpus, fit):
+    "A training through `Checkpoint`, from where the last call was cut, and the perplexity of the test text at its end."
     try:
-        with learn.no_bar(), learn.no_logging(): train()
-    except OutOfTime as e: print(e.args[0].splitlines()[-1].strip())
-    else:
-        with learn.no_bar(), learn.no_logging(): loss = learn.validate(dl=dls[2])[0]
-        b.add("the same on the test text", "perplexity", value=math.exp(loss))
+        with learn.no_bar(), learn.no_logging(): fit([Watch(b, what)])
+    except OutOfTime as e: return print(e.args[0].splitlines()[-1].strip())
+    dl = rf.LMDataLoader(rf.LMDataset(test), bs=learn.dls.valid.bs, seq_len=70, device=b.device)
+    with learn.no_bar(), learn.no_logging(): loss = learn.validate(dl=dl)[0]
+    b.add(f"{what}, the test text", "perplexity", value=math.exp(loss))
+
+
+SMALL = dict(emb_sz=16, n_hid=16)
+
+
+def quality(b: Bench):
+    "One cycle of 20 epochs on WikiText-2."
+    if (texts := packed(b, "quality")) is None: return
+    dls = wikitext.loaders(*texts[:2], b.size(104, 8), device=b.device)
+    torch.manual_seed(0)
+    learn = rf.language_model_learner(dls, rf.AWD_LSTM, SMALL if b.small else None, pretrained=False, wd=0.1).to_bf16()
+
+    def fit(cbs):
+        def cycle(cbs): learn.fit_one_cycle(20, 5e-3, moms=(0.8, 0.7, 0.8), div=10, cbs=cbs)
+        wikitext.go_on(learn, ROOT/"out"/"gpu"/("small" if b.small else "wikitext-2"), cycle, cbs)
+    train(b, "default AWD_LSTM", learn, texts[2], fit)
+
+
+def published(b: Bench):
+    "The recipe of AWD-LSTM's authors: NT-ASGD, 750 epochs."
+    if (texts := packed(b, "published")) is None: return
+    dls = wikitext.loaders(*texts[:2], b.size(80, 8), device=b.device)
+    learn = wikitext.published(dls, wikitext.AWD_CONFIG | (SMALL if b.small else {})).to_bf16()
+    folder = ROOT/"out"/"gpu"/("published-small" if b.small else "published")
+    train(b, "published AWD_LSTM", learn, texts[2],
+          lambda cbs: wikitext.fit_published(learn, folder, cbs, b.size(750, 2)))
 
 
 PARTS = dict(ceilings=ceilings, step=step, epoch=epoch, write=write, graphs=graphs, classifier=classifier, capture=capture, cells=cells)
-ASKED = dict(quality=quality)   # which all parts together leave out
+ASKED = dict(quality=quality, published=published)   # which all parts together leave out
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS | ASKED)}; all but the last by default")
+    p.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS | ASKED)}; all but the last two by default")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--seconds", type=float, default=180.)
     p.add_argument("--small", action="store_true")

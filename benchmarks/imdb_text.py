@@ -32,7 +32,7 @@ SHARED = Path(__file__).parents[2]/"shared"/"data"
 if SHARED.exists(): os.environ.setdefault("RNN_FASTAI_DATA", str(SHARED))
 N_VALID = 2500
 SIZES = dict(small=(2000, 4000), dev=(22500, 50000), full=(22500, 50000))   # labels, reviews without
-SETTINGS = dict(n_hid=128, emb_sz=127, drop=0.3, embed_p=0.1, lr=3e-3, bs=32, epsilon=1., adversarial=1., virtual=1.,
+SETTINGS = dict(n_hid=128, emb_sz=128, drop=0.3, embed_p=0.1, lr=3e-3, bs=32, epsilon=1., adversarial=1., virtual=1.,
                 entropy=1., min_freq=5)   # with the feature for padding, emb_sz is even: twice as fast in bfloat16
 MODEL, LOSSES = ("n_hid", "emb_sz", "drop", "embed_p"), ("epsilon", "adversarial", "virtual", "entropy")
 

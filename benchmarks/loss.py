@@ -1,17 +1,21 @@
-"""The loss over a large vocabulary, by chunks and plain: peak memory and time; results go to results/loss.json.
+"""The loss over a large vocabulary, by chunks and plain: peak memory and time; and the time of each head and loss of a
+language model; results go to results/loss.json.
 
-    python benchmarks/loss.py
+    python benchmarks/loss.py [heads]
 """
 import json
 import resource
 import statistics
 import subprocess
 import sys
+import time
 
 import torch
 from common import in_turns, save
+from torch import nn
 from torch.nn import functional as F
 
+from rnn_fastai.models.heads import lm_heads
 from rnn_fastai.models.losses import linear_cross_entropy
 
 VOCAB, ROWS, HID = 60_008, 64*72, 400
@@ -37,8 +41,35 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 
 
+def heads(vocab: int = 33_280, rows: int = 16*70, hid: int = 400):
+    "Seconds of one core for loss and gradients of each head, its weight shared with the embedding, in bfloat16 products."
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    emb, x = nn.Embedding(vocab, hid), torch.randn(1, rows, hid, requires_grad=True)
+    share = 1/torch.arange(10., vocab + 10)   # words as common as in a language, more or less
+    share /= share.sum()
+    y = torch.multinomial(share, rows, replacement=True)[None]
+    made = dict(linear=lm_heads.get("linear")(vocab, hid, 0., emb), adaptive=lm_heads.get("adaptive")(vocab, hid, 0., emb),
+                mixture=lm_heads.get("mixture")(vocab, hid, 0., emb, n_softmaxes=4))
+    losses = dict(full=("linear", lambda p: F.cross_entropy(p.whole().flatten(0, 1), y.flatten())),
+                  chunked=("linear", lambda p: p.loss(y)), sampled=("linear", lambda p: p.sampled_loss(y, share, 2048)),
+                  adaptive=("adaptive", lambda p: p.loss(y)), mixture_of_4=("mixture", lambda p: p.loss(y)),
+                  mixture_of_4_sampled=("mixture", lambda p: p.sampled_loss(y, share, 2048)))
+
+    def run(head, loss):
+        x.grad = emb.weight.grad = None
+        made[head].zero_grad()
+        with torch.autocast("cpu", torch.bfloat16): total = loss(made[head].lazy_logits(x))
+        total.backward()
+    times = in_turns({k: lambda v=v: run(*v) for k, v in losses.items()}, repeats=3, clock=time.process_time)
+    med = {k: statistics.median(v) for k, v in times.items()}
+    for k, v in med.items(): print(f"{k}: {v:.3f} s of one core, {med['full']/v:.1f} times as fast as all logits", flush=True)
+    save("loss", [dict(what=f"heads, {vocab} words, {rows} tokens, bfloat16", seconds=med, runs=times, threads=1)])
+
+
 def main():
     "Memory in a process for each, time in turns in one."
+    if sys.argv[1:] == ["heads"]: return heads()
     if len(sys.argv) > 1:
         args = tensors()
         torch.mm(torch.ones(512, 512), torch.ones(512, 512))

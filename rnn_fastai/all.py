@@ -87,6 +87,7 @@ from rnn_fastai.callback.schedule import layer_rates, AveragedSGD, VariableLengt
 from rnn_fastai.callback.precision import MixedPrecision
 from rnn_fastai.callback.history import LossHistory, ShowDecoded
 from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, SampledCrossEntropy, LeanLoss
+from rnn_fastai.callback.adversarial import AdversarialTraining, VirtualAdversarial, EntropyMinimization
 from rnn_fastai.callback.capture import HiddenStateCapture
 from rnn_fastai.learner.weights import (
     write_weights, read_weights, load_weights, match_embeds, TransferReport, read_vocab, write_vocab,
@@ -107,6 +108,9 @@ from rnn_fastai.learner.tagger import (
 )
 from rnn_fastai.learner.checkpoint import Checkpoint, CheckpointError, last_checkpoint, list_checkpoints
 from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fine_tune_classifier, ulmfit
+from rnn_fastai.learner.text_lstm import (
+    MeanClassifier, mean_of_learners, mixed_loaders, mixed_objective, text_lstm_learner, text_lstm,
+)
 from rnn_fastai.models.origin import maker
 from rnn_fastai.ship.bundle import load_bundle, load_learner
 from rnn_fastai.ship.storage import BundleError

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -181,12 +182,14 @@ def _fill(path:Path, tmp:Path, write:Callable):
 def check_place(
     folder:str|Path, # Where something is to be written; it need not be there yet
 ):
-    "Raise `OSError` where a folder cannot be, or nothing may be written; nothing is made."
+    "Raise `OSError` where a folder cannot be, or nothing can be written; nothing stays behind."
     whole = Path(folder).absolute()
     place = next(p for p in (whole, *whole.parents) if p.exists())
     if not place.is_dir():
         raise OSError(errno.ENOTDIR, f"{folder} cannot be made a folder: {place} is a file. Name another")
-    if not os.access(place, os.W_OK): raise OSError(errno.EACCES, f"{folder} may not be written to. Name another")
+    try:
+        with tempfile.TemporaryDirectory(dir=place): pass
+    except OSError as e: raise OSError(e.errno, f"{folder} may not be written to. Name another") from e
 
 # %% ../nbs/020_files.ipynb #96af575c
 def parse_json(

@@ -155,17 +155,17 @@ def _treebank() -> pd.DataFrame:
     return df[df.split != 'test'].assign(held_out=df.split == 'dev')
 
 # %% ../nbs/750_recipes.ipynb #bf544128
-def _frame(file:Path, texts:dict, needed:dict) -> pd.DataFrame:
+def _frame(file:Path, texts:dict, needed:dict, encoding:str|None) -> pd.DataFrame:
     "A CSV or Parquet file; `.tsv` has tabs between its columns."
     if '.parquet' in file.suffixes: return open_parquet(file).read().to_pandas()
-    return read_csv(file, texts, needed, delimiter='\t' if '.tsv' in file.suffixes else None)
+    return read_csv(file, texts, needed, delimiter='\t' if '.tsv' in file.suffixes else None, encoding=encoding)
 
 def _words(texts:pd.Series) -> pd.Series:
     "Lists of words: texts are cut at blanks."
     lists = texts.map(lambda t: list(t) if isinstance(t, (list, np.ndarray)) else t)
     return lists if lists.map(lambda t: isinstance(t, list)).all() else check_texts(texts).str.split()
 
-def _read_file(task:str, file:Path, text:str, label:str, valid:str|None) -> pd.DataFrame:
+def _read_file(task:str, file:Path, text:str, label:str, valid:str|None, encoding:str|None) -> pd.DataFrame:
     "Data for a task from a file, see `read_data`."
     if '.conllu' in file.suffixes:
         if task != 'tagger': raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
@@ -173,7 +173,7 @@ def _read_file(task:str, file:Path, text:str, label:str, valid:str|None) -> pd.D
     if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file)
     texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else dict(text=text)
     needed = {k: v for k,v in dict(label=label if task == 'classifier' else None, valid=valid).items() if v}
-    df = _frame(file, texts, needed)
+    df = _frame(file, texts, needed, encoding)
     if len(df) == 0: raise ValueError(f"{file} has no rows.")
     cols = {k: df[check_column(df, v, k)] for k,v in {**texts, **needed}.items()}
     for k in texts: cols[k] = _words(cols[k]) if task == 'tagger' else check_texts(cols[k])
@@ -185,9 +185,13 @@ def read_data(
     text:str='text', # Column of texts
     label:str='label', # Column of labels
     valid:str|None=None, # Column that is true for rows held out
+    encoding:str|None=None, # Of a CSV file; UTF-8 by default
 ) -> pd.DataFrame: # Columns `text`, or `tokens` and `tags`; `label`; `held_out` where that is known
     "Read data for a task. Raises `ValueError` for an unknown set, a missing file or column, or a faulty row."
     file = data_file(data, check_task(task))
     if file is None: return SETS[task][data]()
-    try: return _read_file(task, file, text, label, valid)
-    except (ValueError, TypeError) as e: raise ValueError(str(e) if str(file) in str(e) else f"{file}: {e}") from e
+    try: return _read_file(task, file, text, label, valid, encoding)
+    except (ValueError, TypeError) as e:
+        said = str(e) if str(file) in str(e) else f"{file}: {e}"
+        if 'is not valid UTF-8' in said: said += " Or name its encoding: --encoding, encoding=."
+        raise ValueError(said) from e

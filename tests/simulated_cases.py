@@ -150,6 +150,9 @@ def interventions(device):
 
 TRAININGS = {   # what is trained, with which callbacks, and how
     'regularizer': ('lm AWD_LSTM', [rf.RNNRegularizer], {}), 'chunked': ('lm AWD_LSTM', [rf.ChunkedCrossEntropy], {}),
+    'adaptive in chunks': ('lm adaptive', [rf.ChunkedCrossEntropy], {}),
+    'mixture in chunks': ('lm mixture', [partial(rf.ChunkedCrossEntropy, 8)], {}),
+    'mixture, sampled': ('lm mixture', [partial(rf.SampledCrossEntropy, 2000)], {}),
     'sampled': ('lm AWD_LSTM', [partial(rf.SampledCrossEntropy, 2000)], {}),
     'variable length': ('lm AWD_LSTM', [rf.VariableLength], {}),
     'history': ('next', [rf.LossHistory, rf.ShowDecoded], dict(epochs=2)),
@@ -160,7 +163,8 @@ TRAININGS = {   # what is trained, with which callbacks, and how
     'virtual, texts': ('clas words', [partial(VirtualAdversarial, 2., texts=['The CAT sat', 'mat'], bs=2)], {}),
     'virtual, lists': ('clas lists', [partial(VirtualAdversarial, 2.)], {}),
     'entropy': ('clas words', [EntropyMinimization], {})}
-LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'clas words', 'clas bidir', 'clas both', 'clas lists',
+LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'lm adaptive', 'lm adaptive untied', 'lm mixture',
+            'clas words', 'clas bidir', 'clas both', 'clas lists',
             'clas value', 'tagger chars', 'tagger lower', 'tagger arch', 'tagger vectors', 'next', 'next words',
             'next zoneout', 'next one-hot', 'next torch', 'next own net', 'rnn one-to-many', 'rnn many-to-many',
             'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']

@@ -202,7 +202,8 @@ def test_an_encoder_of_a_loaded_language_model(tmp_path):
 def test_vectors_are_in_the_weights(tmp_path):
     learn = b.build('tagger vectors')
     learn.save_bundle(tmp_path/'m')
-    assert 'vectors' not in read_files(tmp_path/'m').config['model']['args']
+    sizes = read_files(tmp_path/'m').config['model']['args']['vectors']   # of the tables, which are among the weights
+    assert sizes == [len(learn.model[0].words.weight), None, len(learn.model[0].words.frozen)]
     assert_close(load_bundle(tmp_path/'m').model[0].words.weight, learn.model[0].words.weight)
 
 def test_shared_weights_stay_shared(tmp_path):

@@ -140,6 +140,8 @@ RECIPES = {   # what makes a learner; how it is trained; callbacks of the call
     'sgdr': (lm, ('fit_sgdr', dict(n_cycles=2, cycle_len=1, lr_max=slice(1e-3, 1e-2))), list),
     'flat_cos': (partial(lm, opt_func=ft.ranger), ('fit_flat_cos', dict(n_epoch=2, lr=1e-2)), list),
     'chunked': (partial(lm, cbs=rf.ChunkedCrossEntropy), one_cycle, list),
+    'adaptive head': (partial(lm, dict(TINY, head='adaptive', cutoffs=[5, 9]), cbs=rf.ChunkedCrossEntropy), one_cycle, list),
+    'mixture, sampled': (partial(lm, dict(TINY, head='mixture', n_softmaxes=2), cbs=rf.SampledCrossEntropy), one_cycle, list),
     'state inside': (fastai_lm, one_cycle, list),
     'accumulation': (partial(lm, opt_func=ft.Adam), one_cycle, lambda: [GradientAccumulation(5)]),
     'scaler': (lm, one_cycle, lambda: [CpuScaler()]),

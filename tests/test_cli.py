@@ -391,9 +391,47 @@ def test_a_place_that_takes_no_model_is_refused_before_the_training(models, run,
     for name in ('read_data', 'set_seed'): monkeypatch.setattr(f'rnn_fastai.cli.jobs.{name}', lambda *a: pytest.fail('too late'))
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'a.csv', *SMALL)
     assert 'a.csv is a file. Name another' in code
-    monkeypatch.setattr(os, 'access', lambda *a: False)
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('tempfile.mkdtemp', full)
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'new', *SMALL)
     assert 'new may not be written to. Name another' in code and not (models/'new').exists()
+
+@pytest.mark.parametrize('args,said', [
+    (('--lr', '-3'), 'lr=-3.0 must be a rate above 0 and at most 10'), (('--lr', '1000'), 'lr=1000.0 must be a rate'),
+    (('--lr', 'nan'), 'lr=nan must be a rate'), (('--epochs', '0'), 'epochs=0 must be a whole number of at least 1'),
+    (('--drop', '7'), 'drop=7.0 must be at least 0 and below 4: it multiplies dropouts of AWD_LSTM')], ids=str)
+def test_numbers_out_of_range_are_refused_before_the_training(models, run, tmp_path, args, said):
+    code,_,_ = run('train', 'lm', models/'a.csv', '--out', tmp_path/'m', *SMALL, *args)
+    assert said in code and not (tmp_path/'m').exists()
+
+def test_a_model_is_replaced_only_where_that_is_asked_for(models, run, tmp_path):
+    args = 'train', 'lm', models/'a.csv', '--out', tmp_path/'m', *SMALL, '--epochs', '1'
+    assert run(*args)[0] is None
+    before = (tmp_path/'m'/'model.safetensors').read_bytes()
+    code,_,_ = run(*args, '--seed', '7')
+    assert f"{tmp_path/'m'} holds a model" in code and '--overwrite' in code
+    assert (tmp_path/'m'/'model.safetensors').read_bytes() == before
+    assert run(*args, '--seed', '7', '--overwrite')[0] is None
+    assert (tmp_path/'m'/'model.safetensors').read_bytes() != before
+    assert {f.name for f in (tmp_path/'m').rglob('*') if f.is_file()} == {'README.md', 'config.json', 'model.safetensors', 'vocab.json'}
+
+def test_json_has_two_names(models, run):
+    args = 'generate', models/'lm', 'good', '--n-words', '3', '--temperature', '0'
+    assert run(*args, '--json') == run(*args, '--as-json')
+
+def test_python_runs_the_package_as_a_command():
+    said = subprocess.run([sys.executable, '-m', 'rnn_fastai', '--version'], capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, f'rnn_fastai {rnn_fastai.__version__}\n')
+
+def test_files_in_another_encoding(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({'text': ['글을 읽는 사람은 자기 자신을 읽는다']*20}).to_csv('k.csv', index=False, encoding='cp949')
+    code,_,_ = run('train', 'lm', 'k.csv', '--out', 'm', *SMALL, '--epochs', '1')
+    assert 'k.csv is not valid UTF-8' in code and 'line 2' in code and 'It may be CP949' in code and '--encoding' in code
+    code,out,_ = run('train', 'lm', 'k.csv', '--out', 'm', *SMALL, '--epochs', '1', '--encoding', 'cp949')
+    assert code is None and 'The model is in m' in out
+    assert run('eval', 'm', 'k.csv', '--encoding', 'cp949')[0] is None
+    assert "encoding='cp99' is not known" in run('eval', 'm', 'k.csv', '--encoding', 'cp99')[0]
 
 OWN_CELL = '''
 import torch

@@ -20,8 +20,9 @@ WORDS = ft.BaseTokenizer()
 
 # ---- Learners of every kind
 
-def lm(arch='AWD_LSTM', **args):
-    return rf.language_model_learner(lm_dls(WORDS, bs=4), arch, CONFIG, pretrained=False, **args)
+def lm(arch='AWD_LSTM', head='linear', cbs=None, **own):
+    config = dict(CONFIG, head=head, **own)
+    return rf.language_model_learner(lm_dls(WORDS, bs=4), arch, config, pretrained=False, cbs=cbs)
 def clas(arch='AWD_LSTM'): return rf.text_classifier_learner(clas_dls(WORDS, bs=8), arch, config=CONFIG, pretrained=False)
 def tagger(arch='LSTM', **args):
     dls = rf.TagDataLoaders.from_df(sents(40), bs=8, seed=0, device='cpu', min_freq=1, chars=args.pop('chars', None))
@@ -32,7 +33,11 @@ def pair(kind, cell='GRU', **args): return rf.rnn_learner(pairs(kind, bs=3), cel
 SMALL = dict(emb_sz=16, n_hid=16)
 LEARNERS = {
     **{f'rnn {c}': partial(rnn, c) for c in cells}, **{f'lm {c}': partial(lm, f'AWD_{c}') for c in cells},
-    'lm in chunks': partial(lm, cbs=rf.ChunkedCrossEntropy()), 'classifier': clas, 'classifier QRNN': partial(clas, 'AWD_QRNN'),
+    'lm in chunks': partial(lm, cbs=rf.ChunkedCrossEntropy()),
+    'lm adaptive': partial(lm, head='adaptive', cutoffs=[5, 9], cbs=rf.ChunkedCrossEntropy()),
+    'lm mixture': partial(lm, head='mixture', n_softmaxes=2, cbs=rf.ChunkedCrossEntropy(8)),
+    'lm mixture, whole': partial(lm, head='mixture', n_softmaxes=2),
+    'classifier': clas, 'classifier QRNN': partial(clas, 'AWD_QRNN'),
     'tagger': partial(tagger, **SMALL), 'tagger, chars': partial(tagger, **SMALL, chars=True),
     'tagger, crf': partial(tagger, **SMALL, crf=True), 'tagger, arch': partial(tagger, 'AWD_GRU', config=CONFIG, crf=True),
     'all dropouts': partial(rnn, num_layers=2, dropout=0.2, weight_p=0.2, zoneout_p=0.1, drop=0.1, embed_p=0.1),

@@ -13,7 +13,7 @@ from rnn_fastai.models.awd import get_language_model
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.documents import get_text_classifier
 from rnn_fastai.models.ensemble import ManyNets
-from rnn_fastai.models.heads import LMDecoder, PoolingClassifier, pool_states
+from rnn_fastai.models.heads import AdaptiveDecoder, LMDecoder, MixtureDecoder, PoolingClassifier, pool_states
 from rnn_fastai.models.losses import OneHotMSE, linear_cross_entropy
 from rnn_fastai.models.packed import pack
 from rnn_fastai.models.padding import reverse_padded
@@ -303,6 +303,18 @@ def test_pooling(pool, train):
 
 def test_attention():
     check(build(lambda: Attention(4, 3)), lambda call, out, src: call(out, src, LENGTHS), states(), rand(2, 3, 3))
+
+@pytest.mark.parametrize('lazy', [False, True], ids=['whole', 'lazy'])
+@pytest.mark.parametrize('tie', [True, False], ids=['tied', 'untied'])
+@pytest.mark.parametrize('kind,args', [(AdaptiveDecoder, dict(cutoffs=[2, 4], div_value=1.5)), (MixtureDecoder, dict(n_softmaxes=2))])
+def test_heads_of_words(kind, args, tie, lazy):
+    "Of all probabilities, and of the loss by groups or by chunks."
+    dec = build(lambda: kind(6, 4, 0.3, nn.Embedding(6, 4) if tie else None, **args))
+    dec.lazy = lazy
+    def f(call, x):
+        out,dropped = call(x)
+        return total(dropped) + (out.loss(Y[None], chunk=2) if lazy else total(out))
+    check(dec, f, rand(1, 5, 4))
 
 @pytest.mark.parametrize('lean', [False, True])
 def test_decoder(lean):

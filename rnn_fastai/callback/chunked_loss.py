@@ -17,8 +17,8 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from ..core import check_count
-from ..models.heads import LMDecoder
-from ..models.losses import LazyLogits, sampled_cross_entropy
+from ..models.heads import WordDecoder
+from ..models.losses import LazyLogits
 from .state import RNNCallback
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #2233c569
@@ -37,7 +37,7 @@ def rows_at_a_time(
     free = _free_bytes(logits.weight.device)
     if free is None: return _ROWS
     n = max(free//(_SHARE*_SIZE*len(logits.weight)), _ROWS)
-    return n if n < logits.x[..., 0].numel() else None
+    return n if n < logits.n_rows else None
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #eaf78fb2
 class LazyCrossEntropy:
@@ -65,6 +65,7 @@ class LazyCrossEntropy:
 
     def __call__(self, pred:Any, y:Tensor) -> Tensor:
         if not isinstance(pred, LazyLogits): return self.loss_func(pred, y)
+        if pred.own_loss: return pred.loss(y, **self.options)
         chunk = self._rows(pred, y.numel())
         if chunk is None: return self.loss_func(pred.whole(), y)
         return pred.loss(y, chunk=chunk, **self.options)
@@ -83,7 +84,7 @@ class ChunkedCrossEntropy(Callback):
         self.chunk,self.fitting = None if chunk is None else check_count('chunk', chunk),False
 
     def before_fit(self):
-        parts = [m for m in get_model(self.learn.model).modules() if isinstance(m, LMDecoder)]
+        parts = [m for m in get_model(self.learn.model).modules() if isinstance(m, WordDecoder)]
         if len(parts) != 1:
             raise TypeError("ChunkedCrossEntropy is for language models with a decoder, which "
                             f"{type(self.learn.model).__name__} lacks; leave it out.")
@@ -130,8 +131,7 @@ class _SampledLoss(LazyCrossEntropy):
 
     def __call__(self, pred:Any, y:Tensor) -> Tensor:
         if not (isinstance(pred, LazyLogits) and torch.is_grad_enabled()): return super().__call__(pred, y)
-        return sampled_cross_entropy(pred.x, pred.weight, pred.bias, y, self.share, self.n,
-                                     self.options.get('ignore_index', -100))
+        return pred.sampled_loss(y, self.share, self.n, self.options.get('ignore_index', -100))
 
 class SampledCrossEntropy(ChunkedCrossEntropy):
     """Trains a language model on a sample of its words; the loss shown for training is that of the sample. The bias of
@@ -144,7 +144,10 @@ class SampledCrossEntropy(ChunkedCrossEntropy):
         self.n = check_count('n', n)
 
     def _lazy_loss(self) -> LazyCrossEntropy:
-        layer = self.decoder.decoder
+        layer = getattr(self.decoder, 'decoder', None)
+        if layer is None:
+            raise TypeError(f"SampledCrossEntropy draws from the words of a softmax; {type(self.decoder).__name__} has "
+                            "groups of words, and is as fast: use ChunkedCrossEntropy.")
         share = word_shares(self.learn.dls).to(layer.weight.device)
         if layer.bias is not None and not layer.bias.any():   # else states learn how common words are, and saturate
             layer.bias.data = share.clamp(min=_RAREST).log().to(layer.bias)

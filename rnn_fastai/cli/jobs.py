@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['run_demo', 'run_honest', 'use_device', 'allowed_paths', 'load_allowed', 'load_task', 'build_learner', 'task_loaders',
-           'scores_of', 'fit_or_resume', 'train_model', 'score_model', 'input_lines', 'one_line', 'answer_texts',
-           'typed_lines', 'continue_prompts']
+           'check_drop', 'scores_of', 'fit_or_resume', 'train_model', 'score_model', 'input_lines', 'one_line',
+           'answer_texts', 'typed_lines', 'continue_prompts']
 
 # %% ../../nbs/758_cli.jobs.ipynb #d5c11f19
 import inspect
@@ -49,7 +49,7 @@ from rnn_fastai.recipes import (
     train_honest,
 )
 
-from ..core import check_count
+from ..core import check_count, check_number, check_prob
 from ..data.choices import check_task
 from ..data.conll import open_text
 from ..data.loaders import TextDataLoaders, text_vocab
@@ -66,6 +66,7 @@ from ..learner.snapshot import differences
 from ..learner.tagger import tagger_learner
 from ..learner.text import SafeLearner, TextLearner
 from ..learner.ulmfit import ANSWER_METRICS, new_classifier
+from ..models.awd import archs
 from ..models.losses import answer_kind
 from ..models.origin import origin_of
 from ..progress import can_draw
@@ -198,7 +199,22 @@ def task_loaders(
     if task == 'tagger': return TagDataLoaders.from_df(df, tok=str.lower, chars=True, min_freq=2, **args)
     return TextDataLoaders.from_df(df, text_col='text', label_col='label', is_lm=task == 'lm', **args)
 
+# %% ../../nbs/758_cli.jobs.ipynb #7611c491
+def check_drop(
+    task:str, # 'lm', 'classifier' or 'tagger'
+    arch:str, # A registered architecture; for a tagger, a cell too
+    drop:float, # Factor on the dropouts of the architecture; a tagger's dropout
+):
+    "Raise `ValueError` for a factor that makes a dropout of one or more."
+    if task == 'tagger' or arch not in archs: return check_prob('drop', drop)
+    known = archs.facts(arch)['config_lm' if task == 'lm' else 'config_clas']
+    most = max(v for k,v in known.items() if k.endswith('_p'))
+    what = f"at least 0 and below {1/most:g}: it multiplies dropouts of {arch}, the largest of which is {most:g}"
+    check_number('drop', drop, what, lambda v: 0 <= v*most < 1)
+
 # %% ../../nbs/758_cli.jobs.ipynb #088b3404
+_OVERFLOW = 700   # of an exponential
+
 def scores_of(
     learn:TextLearner, # A learner
     dl:Any=None, # Loader; the learner's validation loader by default
@@ -207,7 +223,7 @@ def scores_of(
     with learn.no_bar(), learn.no_logging(): values = learn.validate(dl=dl)
     names = ['loss', *(m.name for m in learn.metrics)]
     res = {n: float(v) for n,v in zip(names, values, strict=True)}
-    if isinstance(learn, LMLearner): res['perplexity'] = math.exp(res['loss'])
+    if isinstance(learn, LMLearner): res['perplexity'] = math.exp(res['loss']) if res['loss'] < _OVERFLOW else math.inf
     return res
 
 def _figures(scores:dict) -> str: return ', '.join(f"{k} {v:.4f}" for k,v in scores.items())
@@ -300,11 +316,12 @@ def score_model(
     data:str, # A named set, of which held-out rows count, or a file
     text:str='text', # Column of texts
     label:str='label', # Column of labels
+    encoding:str|None=None, # Of a CSV file; UTF-8 by default
     allow:str='', # As `load_allowed` takes it
 ):
     "Print the figures of a model on data."
     learn,task = load_task(model, allow)
-    df = read_data(task, data, text, label)
+    df = read_data(task, data, text, label, encoding=encoding)
     if 'held_out' in df.columns: df = df[df.held_out]
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
     else: dl = learn.dls.test_dl(df, with_labels=True)

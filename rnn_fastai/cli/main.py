@@ -17,7 +17,7 @@ from typing import Any
 
 from fastcore.script import call_parse, parse_cli, store_true
 
-from ..core import Registry, check_count
+from ..core import Registry, check_count, check_number
 from ..data.choices import check_task, data_file
 from ..files import check_place
 
@@ -63,14 +63,17 @@ def _check_source(prompts:tuple, file:str|None):
     if file and Path(file).is_dir(): raise ValueError(f"{file} is a folder; give a file of prompts.")
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc1
-def _check_training(task:str, data:str, out:str, encoder:str|None, epochs:int, bs:int, seed:int):
+def _check_training(task:str, data:str, out:str, encoder:str|None, lr:float|None, overwrite:bool, **counts):
     "Raise for what `train` cannot do, before anything is read or trained for it."
     data_file(data, check_task(task))
-    for name,value,least in (('epochs', epochs, 1), ('bs', bs, 1), ('seed', seed, 0)): check_count(name, value, least)
+    for name,value in counts.items(): check_count(name, value, 0 if name == 'seed' else 1)
+    if lr is not None: check_number('lr', lr, 'a rate above 0 and at most 10, such as 1e-3', lambda v: 0 < v <= 10)
     if encoder is not None:
         if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
         _check_model(encoder)
     check_place(out)
+    if not overwrite and (Path(out)/'config.json').exists():
+        raise ValueError(f"{out} holds a model. Name another folder with --out, or replace the model with --overwrite.")
 
 @commands.register()
 @call_parse
@@ -90,18 +93,21 @@ def train(
     text:str='text', # Column of texts
     label:str='label', # Column of labels
     valid:str=None, # Column that is true for rows held out; a tenth at random by default
+    encoding:str=None, # Of a CSV file, such as cp949; UTF-8 by default
     seed:int=42, # Seed of the split, the weights and the batches
     resume:store_true=False, # Go on with a training that was cut; the other arguments are those that it had
+    overwrite:store_true=False, # Replace the model that the folder holds
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the encoder uses, separated by blanks
 ):
     "Train a language model, a classifier or a tagger, and keep it in a folder."
-    _check_training(task, data, out, encoder, epochs, bs, seed)
+    _check_training(task, data, out, encoder, lr, overwrite, epochs=epochs, bs=bs, seed=seed)
     _jobs().use_device(device)
     arch = arch or ('LSTM' if task == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
+    _jobs().check_drop(task, arch, drop)
     sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
-    df = _jobs().read_data(task, data, text, label, valid)
+    df = _jobs().read_data(task, data, text, label, valid, encoding)
     _jobs().train_model(task, df, out, arch, sizes, drop, encoder, epochs, lr, bs, seed, resume, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #730c3bc3
@@ -112,13 +118,14 @@ def evaluate(
     data:str, # A named set, of which held-out rows count, or a file
     text:str='text', # Column of texts
     label:str='label', # Column of labels
+    encoding:str=None, # Of a CSV file, such as cp949; UTF-8 by default
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Score a trained model on data."
     _check_model(model); data_file(data)
     _jobs().use_device(device)
-    _jobs().score_model(model, data, text, label, allow)
+    _jobs().score_model(model, data, text, label, encoding, allow)
 
 # %% ../../nbs/760_cli.main.ipynb #88914c5e
 @commands.register()
@@ -164,7 +171,7 @@ def generate(
     seed:int=None, # The same seed makes the same text of a prompt
     int8:store_true=False, # Weights in eight bits: faster, and slightly inexact
     bs:int=64, # Texts written together
-    as_json:store_true=False, # Write JSON lines: prompt, text, tokens, their log-probabilities, why it ended
+    as_json:store_true=False, # Write JSON lines: prompt, text, tokens, their log-probabilities, why it ended; or --json
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
@@ -237,7 +244,7 @@ def main():
     name,*rest = sys.argv[1:]
     try: command = commands.get(name)
     except ValueError as e: sys.exit(f"rnn_fastai: {e}")
-    sys.argv = [f'rnn_fastai {name}', *rest]
+    sys.argv = [f'rnn_fastai {name}', *('--as-json' if a == '--json' else a for a in rest)]
     args,kwargs,_ = parse_cli(command.__wrapped__)
     try:
         with redirect_stdout(io.StringIO() if int(os.environ.get('RANK', 0)) else sys.stdout): command(*args, **kwargs)

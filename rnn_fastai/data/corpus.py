@@ -77,12 +77,17 @@ class Vocab(list):
         "Write the tokens as JSON, to be read by `read_vocab`."
         Path(file).write_text(json.dumps(list(self)), encoding='utf8')
 
+    def id_of(self,
+        tok:str, # A token
+    ) -> int: # 0 for an unknown one
+        "The id of a token."
+        return self.o2i.get(tok, 0)
+
     def encode(self,
         toks:Iterable[str], # Tokens
     ) -> np.ndarray: # Their ids, int64
         "Ids of tokens."
-        o2i = self.o2i
-        return np.fromiter((o2i.get(t, 0) for t in toks), dtype=np.int64)
+        return np.fromiter(map(self.id_of, toks), dtype=np.int64)
 
     def decode(self,
         ids:Iterable[int], # Ids
@@ -200,7 +205,7 @@ def _numericalize(
     tally,numbers,offsets = tally_parts(parts)
     n = int(offsets[-1])
     vocab = Vocab.from_counts(tally.counter(toks), *settings) if vocab is None else Vocab.check(vocab)
-    final = np.array([vocab.o2i.get(t, 0) for t in toks], dtype=id_dtype(len(vocab)))
+    final = np.array(list(map(vocab.id_of, toks)), dtype=id_dtype(len(vocab)))
     out = np.empty(n, dtype=final.dtype)
     while numbers:   # from the end, so that each part is freed when it is done
         ids = numbers.pop()

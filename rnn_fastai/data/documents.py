@@ -294,10 +294,11 @@ class DocDataset(PaddedDataset):
     def new(self,
         texts:Any, # A text, a list or column of texts, rows or a frame, or text files
         with_labels:bool=False, # Read labels too
+        vocab:Vocab|None=None, # Another vocabulary to read them by
     ) -> 'DocDataset':
         "A data set of other texts with the same tokenizer and vocabulary. Raises `ValueError` for unknown labels."
         if isinstance(texts, (list, L)) and len(texts) and isinstance(texts[0], pd.Series): texts = pd.DataFrame(texts)
-        corpus = new_corpus(texts, self.text_col, self.tokenizer, self.corpus.vocab)
+        corpus = new_corpus(texts, self.text_col, self.tokenizer, ifnone(vocab, self.corpus.vocab))
         y = self.labels.of(self.read_labels(texts)) if with_labels else None
         return DocDataset(corpus, None, y, self.labels, self.tokenizer, self.backwards, texts, self.text_col,
                           self.read_labels).part(1)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'UNK', 'PAD', 'BOS', 'TK_REP', 'TK_WREP', 'TK_UP', 'TK_MAJ', 'FAKE', 'TEXT_FUNCTIONS', 'fix_html',
            'replace_rep', 'replace_wrep', 'spec_add_spaces', 'rm_useless_spaces', 'replace_all_caps', 'replace_maj',
-           'lowercase', 'replace_space', 'decode_spec_tokens']
+           'lowercase', 'replace_space', 'decode_spec_tokens', 'digit_form', 'word_forms', 'known_id']
 
 # %% ../../nbs/112_data.rules.ipynb #80e899ff
 import html
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 
 # %% ../../nbs/112_data.rules.ipynb #cc6eb6db
 SPECIAL_TOKENS = 'xxunk xxpad xxbos xxeos xxfld xxrep xxwrep xxup xxmaj'.split()   # in fastai's order
@@ -111,3 +111,30 @@ def decode_spec_tokens(
             else: words.append(_respell(t, rule, times))
             rule = times = None
     return words
+
+# %% ../../nbs/112_data.rules.ipynb #4c81e6f6
+def digit_form(
+    words:Container[str], # Words of a vocabulary
+) -> str|None: # `#`, `0` or `D`; none where digits stand as they are
+    "Find what stands for every digit in words."
+    if '1999' in words or '25' in words: return None
+    return next((c for c in '#0D' if c*2 in words and c*4 in words), None)
+
+def word_forms(
+    word:str, # A word
+    digit:str|None=None, # What stands for every digit; digits stay as they are by default
+) -> list[str]: # The word, and where they differ, the word in lower case, and that with other digits
+    "Forms under which a word may be known, in the order in which to try them."
+    forms = [word, word.lower()]
+    if digit is not None: forms.append(re.sub(r'\d', digit, forms[1]))
+    return list(dict.fromkeys(forms))
+
+def known_id(
+    word:str, # A word
+    o2i:Mapping[str, int], # Ids of words
+    digit:str|None=None, # What stands for every digit
+) -> int: # 0 for an unknown word
+    "The id of a word, or of its first form that is known and no special token."
+    if word in o2i: return o2i[word]
+    forms = (f for f in word_forms(word, digit) if f in o2i and f not in SPECIAL_TOKENS)
+    return next(map(o2i.__getitem__, forms), 0)

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..core import check_count
 from ..devices import check_device
 from .conll import read_columns, read_conllu
-from .corpus import Corpus
+from .corpus import Corpus, Vocab
 from .device import send
 from .documents import DocDataLoader, PaddedDataset, pad_rows
 from .lm import show_ids
@@ -234,13 +234,14 @@ class TagDataset(PaddedDataset):
     def new(self,
         texts:Any, # A frame, a text, texts, or lists of tokens
         with_labels:bool=False, # Read tags too
+        vocab:Vocab|None=None, # Another vocabulary to read them by
     ) -> 'TagDataset':
         "A data set of other sentences: a frame, texts, or lists of tokens. Raises `ValueError` for unknown tags."
         if isinstance(texts, str): texts = [texts]
         if not isinstance(texts, pd.DataFrame): texts = pd.DataFrame({self.cols[0]: list(map(_split, texts))})
         sents = _token_lists(texts, _column(texts, self.cols[0], 'token_col'))
         tags = _token_lists(texts, _column(texts, self.cols[1], 'tag_col')) if with_labels else None
-        corpus,y = tag_corpus(sents, tags, self.tags, self.tok, self.corpus.vocab)
+        corpus,y = tag_corpus(sents, tags, self.tags, self.tok, ifnone(vocab, self.corpus.vocab))
         chars = None if self.chars is None else WordChars(sents, self.chars.names)
         return TagDataset(corpus, None, y, self.tags, self.tok, self.cols, texts, chars).part(1)
 

@@ -96,7 +96,8 @@ def _pattern_rows(lines:Iterable[str], pattern:str) -> Iterator[tuple[int, list[
     for i,line in enumerate(lines, 1):
         if line.strip(): yield i,cut(line.strip())
 
-def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int) -> Iterator[tuple[int, list[str]]]:
+def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int,
+               encoding:str|None) -> Iterator[tuple[int, list[str]]]:
     "Rows that are not blank, each with the number of its first line; `n_above` rows stand above the header."
     csv.field_size_limit(2**31 - 1)   # for the whole process; open quotes are found below
     line,ended = 1,False
@@ -104,7 +105,7 @@ def _csv_lines(file:Path, delimiter:str|None, quoting:int, n_above:int) -> Itera
         nonlocal ended
         for part in parts: yield from part
         ended = True
-    with open_text(file) as f:
+    with open_text(file, encoding=encoding) as f:
         if f.buffer.peek(4)[:4] == b'PAR1': raise ValueError(f"{file} is a Parquet file; call it .parquet.")
         head,n = [],0   # the lines as far as the header
         while n <= n_above and (text := f.readline()):
@@ -128,10 +129,12 @@ def _csv_rows(
     header:str|int|None='infer', # Number of the row of names, from 0; None where there is none, and numbers are names
     delimiter:str|None=None, # A character or a pattern; by default `,`, or else tab, `;` or `|` in the header
     quoting:int=csv.QUOTE_MINIMAL, # `csv.QUOTE_NONE` where quotes are characters like others
+    encoding:str|None=None, # Of the file; UTF-8 by default
 ) -> Iterator[tuple[int, list]]: # Line and fields: first the names, then rows of as many fields, or less
     "Rows of a file, with their names. Raises `ValueError` that names the line at fault."
     n_above = 0 if header in ('infer', None) else check_count('header', header, 0)
-    lines = _csv_lines(file, delimiter, csv.QUOTE_NONE if quoting == csv.QUOTE_NONE else csv.QUOTE_MINIMAL, n_above)
+    quoting = csv.QUOTE_NONE if quoting == csv.QUOTE_NONE else csv.QUOTE_MINIMAL
+    lines = _csv_lines(file, delimiter, quoting, n_above, encoding)
     top,first = next(islice(lines, n_above, None), (0, []))
     if not first: raise ValueError(f"{file} is empty: it has no row of names.")
     n = len(first)
@@ -184,10 +187,11 @@ def read_csv(
     header:str|int|None='infer', # Number of the row of names, from 0; None where there is none, and numbers are names
     delimiter:str|None=None, # A character or a pattern; by default `,`, or else tab, `;` or `|` in the header
     quoting:int=csv.QUOTE_MINIMAL, # `csv.QUOTE_NONE` where quotes are characters like others
+    encoding:str|None=None, # Of the file; UTF-8 by default
 ) -> pd.DataFrame: # Texts as they stand; other columns as pandas types them, missing where a field is empty
     "Read a CSV file. Raises `ValueError` that names the line at fault, `FileNotFoundError` without a file."
     file,texts = Path(file),texts or {}
-    rows = _csv_rows(file, header, delimiter, quoting)
+    rows = _csv_rows(file, header, delimiter, quoting, encoding)
     names,places = _csv_places(file, rows, {**texts, **(needed or {})})
     fields = _csv_fields(file, rows, names, sum(places.values(), []))
     df = _typed(fields, names, {i for what in texts for i in places[what]})

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from ..callback.optim import Adam
 from ..core import check_count
+from ..data.documents import DocDataLoader
 from ..data.lm import ArrayDataLoader, LMDataLoader
 from ..data.loaders import label_vocab, text_vocab
 from ..data.sequences import SeqDataLoader
 from ..data.tags import TagDataLoader
 from ..data.task import IGNORE, SeqTask
-from ..data.vectors import word_vectors
+from ..data.vectors import join_loaders, word_vectors
 from ..generate.decode import evaluating
 from ..generate.sampling import check_share
 from ..generate.texts import Codec
@@ -194,7 +195,7 @@ class RNNConfig:
     n_hid:int|None = None         # features of the state; 64 by default
     emb_sz:int|None = None        # features of the embedding; like `n_hid` by default
     one_hot:bool = False          # one-hot vectors instead of an embedding; with `emb_sz`, through a linear layer
-    vectors:Any = None            # word vectors that the embedding starts from: a file, or vectors by word
+    vectors:Any = None            # word vectors that the embedding starts from, or what a `JoinedEmbedding` takes
     attention:bool = False        # a decoder looks at all of the encoder's outputs
     pool:str = 'last'             # for one label a sequence, what the head reads; see `pool_states`
     drop:float = 0.               # dropout of the features of tokens, one mask a sequence, and of what the head reads
@@ -245,8 +246,8 @@ def _layer(cell:Any, n_in:int, config:RNNConfig) -> Recurrent:
 
 def _input(vocab:list, pad:int|None, cell:Any, config:RNNConfig) -> tuple[nn.Module, int]:
     "What turns ids into features, and how many features."
-    vectors = None if config.vectors is None else word_vectors(vocab, config.vectors)[0]
-    width = config.emb_sz
+    vectors,width = config.vectors,config.emb_sz
+    if not isinstance(vectors, (tuple, list, type(None))): vectors = word_vectors(vocab, vectors)[0]
     if width is None and not config.one_hot and vectors is None:
         width = cell.input_size if isinstance(cell, nn.Module) else ifnone(config.n_hid, 64)
     return token_input(len(vocab), width, config.one_hot, vectors, pad)
@@ -327,7 +328,8 @@ def rnn_learner(
     n_hid:int|None=None, # Features of the state; 64 by default
     emb_sz:int|None=None, # Features of the embedding; like `n_hid` by default
     one_hot:bool=False, # One-hot vectors instead of an embedding; with `emb_sz`, through a linear layer
-    vectors:Any=None, # Word vectors that the embedding starts from: a file, or vectors by word
+    vectors:Any=None, # Word vectors: `Vectors`, by word, or what `read_vectors` takes; of texts, all are read
+    tune_vectors:bool=True, # Train those of the training words; otherwise words keep the vectors that they have
     attention:bool=False, # A decoder looks at all of the encoder's outputs
     pool:str='last', # For one label a sequence, what the head reads: 'last', 'max', 'mean', or all three: 'concat'
     drop:float=0., # Dropout of the features of tokens, one mask a sequence, and of what the head reads
@@ -353,6 +355,9 @@ def rnn_learner(
         task = loaders_task(dls)
         if isinstance(dls.train, TagDataLoader):
             raise TypeError("These loaders hold tagged sentences; use tagger_learner(dls), or pass your own module.")
+        if vectors is not None and isinstance(dls.train, DocDataLoader):
+            dls,tables = join_loaders(dls, vectors, tune_vectors)
+            task,config = loaders_task(dls),replace(config, vectors=tables)
         return _make_learner(dls, sequence_model(task, cell, **vars(config)), alpha, beta, loss_func, **kwargs)
     given = replace(config, one_hot=False).changed()
     if given: raise ValueError(f"{given[0]} is for models built here; {type(cell).__name__} is a whole model already.")

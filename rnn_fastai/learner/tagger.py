@@ -41,7 +41,7 @@ from ..data.loaders import text_vocab
 from ..data.tags import TagDataset, word_parts
 from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, WordTokenizer
-from ..data.vectors import word_vectors
+from ..data.vectors import join_loaders
 from ..devices import fewer_rows, suggest_less
 from ..generate.decode import evaluating
 from ..models.awd import archs
@@ -336,7 +336,7 @@ def tag_rules(
     return allowed.values.tolist()
 
 # %% ../../nbs/630_learner.tagger.ipynb #de7480e1
-def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool):
+def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool, vectors:Any=None):
     "Raise `TypeError` or `ValueError` where loaders and arguments do not go together."
     if not isinstance(dls.train_ds, TagDataset):
         raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
@@ -348,6 +348,8 @@ def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool):
         raise ValueError(f"Unknown cell or architecture {arch!r}. {suggest(arch, [*cells, *archs])}")
     if config and arch not in archs:
         raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
+    if vectors is not None and arch in archs:
+        raise ValueError(f"vectors are for a tagger over a cell; arch={arch!r} has an embedding of its own.")
 
 def _tagger(dls:Any, arch:Any, config:dict|None, drop:float, crf:bool, vectors:Any,
             allowed:Any=None, **layers) -> Tagger:
@@ -355,8 +357,7 @@ def _tagger(dls:Any, arch:Any, config:dict|None, drop:float, crf:bool, vectors:A
     ds,vocab = dls.train_ds,text_vocab(dls)
     both = dict(vocab_sz=len(vocab), n_out=len(ds.tags), pad=vocab.index(PAD), drop=drop, crf=crf, allowed=allowed)
     if arch not in archs:
-        given = None if vectors is None else word_vectors(vocab, vectors)[0]
-        return cell_tagger(arch, n_letters=len(ds.chars.names) if ds.chars else 0, vectors=given, **both, **layers)
+        return cell_tagger(arch, n_letters=len(ds.chars.names) if ds.chars else 0, vectors=vectors, **both, **layers)
     if dls.n_inp > 1: raise ValueError(f"{archs.key(arch)!r} reads ids alone; make the loaders with chars=False.")
     return arch_tagger(arch, config=config, **both)
 
@@ -374,16 +375,18 @@ def tagger_learner(
     drop:float=0.3, # Dropout of what the layers read and of what they give, one mask a sentence
     embed_p:float=0.1, # Probability to drop a word's vector, so that letters and context must do
     crf:bool=False, # Score neighbouring tags too
-    vectors:Any=None, # Word vectors that the embedding starts from: a file, or vectors by word
+    vectors:Any=None, # Word vectors, all of whose words are read: `Vectors`, by word, or what `read_vectors` takes
+    tune_vectors:bool=True, # Train those of the training words; otherwise words keep the vectors that they have
     metrics:Any=None, # Accuracy by default, and F1 where tags name entities, see `name_entities`
     scheme:str|None='auto', # With `crf`, the scheme whose rules hold; by default that of the tags. None for no rules
     **kwargs
 ) -> TaggerLearner:
     "Make a `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
     arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
-    _check_tagger(dls, arch, config, crf)
+    _check_tagger(dls, arch, config, crf, vectors)
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     allowed = tag_rules(dls, scheme) if crf else None
+    if vectors is not None and arch not in archs: dls,vectors = join_loaders(dls, vectors, tune_vectors)
     model = _tagger(dls, arch, config, drop, crf, vectors, allowed, emb_sz=emb_sz, n_hid=n_hid,
                     num_layers=num_layers, letter_emb=letter_emb, letter_hid=letter_hid, embed_p=embed_p)
     tags = dls.train_ds.tags

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core import Registry, check_count, suggest
 from .cells import cells, get_cell
 from .dropout import RNNDropout, WordDropout
-from .heads import LMDecoder
+from .heads import lm_heads
 from .origin import maker
 from .recurrent import Recurrent
 from .state import detach_state, fit_state, map_state
@@ -157,6 +157,7 @@ def plain_arch(
 ) -> dict: # Those to keep
     "Arguments of a model of an architecture: its name, and no function that has set the first weights."
     config = {k: v for k,v in (args['config'] or {}).items() if k != 'init'}
+    if 'head' in config: config['head'] = lm_heads.key(config['head'])
     return {**args, 'arch': archs.key(args['arch']), 'config': config}
 
 # %% ../../nbs/235_models.awd.ipynb #1eb17760
@@ -204,6 +205,12 @@ def arch_config(
     if odd: raise ValueError(f"config has no entry {odd[0]!r}. {suggest(odd[0], own)}")
     return {k: v*drop_mult if k.endswith('_p') else v for k,v in {**own, **(config or {})}.items()}
 
+def _pop_head(config:dict, drop_mult:float) -> tuple[Any, dict]:
+    "The head that a config names, and the entries that are the head's, which leave the config."
+    head = config.pop('head', 'linear')
+    own = {k: config.pop(k, v) for k,v in lm_heads.facts(head)['config'].items()}
+    return lm_heads.get(head),{k: v*drop_mult if k.endswith('_p') else v for k,v in own.items()}
+
 @maker(keep=plain_arch)
 def get_language_model(
     arch:Any, # A registered architecture, or its name
@@ -211,15 +218,16 @@ def get_language_model(
     config:dict|None=None, # What differs from the architecture's own config; `init` is applied to all modules
     drop_mult:float=1., # Factor on all dropouts
 ) -> LanguageModel:
-    "A language model of `arch`. Raises `ValueError` for an unknown architecture or config entry."
+    """A language model of `arch`. The config's `head` names one of `lm_heads`, 'linear' by default, whose own entries may
+    stand there too. Raises `ValueError` for an unknown architecture, head or config entry."""
     config = dict(config or {})
-    init = config.pop('init', None)
+    init,head,own = config.pop('init', None),*_pop_head(config, drop_mult)
     facts,config = archs.facts(arch),arch_config(arch, 'config_lm', config, drop_mult)
     tie_weights,output_p,out_bias = (config.pop(k) for k in ('tie_weights', 'output_p', 'out_bias'))
     if config.get('bidir'):
         raise ValueError("bidir=True reads the next token before it is predicted; a language model reads one way only.")
     enc = archs.get(arch)(vocab_sz, **config)
-    dec = LMDecoder(vocab_sz, config[facts['hid_name']], output_p, enc.encoder if tie_weights else None, out_bias)
+    dec = head(vocab_sz, config[facts['hid_name']], output_p, enc.encoder if tie_weights else None, out_bias, **own)
     model = LanguageModel(enc, dec)
     return model if init is None else model.apply(init)
 

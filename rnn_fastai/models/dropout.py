@@ -46,7 +46,9 @@ class WordDropout(nn.Module):
     def forward(self, ids:Tensor, emb:nn.Embedding) -> Tensor:   # bs,sl -> bs,sl,emb
         out = emb(ids)
         if not self.training or self.embed_p == 0.: return out
-        return out * dropout_mask(emb.weight.data, (emb.num_embeddings, 1), self.embed_p)[ids]
+        # of an embedding in two tables, words of the frozen one share the draws of those of the other
+        n = len(emb.weight)
+        return out * dropout_mask(emb.weight.data, (n, 1), self.embed_p)[ids if n == emb.num_embeddings else ids % n]
 
     def extra_repr(self): return f"embed_p={self.embed_p}"
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..core import transforms_active
 from .packed import check_int8, quantize_rows, sums_fit
@@ -39,13 +40,14 @@ def is_compact(
 
 # %% ../../nbs/217_models.kernels.ipynb #07b619db
 _SHUT = 1e4   # its sigmoid is exactly one, and that of its negative exactly zero, in every floating type
+_STEP = 8     # widths are its multiples: kernels of half precision take half as long again for an odd width
 
 def hold_state(
     kind:str, # 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
     x:Tensor, # sl,bs,n_in
     w_ih:Tensor, # Input weight of the layer: gates*hid,n_in
     lengths:Tensor, # Length of each sequence: bs
-) -> tuple[Tensor, Tensor]: # Both with one more feature, where the kernel needs it
+) -> tuple[Tensor, Tensor]: # Both with more features, where the kernel needs one: zeros follow it
     "Make padded steps keep an LSTM's c, and a rectifier's state at zero."
     if kind not in ('lstm', 'rnn_relu'): return x,w_ih
     shut = w_ih.new_full((len(w_ih), 1), -_SHUT)
@@ -53,7 +55,9 @@ def hold_state(
         _,forget,*rest = shut.chunk(4)
         forget.fill_(_SHUT)
         for gate in rest: gate.zero_()
-    return torch.cat([x, padded_steps(x, lengths).to(x.dtype)], -1),torch.cat([w_ih, shut], 1)
+    zeros = 0,-(x.size(-1) + 1) % _STEP
+    return (F.pad(torch.cat([x, padded_steps(x, lengths).to(x.dtype)], -1), zeros),
+            F.pad(torch.cat([w_ih, shut], 1), zeros))
 
 # %% ../../nbs/217_models.kernels.ipynb #aa6887d9
 def _lacks_lstm(x:Tensor) -> bool:

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['answer_kind', 'AnsweringLoss', 'with_answers', 'CalibratedLoss', 'plain_loss', 'linear_cross_entropy', 'LazyLogits',
-           'sampled_cross_entropy', 'OneHotMSE', 'token_accuracy']
+           'sample_words', 'sampled_cross_entropy', 'AdaptiveLogits', 'mixture_cross_entropy', 'MixtureLogits',
+           'OneHotMSE', 'token_accuracy']
 
 # %% ../../nbs/225_models.losses.ipynb #28bf3525
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from ..core import check_count, check_prob, transforms_active
+from ..core import check_count, check_prob, full_precision, transforms_active
 from .cells import check_like
 
 # %% ../../nbs/225_models.losses.ipynb #d4bd114b
@@ -244,6 +246,7 @@ def linear_cross_entropy(
         total = _LinearCrossEntropy.apply(x, weight, bias, y, ignore_index, label_smoothing, chunk, dtype)
     return total/(y != ignore_index).sum()
 
+# %% ../../nbs/225_models.losses.ipynb #bcbb371b
 class LazyLogits:
     "Stands for logits that are not made: states and the linear layer that they would come from."
     def __init__(self,
@@ -253,8 +256,14 @@ class LazyLogits:
     ):
         self.x,self.weight,self.bias = x,weight,bias
 
+    own_loss = False   # whether `loss` is faster than that of whole logits even where memory is plenty
+    @property
+    def n_rows(self) -> int:
+        "Rows of logits that there are."
+        return self.x[..., 0].numel()
+
     def __getattr__(self, name):
-        raise AttributeError(f"LazyLogits has no {name!r}: ChunkedCrossEntropy makes no logits. Leave it out, "
+        raise AttributeError(f"{type(self).__name__} has no {name!r}: ChunkedCrossEntropy makes no logits. Leave it out, "
                              "or the metric that needs them.")
 
     @classmethod
@@ -267,12 +276,16 @@ class LazyLogits:
         return self
     @property
     def dtype(self) -> torch.dtype: return self.x.dtype
-    def _linear(self, x:Tensor) -> Tensor:   # states of mixed precision may be met outside of it, by metrics
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+    def row(self,
+        i:int, # Number of the row
+    ) -> 'LazyLogits':
+        "Those of a row of the batch."
+        return LazyLogits(self.x[i], self.weight, self.bias)
 
     def whole(self) -> Tensor: # bs,sl,vocab
         "The logits themselves."
-        return self._linear(self.x)
+        dtype = self.x.dtype   # states of mixed precision may be met outside of it, by metrics
+        return F.linear(self.x, self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
     def loss(self,
         y:Tensor, # Targets: bs,sl
@@ -285,9 +298,29 @@ class LazyLogits:
         dim:int=-1, # Ignored: the likeliest word is wanted
     ) -> Tensor: # bs,sl
         "The likeliest word of each step, a row of the batch at a time."
-        return torch.stack([self._linear(x).argmax(-1) for x in self.x])
+        return torch.stack([self.row(i).whole().argmax(-1) for i in range(len(self.x))])
+
+    def sampled_loss(self,
+        y:Tensor, # Targets: bs,sl
+        share:Tensor, # How often each word is a target: vocab
+        n:int, # Words to draw
+        ignore_index:int=-100, # A target that does not count
+    ) -> Tensor: # A number
+        "Mean cross-entropy over a sample of the words; see `sampled_cross_entropy`."
+        return sampled_cross_entropy(self.x, self.weight, self.bias, y, share, n, ignore_index)
 
 # %% ../../nbs/225_models.losses.ipynb #ffd25986
+def sample_words(
+    targets:Tensor, # Targets that count: n_targets
+    share:Tensor, # How often each word is a target, as a part of all: vocab
+    n:int, # Words to draw, beside the targets
+) -> tuple[Tensor, Tensor, Tensor]: # Ids of the sample; the place of each target in it; what to add to logits
+    "Draw words. The last result corrects for how likely each word is to be in the sample."
+    drawn = torch.randint(len(share), (check_count('n', n),), device=targets.device)
+    ids,at = torch.cat([targets, drawn]).unique(return_inverse=True)
+    absent = len(targets)*torch.log1p(-share[ids]) + n*math.log1p(-1/len(share))   # logarithm of its probability
+    return ids,at[:len(targets)],-torch.log(-torch.expm1(absent))
+
 def sampled_cross_entropy(
     x:Tensor, # States: ...,hid
     weight:Tensor, # Of the linear layer: vocab,hid
@@ -299,15 +332,133 @@ def sampled_cross_entropy(
     chunk:int=512, # Rows whose logits are there at a time
 ) -> Tensor: # A number
     "Cross-entropy over the words of the batch and `n` drawn ones, corrected for how likely each is to be there."
-    check_count('n', n)
-    real,words = y != ignore_index,len(weight)
-    targets = y[real].as_subclass(Tensor)
-    drawn = torch.randint(words, (n,), device=y.device)
-    ids,at = torch.cat([targets, drawn]).unique(return_inverse=True)
-    absent = len(targets)*torch.log1p(-share[ids]) + n*math.log1p(-1/words)   # logarithm of its probability
-    shift = -torch.log(-torch.expm1(absent))
+    real = y != ignore_index
+    ids,at,shift = sample_words(y[real].as_subclass(Tensor), share, n)
     if bias is not None: shift = bias[ids] + shift
-    return linear_cross_entropy(x[real], F.embedding(ids, weight), shift, at[:len(targets)], chunk=chunk)
+    return linear_cross_entropy(x[real], F.embedding(ids, weight), shift, at, chunk=chunk)
+
+# %% ../../nbs/225_models.losses.ipynb #6def06ff
+class AdaptiveLogits(LazyLogits):
+    "Logits over groups of words that are not made: states and the layers that they would come from."
+    own_loss = True
+    def __init__(self,
+        x:Tensor, # States: bs,sl,hid
+        layers:Any, # `head`, for common words and groups, and `tail`, for each group: logits from states
+        cutoffs:list[int], # First id of each group
+    ):
+        self.x,self.layers,self.cutoffs = x.to(next(layers.parameters()).dtype),layers,cutoffs
+
+    def row(self,
+        i:int, # Number of the row
+    ) -> 'AdaptiveLogits':
+        "Those of a row of the batch."
+        return AdaptiveLogits(self.x[i], self.layers, self.cutoffs)
+
+    def whole(self) -> Tensor: # bs,sl,vocab
+        "Logarithms of the probabilities of all words."
+        head,short = _log_softmax(self.layers.head(self.x)),self.cutoffs[0]
+        tails = (_log_softmax(f(self.x)) + head[..., short+i, None] for i,f in enumerate(self.layers.tail))
+        return torch.cat([head[..., :short], *tails], -1).to(self.x.dtype)
+
+    def loss(self,
+        y:Tensor, # Targets: bs,sl
+        label_smoothing:float=0., # Part of each target that is spread over all words; needs all logits
+        **kwargs # `ignore_index` of `cross_entropy`; `chunk` is ignored, as what is made is small
+    ) -> Tensor: # A number
+        "Mean cross-entropy; each group of words sees the targets that are in it."
+        ignore = kwargs.get('ignore_index', -100)
+        if label_smoothing:
+            return F.cross_entropy(self.whole().flatten(0, -2), y.flatten(), ignore_index=ignore,
+                                   label_smoothing=label_smoothing)
+        x,y = self.x.flatten(0, -2),y.as_subclass(Tensor).flatten()
+        real,short = y != ignore,self.cutoffs[0]
+        group = torch.bucketize(y, torch.tensor(self.cutoffs, device=y.device), right=True)   # zero for common words
+        col = torch.where(group == 0, y, group + (short - 1)).masked_fill(~real, 0)
+        head = _log_softmax(self.layers.head(x)).gather(1, col[:, None])
+        total = head[:, 0].masked_fill(~real, 0.).sum()
+        for i,(low,f) in enumerate(zip(self.cutoffs, self.layers.tail, strict=True), 1):
+            rows = ((group == i) & real).nonzero()[:, 0]
+            total = total + _log_softmax(f(x[rows])).gather(1, y[rows, None] - low).sum()
+        return -total/real.sum()
+
+def _log_softmax(logits:Tensor) -> Tensor: return full_precision(logits).log_softmax(-1)
+
+# %% ../../nbs/225_models.losses.ipynb #2b620400
+def _mixture_loss(prior:Tensor, latent:Tensor, weight:Tensor, bias:Tensor|None, y:Tensor, ignore_index:int) -> Tensor:
+    "Sum of the losses; rows,K and rows,K,emb and rows."
+    logits = full_precision(F.linear(latent, weight, bias)).flatten(0, 1)
+    each = F.cross_entropy(logits, y.repeat_interleave(prior.size(1)), ignore_index=ignore_index, reduction='none')
+    return -(_log_softmax(prior) - each.view_as(prior)).logsumexp(1).sum()   # zero for targets that do not count
+
+def mixture_cross_entropy(
+    prior:Tensor, # Logits of the softmaxes: ...,K
+    latent:Tensor, # States of each: ...,K,emb
+    weight:Tensor, # Of the linear layer: vocab,emb
+    bias:Tensor|None, # Its bias: vocab
+    y:Tensor, # Targets: ...
+    ignore_index:int=-100, # A target that does not count
+    chunk:int=512, # Rows of logits that are there at a time, K for each target
+) -> Tensor: # A number
+    "Mean cross-entropy of a mixture of softmaxes, with gradients of all orders."
+    prior,latent,y = prior.flatten(0, -2),latent.flatten(0, -3),y.as_subclass(Tensor).flatten()
+    some = max(check_count('chunk', chunk)//prior.size(1), 1)
+    def part(p, l, y): return _mixture_loss(p, l, weight, bias, y, ignore_index)
+    again = torch.is_grad_enabled() and len(y) > some and not transforms_active()
+    run = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False) if again else part
+    parts = zip(prior.split(some), latent.split(some), y.split(some), strict=True)
+    return sum(run(*p) for p in parts)/(y != ignore_index).sum()
+
+# %% ../../nbs/225_models.losses.ipynb #8b8b4e44
+class MixtureLogits(LazyLogits):
+    "Logits of a mixture that are not made: what they would come from."
+    def __init__(self,
+        prior:Tensor, # Logits of the softmaxes: bs,sl,K
+        latent:Tensor, # States of each: bs,sl,K,emb
+        weight:Tensor, # Of the linear layer: vocab,emb
+        bias:Tensor|None, # Its bias: vocab
+    ):
+        super().__init__(latent.to(weight.dtype), weight, bias)
+        self.prior = prior
+
+    @property
+    def n_rows(self) -> int:
+        "Rows of logits that there are: one for each softmax and step."
+        return self.prior.numel()
+
+    def row(self,
+        i:int, # Number of the row
+    ) -> 'MixtureLogits':
+        "Those of a row of the batch."
+        return MixtureLogits(self.prior[i], self.x[i], self.weight, self.bias)
+
+    def whole(self) -> Tensor: # bs,sl,vocab
+        "Logarithms of the probabilities of all words; one softmax after the other."
+        prior = _log_softmax(self.prior)
+        each = (_log_softmax(F.linear(self.x[..., k, :], self.weight, self.bias)) + prior[..., k, None]
+                for k in range(prior.size(-1)))
+        return reduce(torch.logaddexp, each).to(self.x.dtype)
+
+    def loss(self,
+        y:Tensor, # Targets: bs,sl
+        label_smoothing:float=0., # Part of each target that is spread over all words; needs all logits
+        **kwargs # `ignore_index` and `chunk` of `mixture_cross_entropy`
+    ) -> Tensor: # A number
+        "Mean cross-entropy."
+        if not label_smoothing: return mixture_cross_entropy(self.prior, self.x, self.weight, self.bias, y, **kwargs)
+        kwargs.pop('chunk', None)
+        return F.cross_entropy(self.whole().flatten(0, -2), y.flatten(), label_smoothing=label_smoothing, **kwargs)
+
+    def sampled_loss(self,
+        y:Tensor, # Targets: bs,sl
+        share:Tensor, # How often each word is a target: vocab
+        n:int, # Words to draw
+        ignore_index:int=-100, # A target that does not count
+    ) -> Tensor: # A number
+        "Mean cross-entropy over a sample of the words, the same for each softmax."
+        real = y != ignore_index
+        ids,at,shift = sample_words(y[real].as_subclass(Tensor), share, n)
+        if self.bias is not None: shift = self.bias[ids] + shift
+        return mixture_cross_entropy(self.prior[real], self.x[real], F.embedding(ids, self.weight), shift, at)
 
 # %% ../../nbs/225_models.losses.ipynb #c9ea5228
 class OneHotMSE(nn.Module):

@@ -142,10 +142,11 @@ def cell_tagger(
     drop:float=0.3, # Dropout of what the layers read and of what they give, one mask a sentence
     embed_p:float=0.1, # Probability to drop a word's vector
     crf:bool=False, # Score pairs of neighbours too
-    vectors:Tensor|None=None, # Word vectors that the embedding starts from: vocab,emb
+    vectors:Any=None, # Word vectors that the embedding starts from: vocab,emb; or what a `JoinedEmbedding` takes
     allowed:list[list[bool]]|None=None, # With `crf`, which labels may follow each other; see `CRF`
 ) -> Tagger:
     "A tagger over a cell that reads both ways, and the letters of words where there are any."
-    words:Any = token_input(vocab_sz, emb_sz if vectors is None else None, vectors=vectors, pad=pad)[0]
+    sizes = vectors is None or isinstance(vectors[0], int)   # the vectors say how wide they are
+    words:Any = token_input(vocab_sz, emb_sz if sizes else None, vectors=vectors, pad=pad)[0]
     chars = CharEncoder(n_letters, letter_emb, letter_hid) if n_letters else None
     return Tagger(WordEncoder(words, chars, cell, n_hid, num_layers, pad, drop, embed_p), n_out, crf, allowed)

@@ -23,6 +23,7 @@ from ..data.documents import DocDataset
 from ..data.lm import LMDataset
 from ..data.tags import TagDataset
 from ..data.tokenize import TextTokenizer
+from ..data.vectors import JoinedVocab
 from ..files import write_folder
 from ..generate.decode import evaluating
 from ..learner.classifier import BidirectionalEnsemble
@@ -34,7 +35,7 @@ from ..models.dropout import RNNDropout
 from ..models.heads import LMDecoder, PoolingClassifier, SigmoidRange
 from ..models.losses import CalibratedLoss, answer_kind
 from ..models.recurrent import Recurrent
-from ..models.seq2seq import OneHot, SequenceModel
+from ..models.seq2seq import JoinedEmbedding, OneHot, SequenceModel
 from ..models.state import fresh_logits
 from ..models.tagger import ArchEncoder, CharEncoder, Tagger, WordEncoder
 from .facts import FACTS_FILE, write_facts
@@ -105,6 +106,7 @@ def _add_words(g:Graph, words:nn.Module, ids:str) -> str:
         out = g.add('Gather', g.constant(_is(words[1], nn.Linear).weight.T), ids)
         return out if words[1].bias is None else g.add('Add', out, g.constant(words[1].bias))
     if type(words) is OneHot: return g.add('Gather', g.constant(torch.eye(words.n)), ids)
+    if type(words) is JoinedEmbedding: return g.add('Gather', g.constant(words.table), ids)
     return g.add('Gather', g.constant(_is(words, nn.Embedding).weight), ids)
 
 def _add_layers(g:Graph, net:NetParts, x:str, lengths:str, state:list[str]|None) -> tuple[str, str, list[str]]:
@@ -276,6 +278,7 @@ def model_facts(
                          "models and classifiers of TextDataLoaders, and taggers of TagDataLoaders.")
     kind,tok = _KINDS[type(ds)],ds.tok if isinstance(ds, TagDataset) else ifnone(ds.tokenizer, TextTokenizer())
     more = {'lm': lambda *_: {}, 'classifier': _answer_facts, 'tagger': _tag_facts}[kind](learn, ds)
+    if isinstance(ds.corpus.vocab, JoinedVocab): more['joined'] = True
     return dict(kind=kind, vocab=list(map(str, ds.corpus.vocab)), tok=_tok_facts(tok),
                 backwards=bool(ds.backwards), **more)
 

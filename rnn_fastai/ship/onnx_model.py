@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core import check_count, suggest
 from ..data.rules import BOS, FAKE, PAD, SPECIAL_TOKENS, UNK
-from .codec import TextCodec, make_cutter
+from .codec import TextCodec, make_cutter, token_ids
 from .facts import read_facts
 from .pick import Picking, SeededDraws, answer_probs, best_path, log_softmax, mean_logits, prompt_key
 
@@ -203,7 +203,7 @@ def _spell(words:list[str], names:list[str]) -> np.ndarray:
 class _Sentences:
     "Sentences as a tagger reads them."
     def __init__(self, facts:dict):
-        self.vocab,self.letters = {t: i for i,t in enumerate(facts['vocab']) if t != FAKE},facts['chars']
+        self.id_of,self.letters = token_ids(facts['vocab'], facts.get('joined', False)),facts['chars']
         self.pad,tok = facts['vocab'].index(PAD),facts['tok']
         self.cut_word = make_cutter(tok).cut
         self.added = {BOS} if tok is not None and tok['kind'] not in ('words', 'function') else set()   # to each text
@@ -221,7 +221,7 @@ class _Sentences:
         "Ids of what the net reads of a word."
         if word not in self.known:
             toks = [t for t in self.cut_word(word) if t not in self.added] or [UNK]
-            self.known[word] = [self.vocab.get(UNK if t == PAD else t, 0) for t in toks]
+            self.known[word] = [self.id_of(UNK if t == PAD else t) for t in toks]
         return self.known[word]
 
     def batch(self, sents:list[list[str]]) -> dict[str, np.ndarray]:
@@ -306,7 +306,8 @@ class _Exported:
             self._graphs = [_Graph(self.folder/n, net, n_threads) for n in ('model.onnx', 'backwards.onnx')
                             if n in self.facts['files']]
             if self.kind == 'tagger': self._reader = _Sentences(self.facts)
-            else: self.codec = TextCodec(self.facts['tok'], self.vocab, self.facts['backwards'])
+            else: self.codec = TextCodec(self.facts['tok'], self.vocab, self.facts['backwards'],
+                                         self.facts.get('joined', False))
         except (KeyError, TypeError) as e:   # of the tokenizer
             raise ValueError(f"{folder} is no whole export ({type(e).__name__}: {e}); export the model again.") from e
 

@@ -48,6 +48,7 @@ from ..data.subwords import ByteLevelTokenizer, CharTokenizer
 from ..data.tags import TagDataLoader, TagDataLoaders, TagDataset, WordChars
 from ..data.task import SeqTask
 from ..data.tokenize import TextTokenizer, WordTokenizer
+from ..data.vectors import JoinedVocab
 from ..files import parse_json
 from ..learner.classifier import BidirectionalEnsemble
 from ..learner.rnn import ModuleModel, loaders_task
@@ -410,7 +411,9 @@ _DATA = {LMDataLoader: ('texts', LMDataset), DocDataLoader: ('documents', DocDat
 
 def _text_facts(ds:Any, texts:dict, seen:dict|None) -> dict:
     "What the three data sets of texts have in common, and what each has of its own."
-    facts = dict(vocab=list(ds.corpus.vocab), backwards=bool(ds.backwards))
+    vocab = ds.corpus.vocab
+    facts = dict(vocab=list(vocab), backwards=bool(ds.backwards))
+    if isinstance(vocab, JoinedVocab): facts['n_own'] = vocab.n_own
     if isinstance(ds, TagDataset):
         chars = None if ds.chars is None else ds.chars.names
         return dict(facts, tok=tokenizer_facts(ds.tok, texts, seen), tags=ds.tags, cols=list(ds.cols), chars=chars)
@@ -465,7 +468,8 @@ def _sequence_loader(facts:dict, device:Any) -> SeqDataLoader:
 def _text_loader(facts:dict, read:Callable, device:Any, known:Known|None) -> Any:
     "A loader of texts, without texts."
     _check_vocab(facts)
-    kind,corpus,tok = facts['kind'],Corpus.from_ids([], facts['vocab']),make_tokenizer(facts['tok'], read, known)
+    vocab = JoinedVocab(facts['vocab'], facts['n_own']) if 'n_own' in facts else facts['vocab']
+    kind,corpus,tok = facts['kind'],Corpus.from_ids([], vocab),make_tokenizer(facts['tok'], read, known)
     args = dict(bs=facts['bs'], device=device)
     if kind == 'tags':
         chars = None if facts['chars'] is None else WordChars([], facts['chars'])
@@ -489,6 +493,7 @@ def make_loaders(
     kinds = dict(texts=TextDataLoaders, documents=TextDataLoaders, tags=TagDataLoaders, sequences=SeqDataLoaders)
     kind,device = str(facts.get('kind')),ifnone(device, default_device())
     if kind not in kinds: raise ValueError(f"The kind of loaders {kind!r} is unknown. {suggest(kind, kinds)}")
-    check_facts(facts, _OF_DATA[kind], 'The data')
+    joined = {'n_own': _is_count} if 'n_own' in facts and kind != 'sequences' else {}   # of vectors' words too
+    check_facts(facts, _OF_DATA[kind] | joined, 'The data')
     one = _sequence_loader(facts, device) if kind == 'sequences' else _text_loader(facts, read, device, known)
     return kinds[kind](one, one.new(), path=path, device=device)
