@@ -45,7 +45,6 @@ from rnn_fastai.models.recurrent import CellTrace, Recurrent
 from rnn_fastai.models.losses import (
     AnsweringLoss, linear_cross_entropy, sampled_cross_entropy, OneHotMSE, token_accuracy,
 )
-from rnn_fastai.models.focal import FocalLoss, FocalLossFlat
 from rnn_fastai.models.calibration import (
     Reliability, reliability, expected_calibration_error, brier_score, fit_temperature, best_threshold,
 )

@@ -188,7 +188,7 @@ def check_place(
     if not place.is_dir():
         raise OSError(errno.ENOTDIR, f"{folder} cannot be made a folder: {place} is a file. Name another")
     try:
-        with tempfile.TemporaryDirectory(dir=place): pass
+        with tempfile.TemporaryFile(dir=place): pass   # without a name, where a system has such: a kill leaves nothing
     except OSError as e: raise OSError(e.errno, f"{folder} may not be written to. Name another") from e
 
 # %% ../nbs/020_files.ipynb #96af575c

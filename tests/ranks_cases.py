@@ -68,7 +68,7 @@ def classifier(path, bs=5, label='label', cbs=(), metrics=None, loaders=None, **
 
 def tagger(path, bs=5, crf=False, chars=True):
     dls = TagDataLoaders.from_df(frame(), valid_col='held', bs=bs, path=path, chars=chars, min_freq=1)
-    return tagger_learner(dls, 'GRU', emb_sz=6, n_hid=5, letter_emb=3, letter_hid=4, drop=0., embed_p=0., crf=crf)
+    return tagger_learner(dls, 'GRU', emb_sz=6, n_hid=5, letter_emb=3, letter_hid=4, drop=0., embed_p=0., crf=crf, scheme=None)
 
 def pairs(path, kind='many-to-one', bs=5, **kwargs):
     xs = frame(31).tokens.tolist()

@@ -479,7 +479,7 @@ def test_a_checksum_reads_little_of_a_large_array():
 # ---- The call
 
 @pytest.mark.parametrize('args,said', [
-    (dict(lr=lambda: 1), r'fit.lr is of type function, which a checkpoint cannot hold'),
+    (dict(wd=lambda: 1), r'fit.wd is of type function, which a checkpoint cannot hold'),
     (dict(wd=torch.float32), r'fit.wd is of type dtype')])
 def test_arguments_that_cannot_be_kept(args, said, tmp_path):
     learn = made('lm', tmp_path)

@@ -392,7 +392,7 @@ def test_a_place_that_takes_no_model_is_refused_before_the_training(models, run,
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'a.csv', *SMALL)
     assert 'a.csv is a file. Name another' in code
     def full(*args, **kwargs): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('tempfile.mkdtemp', full)
+    monkeypatch.setattr('tempfile.TemporaryFile', full)
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', models/'new', *SMALL)
     assert 'new may not be written to. Name another' in code and not (models/'new').exists()
 

@@ -149,11 +149,16 @@ def rule(losses, patience):
         if t > patience and v > min(losses[:t-patience]): return t + 1
     return None
 
+class Uphill(ft.Callback):
+    "The loss rises in every epoch."
+    def after_backward(self):
+        for p in self.learn.model.parameters(): p.grad.neg_()
+
 @pytest.mark.parametrize('patience', [1, 2])
 def test_mean_of_the_steps(patience, tmp_path):
     avg,steps = rf.AveragedSGD(patience),Steps()
-    learn = lm(tmp_path, [avg, steps], opt_func=ft.SGD)
-    learn.fit(7, -0.5)   # uphill, so that the loss rises in every epoch
+    learn = lm(tmp_path, [avg, Uphill(), steps], opt_func=ft.SGD)
+    learn.fit(7, 0.5)
     losses = [v[1] for v in learn.recorder.values]
     assert losses == sorted(losses) and avg.since == rule(losses, patience) == patience + 2
     late = [w for e,w in steps.seen if e >= avg.since]

@@ -127,9 +127,9 @@ def _text_vectors(lines:Iterable[str], file:Path, keep:set|None) -> Vectors:
     while part := list(islice(rows, 1000)):
         width = part[0][3]
         table = _numbers([nums for _,_,nums,_ in part], width) if width else None
-        if table is None or not np.isfinite(table).all():
-            for row in part: _check_line(file, *row)
         kept = [k for k,(_,w,_,_) in enumerate(part) if keep is None or w in keep]
+        if table is None or not np.isfinite(table[kept]).all():
+            for row in part if table is None else map(part.__getitem__, kept): _check_line(file, *row)
         for i,word,_,_ in map(part.__getitem__, kept):
             if words.setdefault(word, i) != i:
                 raise ValueError(f"{file}, line {i}: {word!r} stands in line {words[word]} already. Remove one of the "
