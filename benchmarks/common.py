@@ -91,6 +91,7 @@ def read(name: str) -> list:
 
 def save(name: str, rows: list, **extra):
     "Write results; rows that were not run again stay as they are."
-    new = {r["what"]: r for r in rows}
-    kept = [new.pop(r["what"], r) for r in read(name)]
+    new, before = {r["what"]: r for r in rows}, about(name)
+    made = {k: before[k] for k in ("cpu", "date") if k in before}   # of rows that say nothing of their own
+    kept = [new.pop(r["what"], made | r) for r in before.get("rows", [])]
     write(name, kept + list(new.values()), **extra)

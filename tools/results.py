@@ -59,6 +59,18 @@ TASKS = [
     Task("Parts of speech (UD English EWT)", "accuracy of the 17 universal tags on the test sentences", [
         Row("Words and letters, two-way LSTM", "tagger", "UD EWT, coarse tags", "test", "{:.1%}", "`tagger.py`"),
         Row("The same with a CRF", "tagger", "UD EWT, coarse tags, CRF", "test", "{:.1%}", "`tagger.py`"),
+        Row("`train_tagger`: words of GloVe 6B 50d, letters by convolution, shapes", "tagger",
+            "UD EWT, coarse tags, one call, glove-6b-50d", "test", "{:.1%}", "`tagger.py`"),
+    ], []),
+    Task("Names in tweets (Broad Twitter Corpus)", "F1 of entities in part f", [
+        Row("Words and letters, CRF", "entities", "BTC, names", "test", "{:.1%}", "`entities.py`"),
+        Row("The same with all words of GloVe 6B 50d", "entities", "BTC, names, vectors glove-6b-50d", "test", "{:.1%}",
+            "`entities.py`"),
+    ], []),
+    Task("The small model that comes with the package", "perplexity of texts that it has not read, over its 20,000 words", [
+        Row("700 reviews of IMDB", "small_model", "perplexity, packed", "reviews", "{:.1f}", "`small_model.py`"),
+        Row("60 articles, WikiText-2 validation, with capitals as marks", "small_model", "perplexity, packed", "articles",
+            "{:.1f}", "`small_model.py`"),
     ], []),
     Task("Language model (WikiText-2)", "perplexity of the first 20,000 test tokens", [
         Row("AWD-LSTM of two layers of 400", "wikitext", "scoring", "plain.perplexity", "{:.1f}", "`wikitext.py`"),
@@ -85,9 +97,11 @@ def lines(row: Row) -> str:
     found = next(r for r in held["rows"] if r["what"] == row.what)
     took = found.get("seconds")
     time = f"{took/60:.0f} min" if isinstance(took, (int, float)) else ""
-    threads = f", {found['threads']} threads" if "threads" in found else ""
+    n = found.get("threads")
+    threads = f", {n} thread{'s'*(n > 1)}" if n else ""
     shown = row.show.format(figure(found, row.key)).replace("%", " %")
-    return f"| {row.system} | {shown} | {row.recipe} | {time} | {held['cpu']}{threads}, {held['date']} |"
+    machine, date = (found.get(k, held[k]) for k in ("cpu", "date"))
+    return f"| {row.system} | {shown} | {row.recipe} | {time} | {machine}{threads}, {date} |"
 
 
 def table(task: Task) -> str:

@@ -68,7 +68,7 @@ from ..models.awd import AWD_LSTM, StatefulEncoder, archs
 from ..models.heads import WordDecoder
 from ..models.losses import CalibratedLoss, plain_loss, with_answers
 from ..models.seq2seq import JoinedEmbedding
-from .pretrained import read_pretrained
+from .pretrained import SHIPPED, read_pretrained
 
 # %% ../../nbs/605_learner.text.ipynb #f495edc9
 class _SmoothLoss(AvgSmoothLoss):
@@ -405,7 +405,8 @@ class TextLearner(SafeLearner):
     def _transfer(self, file:Path, wgts:dict, vocab:list|None, encoder:torch.nn.Module|None) -> 'TextLearner':
         "Weights of a language model into the whole model, or of its encoder into `encoder`; report, and freeze."
         own,known = _own_words(self.dls),None if vocab is None else set(vocab)
-        report = TransferReport(str(file), len(own), None if known is None else sum(w in known for w in own))
+        source = Path(file).name if Path(file).parent == SHIPPED else str(file)
+        report = TransferReport(source, len(own), None if known is None else sum(w in known for w in own))
         if vocab is not None:
             try: wgts = match_embeds(wgts, vocab, own)
             except ValueError as e: raise ValueError(f"{file} and its vocabulary cannot be used: {e}") from e
