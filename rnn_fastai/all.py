@@ -55,7 +55,9 @@ from rnn_fastai.models.awd import (
     archs, awd_lstm_clas_config, awd_lstm_lm_config, AWD_GRU, AWD_QRNN, awd_lstm_lm_split, awd_lstm_clas_split,
     AWD_LSTM, AWD_LSTM_small, awd_arch, LMOutput, LanguageModel, get_language_model, StatefulEncoder,
 )
-from rnn_fastai.models.seq2seq import Attention, OneHot, JoinedEmbedding, token_input, SequenceModel, StateInput, Seq2Seq
+from rnn_fastai.models.seq2seq import (
+    Attention, OneHot, JoinedEmbedding, token_input, SequenceModel, StateInput, Seq2Seq,
+)
 from rnn_fastai.models.documents import (
     DocumentStates, DocumentEncoder, DocumentOutput, TextClassifier, get_text_classifier,
 )

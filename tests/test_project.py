@@ -13,7 +13,7 @@ from fastcore.docments import docments
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
-MODULES = [p for p in sorted((ROOT/"rnn_fastai").rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py", "all.py")]
+MODULES = [p for p in sorted((ROOT/"rnn_fastai").rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py", "all.py", "__main__.py")]
 
 
 def cells(nb: Path) -> list: return json.loads(nb.read_text(encoding="utf8"))["cells"]

@@ -46,7 +46,7 @@ class Vocab(list):
         min_freq:int=3, # A token that occurs less often is unknown
         max_vocab:int=60000, # Most tokens to keep
         special_toks:list[str]|None=None, # Tokens that come first; fastai's `defaults.text_spec_tok` by default
-        known_words:Iterable[str]=(), # Tokens that come last, however rare they are, such as those of pretrained weights
+        known_words:Iterable[str]=(), # Tokens that come last, however rare they are: what pretrained weights know
     ) -> 'Vocab':
         "The most frequent tokens, in fastai's order, entry for entry; then those of `known_words` that are not there."
         check_count('max_vocab', max_vocab)

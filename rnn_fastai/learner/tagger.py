@@ -348,7 +348,8 @@ def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool, vectors:Any=Non
     if isinstance(arch, str) and arch not in archs and arch not in cells:
         raise ValueError(f"Unknown cell or architecture {arch!r}. {suggest(arch, [*cells, *archs])}")
     if not dls.train_ds.chars and (shape_emb or letters == 'CNN'):
-        raise ValueError(f"letters={letters!r} and shape_emb={shape_emb} read letters; make the loaders with chars=True.")
+        raise ValueError(f"letters={letters!r} and shape_emb={shape_emb} read letters; make the loaders with "
+                         "chars=True.")
     if dls.train_ds.chars and letters is None and not shape_emb:
         raise ValueError("letters=None and shape_emb=0 read no letters; make the loaders with chars=False.")
     if config and arch not in archs:

@@ -256,7 +256,8 @@ def check_rates(
     for rate in rates:
         each = (rate.start, rate.stop) if isinstance(rate, slice) else np.ravel(rate).tolist()
         for r in each:
-            if r is not None: check_number('lr', r, f'a rate from 0 to {_MOST:g}, such as 1e-3', lambda v: 0 <= v <= _MOST)
+            if r is None: continue
+            check_number('lr', r, f'a rate from 0 to {_MOST:g}, such as 1e-3', lambda v: 0 <= v <= _MOST)
 
 def _scheduled(cbs:Any) -> list:
     "Rates that schedules among callbacks begin with, come by and end with."

@@ -218,8 +218,8 @@ def get_language_model(
     config:dict|None=None, # What differs from the architecture's own config; `init` is applied to all modules
     drop_mult:float=1., # Factor on all dropouts
 ) -> LanguageModel:
-    """A language model of `arch`. The config's `head` names one of `lm_heads`, 'linear' by default, whose own entries may
-    stand there too. Raises `ValueError` for an unknown architecture, head or config entry."""
+    """A language model of `arch`. The config's `head` names one of `lm_heads`, 'linear' by default, whose own entries
+    may stand there too. Raises `ValueError` for an unknown architecture, head or config entry."""
     config = dict(config or {})
     init,head,own = config.pop('init', None),*_pop_head(config, drop_mult)
     facts,config = archs.facts(arch),arch_config(arch, 'config_lm', config, drop_mult)

@@ -146,8 +146,9 @@ class AdaptiveDecoder(WordDecoder):
         self.cutoffs = adaptive_cutoffs(n_out, cutoffs)
         if tie_encoder is None: self.layers = _own_groups(n_out, n_hid, self.cutoffs, div_value, bias)
         elif tie_encoder.embedding_dim == n_hid: self.layers = TiedGroups(tie_encoder, self.cutoffs, bias)
-        else: raise ValueError(f"The embedding has {tie_encoder.embedding_dim} features and the states have {n_hid}; an "
-                               "adaptive head shares a weight where they are the same. Set tie_weights=False.")
+        else:
+            raise ValueError(f"The embedding has {tie_encoder.embedding_dim} features and the states have {n_hid}; an "
+                             "adaptive head shares a weight where they are the same. Set tie_weights=False.")
 
     def lazy_logits(self,
         x:Tensor, # States, after dropout: bs,sl,hid
@@ -158,8 +159,8 @@ class AdaptiveDecoder(WordDecoder):
 def _own_groups(n_out:int, n_hid:int, cutoffs:list[int], div_value:float, bias:bool) -> nn.Module:
     "torch's layers. Raises `ValueError` where a group would have no features."
     if not div_value > 0 or n_hid//div_value**len(cutoffs) < 1:
-        raise ValueError(f"div_value={div_value!r} leaves the last of {len(cutoffs)} groups no feature of {n_hid}; it must "
-                         f"be above 0 and at most {n_hid**(1/len(cutoffs)):.2f}, or take fewer cutoffs.")
+        raise ValueError(f"div_value={div_value!r} leaves the last of {len(cutoffs)} groups no feature of {n_hid}; it "
+                         f"must be above 0 and at most {n_hid**(1/len(cutoffs)):.2f}, or take fewer cutoffs.")
     return nn.AdaptiveLogSoftmaxWithLoss(n_hid, n_out, cutoffs, div_value, bias)
 
 # %% ../../nbs/230_models.heads.ipynb #8084cec1
@@ -176,7 +177,8 @@ class MixtureDecoder(WordDecoder):
         latent_p:float=0.3, # Probability to drop a feature of the states of each
     ):
         super().__init__(output_p)
-        self.n,n_emb = check_count('n_softmaxes', n_softmaxes),n_hid if tie_encoder is None else tie_encoder.embedding_dim
+        self.n = check_count('n_softmaxes', n_softmaxes)
+        n_emb = n_hid if tie_encoder is None else tie_encoder.embedding_dim
         self.prior,self.latent = nn.Linear(n_hid, self.n, bias=False),nn.Linear(n_hid, self.n*n_emb)
         self.latent_dp = RNNDropout(latent_p)
         self.decoder = _word_layer(n_out, n_emb, self.initrange, tie_encoder, bias)

@@ -263,8 +263,8 @@ class LazyLogits:
         return self.x[..., 0].numel()
 
     def __getattr__(self, name):
-        raise AttributeError(f"{type(self).__name__} has no {name!r}: ChunkedCrossEntropy makes no logits. Leave it out, "
-                             "or the metric that needs them.")
+        raise AttributeError(f"{type(self).__name__} has no {name!r}: ChunkedCrossEntropy makes no logits. Leave it "
+                             "out, or the metric that needs them.")
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
