@@ -253,7 +253,8 @@ HANDS_ON = {'ChunkedCrossEntropy', 'SampledCrossEntropy', 'LossHistory', 'LastSc
 LEFT_OUT = {
     'builds or describes, and leaves the work to others':
         'Cell RecurrentBase StatefulModel NeuralCache DynamicEvaluation Codec Generated GrowingText '
-        'with_state torch_weights check_like check_input check_state is_compact EntropyMinimization RecordedLosses',
+        'with_state torch_weights check_like check_input check_state is_compact EntropyMinimization RecordedLosses '
+        'AdaptiveDecoder',
     'for the CPU alone': 'PackedWeight packed_product int8_product int8_kernel check_int8 quantize_rows lstm_kernel Draws',
     'compiled, or in half precision, which the simulation is not': 'take_compiled_steps run_flash MixedPrecision',
     'draws or writes numbers of the CPU': 'plot_nets word_shares random_state set_random_state',
