@@ -163,7 +163,7 @@ def learner(bs: int = 64, drop_mult: float = 0.) -> LMLearner:
                     for k in PARTS[:2])
     set_seed(SEED)
     dls = TextDataLoaders(train, valid, path=OUT, device=device)
-    return language_model_learner(dls, "AWD_LSTM_small", None, drop_mult, pretrained=False)
+    return language_model_learner(dls, "AWD_LSTM_small", None, drop_mult, pretrained=False, alpha=0., beta=0.)
 
 
 def train(args) -> list:
