@@ -428,6 +428,109 @@ def test_a_recording_that_fails(monkeypatch):
     assert_close((ids, logps, after), (want, want_logps, torch.rand(3, device=DEVICE)), rtol=0, atol=0)
     assert written(graph_lm(), 4)[2].graph is not None
 
+# ---- Kernels as CUDA graphs
+
+GRAPHED = {'LSTM': {}, 'two ways': dict(bidirectional=True), 'three layers': dict(num_layers=3), 'projected': dict(proj_size=24),
+           'no bias': dict(bias=False), 'dropped': dict(weight_p=0.3)}
+GRAPHED = {**{k: ('LSTM', a) for k,a in GRAPHED.items()}, 'GRU': ('GRU', {}), 'RNN': ('RNN', {}),
+           'ReLU': ('RNN', dict(nonlinearity='relu'))}
+
+def calls(layer, n=20, dtype=None, wants=('x', 'state', 'weights'), lengths=None, sl=30):
+    "Outputs, last states and gradients of several calls of one layer, all of one shape."
+    res = []
+    for p in layer.parameters(): p.requires_grad_('weights' in wants)
+    for i in range(n):
+        g = torch.Generator().manual_seed(i)
+        def draw(*shape): return torch.randn(*shape, generator=g).to(DEVICE)   # noqa: B023
+        x,state = draw(sl, 6, 32),tuple(draw(len(layer.cells), 6, k)/2 for k in layer._cell.sizes)
+        x.requires_grad_('x' in wants)
+        for s in state: s.requires_grad_('state' in wants)
+        torch.manual_seed(i)
+        with torch.autocast('cuda', dtype or torch.float16, enabled=dtype is not None):
+            out,last = layer(x, state if len(state) > 1 else state[0], *([lengths] if lengths else []))
+        made = out,*tup(last)
+        leaves = [t for t in (x, *state, *layer.parameters()) if t.requires_grad]
+        cotangents = [draw(*t.shape).to(t.dtype) for t in made]
+        grads = torch.autograd.grad(made, leaves, cotangents) if leaves else ()
+        res.append([t.detach().clone() for t in (*made, *grads)])
+    return res
+
+def graphs_of(layer): return [g for g in layer.graphs.kinds.values() if not isinstance(g, int)]
+
+def with_and_without(monkeypatch, layer, **kwargs):
+    got = calls(layer, **kwargs)
+    with monkeypatch.context() as m:
+        m.setenv('RNN_FASTAI_CUDA_GRAPHS', '0')
+        return got,calls(layer, **kwargs)
+
+@on_gpu
+@pytest.mark.parametrize('kind', GRAPHED)
+@pytest.mark.parametrize('dtype', [None, torch.float16, torch.bfloat16], ids=str)
+def test_kernels_of_graphs(kind, dtype, monkeypatch):
+    "To the bit what the kernel gives by itself, gradients included."
+    cell,args = GRAPHED[kind]
+    layer = Recurrent(cell, 32, 48, **args).to(DEVICE)
+    got,want = with_and_without(monkeypatch, layer, dtype=dtype)
+    assert layer.graphs.lacks is None and len(graphs_of(layer)) == 1
+    for a,b in zip(got, want, strict=True): assert_close(a, b, rtol=0, atol=0)
+
+@on_gpu
+@pytest.mark.parametrize('wants', [(), ('x',), ('weights',), ('state', 'weights')], ids=str)
+def test_gradients_of_graphs_that_are_wanted(wants, monkeypatch):
+    layer = Recurrent('LSTM', 32, 48).to(DEVICE)
+    got,want = with_and_without(monkeypatch, layer, wants=wants)
+    assert layer.graphs.lacks is None and len(graphs_of(layer)) == 1
+    for a,b in zip(got, want, strict=True): assert_close(a, b, rtol=0, atol=0)
+
+@on_gpu
+def test_padded_kernels_of_graphs(monkeypatch):
+    layer = Recurrent('LSTM', 32, 48, num_layers=2, bidirectional=True).to(DEVICE)
+    got,want = with_and_without(monkeypatch, layer, lengths=[30, 12, 7, 30, 1, 22])
+    assert layer.graphs.lacks is None and len(graphs_of(layer)) == 4
+    for a,b in zip(got, want, strict=True): assert_close(a, b, rtol=0, atol=0)
+
+@on_gpu
+def test_passes_that_wait_for_their_gradients():
+    "Two passes forwards before the first backwards, and a second pass backwards."
+    layer = Recurrent('LSTM', 32, 48).to(DEVICE)
+    calls(layer)
+    xs = [torch.randn(30, 6, 32, device=DEVICE) for _ in range(3)]
+    def grads(outs, **kw): return [torch.autograd.grad(o.square().sum(), list(layer.parameters()), **kw) for o in outs]
+    alone = []
+    for x in xs: alone += grads([layer(x)[0]])
+    outs = [layer(x)[0] for x in xs]
+    together = grads(outs, retain_graph=True)
+    layer(xs[0])[0].sum().backward()   # the graph goes on to another call
+    again = grads(outs)
+    for got in (together, again):
+        for a,b in zip(got, alone, strict=True): assert_close(a, b, **CLOSE)
+    assert graphs_of(layer)
+
+@on_gpu
+def test_gradients_are_not_the_graphs_own():
+    "Accumulated over calls, and kept by whoever holds them."
+    layer = Recurrent('LSTM', 32, 48).to(DEVICE)
+    calls(layer)
+    xs = [torch.randn(30, 6, 32, device=DEVICE) for _ in range(2)]
+    want = 0
+    for x in xs: want = want + torch.autograd.grad(layer(x)[0].sum(), layer.weight_hh_l0)[0]
+    outs = []
+    for x in xs:
+        outs.append(layer(x)[0])
+        outs[-1].sum().backward()
+    assert_close(layer.weight_hh_l0.grad, want, **CLOSE)
+    assert_close(outs[0], layer(xs[0])[0], rtol=0, atol=0)
+
+@on_gpu
+def test_a_language_model_trains_as_without_graphs(monkeypatch):
+    losses = []
+    for on in '10':
+        monkeypatch.setenv('RNN_FASTAI_CUDA_GRAPHS', on)
+        learn = train(LEARNERS['lm'], [], 6)
+        losses.append(torch.stack(list(learn.recorder.losses)))
+        assert bool(graphs_of(learn.model[0].rnns[0])) == (on == '1')
+    assert_close(*losses, rtol=1e-4, atol=1e-4)
+
 # ---- Memory
 
 @pytest.mark.skipif(DEVICE.type != 'cuda', reason="counts the GPU's memory")

@@ -16,12 +16,16 @@ from rnn_fastai.generate.decode import Continuation
 from rnn_fastai.generate.graphs import GraphedSteps, graph_lacks
 from rnn_fastai.generate.sampling import Sampling, TokenSampler
 from rnn_fastai.inside.capture import capture
+from rnn_fastai.models import graphs as layer_graphs
 from rnn_fastai.models.awd import LMOutput, get_language_model
 from rnn_fastai.models.state import map_state
 
 WAITS = 'item', 'is_nonzero', '_local_scalar_dense', 'nonzero', 'equal', 'masked_select'
 
-def tensors(o): return graphs._leaves([x for x in o if isinstance(x, (Tensor, tuple, list))])
+def tensors(o):
+    "Those of a nest of arguments."
+    if isinstance(o, Tensor): return [o]
+    return [t for part in o for t in tensors(part)] if isinstance(o, (tuple, list)) else []
 
 def place(t): return t.untyped_storage().data_ptr()
 
@@ -85,7 +89,7 @@ def gpu(monkeypatch):
                        current_stream=lambda device: stream, stream=lambda s: contextlib.nullcontext(),
                        device=lambda d: contextlib.nullcontext(), default_generators={None: Generator()}).items():
         monkeypatch.setattr(torch.cuda, name, f)
-    monkeypatch.setattr(graphs, '_has_graphs', lambda device: True)
+    monkeypatch.setattr(layer_graphs, '_has_graphs', lambda device: True)
     monkeypatch.setattr(graphs, '_AFTER', 4)
     FakeGraph.made = []
 

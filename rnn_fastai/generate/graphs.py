@@ -6,7 +6,6 @@
 __all__ = ['graph_lacks', 'GraphedSteps']
 
 # %% ../../nbs/312_generate.graphs.ipynb #5fb00d74
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import transforms_active
+from ..models.graphs import OtherNumbers, graphs_lack, kept_generator, record_graph
 from ..models.recurrent import Recurrent
 from ..models.state import map_state
 
 # %% ../../nbs/312_generate.graphs.ipynb #cd2e5073
 _KNOWN = 'torch.nn.modules.', 'rnn_fastai.models.'   # modules in which a step keeps nothing in Python
-_SWITCH = 'RNN_FASTAI_CUDA_GRAPHS'                   # environment variable: 0 for no graphs
 
 def _parts(model:nn.Module) -> Iterator[nn.Module]:
     "All modules of a model, and the cells of its layers."
@@ -27,17 +26,12 @@ def _parts(model:nn.Module) -> Iterator[nn.Module]:
         yield m
         if isinstance(m, Recurrent): yield from m.cells
 
-def _has_graphs(device:torch.device) -> bool:
-    return device.type == 'cuda' and torch.cuda.is_available() and hasattr(torch.Generator, 'graphsafe_set_state')
-
 def graph_lacks(
     model:nn.Module, # A model that gives a state
     device:Any, # Where it runs
 ) -> str|None: # Why not; none where it can
     "Why a step of a model cannot be a CUDA graph."
-    device = torch.device(device)
-    if not _has_graphs(device): return f"graphs need a GPU of CUDA and torch 2.5 or newer, and this is {device.type}"
-    if os.environ.get(_SWITCH) == '0': return f"{_SWITCH}=0 asks for none"
+    if lacks := graphs_lack(torch.device(device)): return lacks
     odd = next((m for m in _parts(model) if not type(m).__module__.startswith(_KNOWN)), None)
     if odd is not None: return f"{type(odd).__name__} may do in Python what a graph does not repeat"
     return None if next(model.buffers(), None) is None else "a step may change the model's buffers"
@@ -52,16 +46,11 @@ class _Graph:
     "A step as a CUDA graph, for one shape of ids and state."
     def __init__(self, model:nn.Module, ids:Tensor, state:Any):
         self.ids,self.state = ids.clone(),map_state(torch.clone, state)
-        stream,now = torch.cuda.Stream(ids.device),torch.cuda.current_stream(ids.device)
-        stream.wait_stream(now)
-        with torch.cuda.stream(stream):
-            for _ in range(2): model(self.ids, self.state)
-        now.wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile is no error.
-        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode='thread_local'):
+        def step():
             out = self._kept(model(self.ids, self.state))
             for mine,new in zip(_leaves(self.state), _leaves(out.state), strict=True): mine.copy_(new)
+            return out
+        self.graph,out = record_graph(step, ids.device)
         self.out = out._replace(state=self.state)
 
     def _kept(self, out:Any) -> Any:
@@ -120,14 +109,16 @@ class GraphedSteps:
 
     def _record(self, ids:Tensor, state:Any, out:Any):
         "Make the graph of a step that gave `out`."
-        generator = torch.cuda.default_generators[ids.device.index]
-        before = generator.clone_state()
         try:
-            with torch.cuda.device(ids.device): graph = _Graph(self.model, ids, state)
-            again = zip(_leaves(graph.step(ids, state)), _leaves(out), strict=True)
-            if not all(torch.equal(a, b) for a,b in again): self.lacks = "the first one gave other numbers"
-            elif generator.get_offset() != before.get_offset(): self.lacks = "a step draws random numbers"
-            else: self.graph = graph
+            with torch.cuda.device(ids.device), kept_generator(ids.device): self.graph = self._checked(ids, state, out)
+        except OtherNumbers as e: self.lacks = str(e)
         except Exception as e: self.lacks = f"recording failed with {type(e).__name__}: {e}"   # of any library
-        # A recording that failed may leave the generator in the state of one that goes on.
-        if self.lacks: generator.graphsafe_set_state(before)
+
+    def _checked(self, ids:Tensor, state:Any, out:Any) -> _Graph:
+        "The graph of a step that gave `out`."
+        generator = torch.cuda.default_generators[ids.device.index]
+        before,graph = generator.get_offset(),_Graph(self.model, ids, state)
+        again = zip(_leaves(graph.step(ids, state)), _leaves(out), strict=True)
+        if not all(torch.equal(a, b) for a,b in again): raise OtherNumbers("the first one gave other numbers")
+        if generator.get_offset() != before: raise OtherNumbers("a step draws random numbers")
+        return graph

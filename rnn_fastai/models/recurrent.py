@@ -22,6 +22,7 @@ from ..core import check_count, check_prob, suggest
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight
 from .flashrnn import flash_lacks, tell_once
+from .graphs import KernelGraphs
 from .kernels import KERNEL_WEIGHTS, LaidOut, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel
 from .origin import maker
 from .packed import PackedWeight
@@ -164,6 +165,7 @@ class RecurrentBase(nn.Module):
         names = [f'_l{l}{d}' for l in range(num_layers) for d in ('', '_reverse')[:n_dir]]
         self._shared = _SharedCells(self, (first, *rest), names)
         self.zoneout_p,self._zone,self.check_nan = zoneout_p,_check_zoneout(first, zoneout_p),check_nan
+        self.graphs = KernelGraphs()
         self.backend = backend
         _check_drops(first, weight_p, dropout, num_layers)
 
@@ -268,17 +270,26 @@ def _raise_nan(cell:Cell, where:str, out:Tensor, lengths:Tensor|None, back:bool)
     raise FloatingPointError(f"NaN first appears in {where}, step {t}, sequence {b}: {why}.")
 
 # %% ../../nbs/220_models.recurrent.ipynb #43db3271
+def _on_device(layer:'Recurrent', cell:int, kind:str, x:Tensor, state:tuple, ws:list[Tensor], num_layers:int,
+               two_way:bool) -> tuple[Tensor, tuple]:
+    "torch's kernel over the cells from `cell` on; on a GPU as a graph, where there is one."
+    if x.is_cuda and not torch.compiler.is_compiling():
+        drops = layer.training and layer.dropout and num_layers > 1   # which a graph would not repeat
+        done = None if drops else layer.graphs.run(kind, cell, x, state, ws, layer.bias, num_layers, two_way)
+        if done is not None: return done
+        if not is_compact(ws): ws = compact_weights(ws)
+    return run_kernel(kind, x, state, ws, layer.bias, num_layers, layer.dropout, layer.training, two_way)
+
 def _run_kernel(layer:'Recurrent', cells:tuple[Cell, ...], drops:list[dict], x:Tensor, state:tuple,
                 lengths:Tensor|None=None) -> tuple[Tensor, tuple]:
     "Output and last state of torch's kernel over some cells: a stack, or a single one where there are lengths."
     ws = [d.get(n, p) for c,d in zip(cells, drops, strict=True) for n,p in c.named_parameters() if n in KERNEL_WEIGHTS]
     kind,n_dir = cells[0].kernel,2 if layer.bidirectional and len(cells) > 1 else 1
     if lengths is not None: x,ws[0] = hold_state(kind, x, ws[0], lengths)
-    if x.is_cuda and not (torch.compiler.is_compiling() or is_compact(ws)): ws = compact_weights(ws)
     n_rows,given = x.size(1),(x, *state)
     if n_rows < layer.min_rows: given = tuple(torch.cat([t]*layer.min_rows, 1) for t in given)
-    out,last = run_kernel(kind, given[0], given[1:], ws, layer.bias, len(cells)//n_dir, layer.dropout, layer.training,
-                          n_dir == 2)
+    at = layer._shared.cells.index(cells[0])
+    out,last = _on_device(layer, at, kind, given[0], given[1:], ws, len(cells)//n_dir, n_dir == 2)
     if n_rows < layer.min_rows: out,last = out[:, :n_rows],tuple(s[:, :n_rows] for s in last)
     return out,last if lengths is None else (last_steps(out, lengths)[None], *last[1:])
 
