@@ -270,12 +270,14 @@ def _raise_nan(cell:Cell, where:str, out:Tensor, lengths:Tensor|None, back:bool)
     raise FloatingPointError(f"NaN first appears in {where}, step {t}, sequence {b}: {why}.")
 
 # %% ../../nbs/220_models.recurrent.ipynb #43db3271
-def _on_device(layer:'Recurrent', cell:int, kind:str, x:Tensor, state:tuple, ws:list[Tensor], num_layers:int,
+def _on_device(layer:'Recurrent', first:Cell, x:Tensor, state:tuple, ws:list[Tensor], num_layers:int,
                two_way:bool) -> tuple[Tensor, tuple]:
-    "torch's kernel over the cells from `cell` on; on a GPU as a graph, where there is one."
+    "torch's kernel over the cells from `first` on; on a GPU as a graph, where there is one."
+    kind = first.kernel
     if x.is_cuda and not torch.compiler.is_compiling():
         drops = layer.training and layer.dropout and num_layers > 1   # which a graph would not repeat
-        done = None if drops else layer.graphs.run(kind, cell, x, state, ws, layer.bias, num_layers, two_way)
+        at = layer._shared.cells.index(first)
+        done = None if drops else layer.graphs.run(kind, at, x, state, ws, layer.bias, num_layers, two_way)
         if done is not None: return done
         if not is_compact(ws): ws = compact_weights(ws)
     return run_kernel(kind, x, state, ws, layer.bias, num_layers, layer.dropout, layer.training, two_way)
@@ -288,8 +290,7 @@ def _run_kernel(layer:'Recurrent', cells:tuple[Cell, ...], drops:list[dict], x:T
     if lengths is not None: x,ws[0] = hold_state(kind, x, ws[0], lengths)
     n_rows,given = x.size(1),(x, *state)
     if n_rows < layer.min_rows: given = tuple(torch.cat([t]*layer.min_rows, 1) for t in given)
-    at = layer._shared.cells.index(cells[0])
-    out,last = _on_device(layer, at, kind, given[0], given[1:], ws, len(cells)//n_dir, n_dir == 2)
+    out,last = _on_device(layer, cells[0], given[0], given[1:], ws, len(cells)//n_dir, n_dir == 2)
     if n_rows < layer.min_rows: out,last = out[:, :n_rows],tuple(s[:, :n_rows] for s in last)
     return out,last if lengths is None else (last_steps(out, lengths)[None], *last[1:])
 
