@@ -3640,6 +3640,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'rnn_fastai/models/graphs.py'),
                                           'rnn_fastai.models.graphs._has_graphs': ( 'models.graphs.html#_has_graphs',
                                                                                     'rnn_fastai/models/graphs.py'),
+                                          'rnn_fastai.models.graphs._has_room': ( 'models.graphs.html#_has_room',
+                                                                                  'rnn_fastai/models/graphs.py'),
                                           'rnn_fastai.models.graphs.graphs_lack': ( 'models.graphs.html#graphs_lack',
                                                                                     'rnn_fastai/models/graphs.py'),
                                           'rnn_fastai.models.graphs.kept_generator': ( 'models.graphs.html#kept_generator',

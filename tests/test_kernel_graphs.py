@@ -65,6 +65,8 @@ def cuda(monkeypatch, gpu):   # noqa: F811
     stream = SimpleNamespace(stream_id=0, wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream)
     monkeypatch.setattr(graphs, '_AFTER', 3)
+    memory = dict(mem_get_info=(60, 100), memory_reserved=30, memory_allocated=20)
+    for name,value in memory.items(): monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
 
 def draw(kind, sl=6, two=False, layers=1, seed=None):
     if seed is not None: torch.manual_seed(seed)
@@ -113,7 +115,7 @@ def test_answers_and_gradients(kind, how):
         assert_close(got, want)
         for a,b in zip(grads(got, leaves), grads(want, leaves), strict=True): assert_close(a, b)
     assert layer.graphs.lacks is None and len(FakeGraph.made) == n + 2
-    assert [g.replays for g in FakeGraph.made[n:]] == [1 + 4, 1 + 4]   # the first one is compared
+    assert [g.replays for g in FakeGraph.made[n:]] == [2 + 4, 1 + 4]   # the first ones are compared
 
 @pytest.mark.parametrize('wants', ['x', 'state', 'weights', 'none'])
 def test_wanted_gradients(wants):
@@ -230,6 +232,25 @@ def test_short_runs_and_cells_apart():
     x,state = draw('lstm')
     for _ in range(4): one,two = layer(x, state),layer(x, state, cell=1)
     assert one is not None and two is not None and len(FakeGraph.made) == 4
+
+def test_lengths_that_come_and_go():
+    "They cost a limited number of recordings; graphs that are there stay in use."
+    layer = Layer('lstm')
+    for sl in range(5, 30):
+        for _ in range(5): layer(*draw('lstm', sl))
+    assert len(FakeGraph.made) == 2*16 and '16 kinds' in layer.graphs.lacks
+    for _ in range(5): last = layer(*draw('lstm', 20))
+    assert last is not None and layer(*draw('lstm', 29)) is None
+
+def test_a_full_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (14, 100))
+    layer = Layer('lstm')
+    layer.warm(9)
+    assert not FakeGraph.made and 'a quarter' in layer.graphs.lacks
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (15, 100))
+    layer = Layer('lstm')
+    layer.warm()
+    assert layer(draw('lstm')[0].requires_grad_(), draw('lstm')[1]) is not None
 
 def test_copies_make_their_own():
     layer = Layer('lstm')

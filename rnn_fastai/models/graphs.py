@@ -6,7 +6,7 @@
 __all__ = ['graphs_lack', 'OtherNumbers', 'kept_generator', 'record_graph', 'KernelCall', 'kernel_call', 'KernelGraph',
            'KernelGraphs']
 
-# %% ../../nbs/219_models.graphs.ipynb #e807046a
+# %% ../../nbs/219_models.graphs.ipynb #a07cc7ac
 import os
 import threading
 import weakref
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core import transforms_active
 from .kernels import compact_weights, run_kernel
 
-# %% ../../nbs/219_models.graphs.ipynb #c61c2925
+# %% ../../nbs/219_models.graphs.ipynb #55a38527
 _SWITCH = 'RNN_FASTAI_CUDA_GRAPHS'   # environment variable: 0 for no graphs
 
 def _has_graphs(device:torch.device) -> bool:
@@ -33,7 +33,7 @@ def graphs_lack(
     if not _has_graphs(device): return f"graphs need a GPU of CUDA and torch 2.5 or newer, and this is {device.type}"
     return f"{_SWITCH}=0 asks for none" if os.environ.get(_SWITCH) == '0' else None
 
-# %% ../../nbs/219_models.graphs.ipynb #dde2f7f8
+# %% ../../nbs/219_models.graphs.ipynb #0dcaf11a
 class OtherNumbers(Exception): "A graph gives other numbers than what it has recorded."
 
 @contextmanager
@@ -63,7 +63,7 @@ def record_graph(
     with torch.cuda.graph(graph, stream=stream, capture_error_mode='thread_local'): out = f()
     return graph,out
 
-# %% ../../nbs/219_models.graphs.ipynb #b545f4c9
+# %% ../../nbs/219_models.graphs.ipynb #f3525eab
 class KernelCall(NamedTuple):
     "The kind of a call: what its graph depends on but the numbers that it reads."
     kind:str              # 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
@@ -105,7 +105,7 @@ def kernel_call(
     return KernelCall(kind, cell, stream, x.device, dtype, x.shape, bias, num_layers, bidirectional,
                       torch.is_inference_mode_enabled(), grads)
 
-# %% ../../nbs/219_models.graphs.ipynb #b302c399
+# %% ../../nbs/219_models.graphs.ipynb #3331c568
 _backward = torch.ops.aten._cudnn_rnn_backward
 
 class KernelGraph:
@@ -132,6 +132,7 @@ class KernelGraph:
         self.turn:Any = None
         if call.grads is None: return
         self.cotangents = tuple(torch.zeros_like(t) for t in self.out)
+        self.forward_graph.replay()   # so that what is read backwards are numbers
         mask = call.grads[0],call.grads[1],call.grads[1] and c is not None,call.grads[2]
         def backward():
             g = (*self.cotangents, None)[:3]
@@ -172,7 +173,7 @@ class _Turn:
     "A pass forwards whose pass backwards may come."
     over = False
 
-# %% ../../nbs/219_models.graphs.ipynb #4c77a034
+# %% ../../nbs/219_models.graphs.ipynb #cf2a5bd8
 def _again(call:KernelCall, cotangents:tuple, given:list[Tensor]) -> tuple[Tensor, ...]:
     "Gradients by an ordinary run of the kernel, with a graph of autograd where second ones may be wanted."
     n,create = 2 if call.kind == 'lstm' else 1,torch.is_grad_enabled()
@@ -198,9 +199,15 @@ class _Graphed(torch.autograd.Function):
         turn.over = True
         return None,*graph.backward(cotangents, given)
 
-# %% ../../nbs/219_models.graphs.ipynb #a10283ac
+# %% ../../nbs/219_models.graphs.ipynb #44712f7f
 _AFTER = 16   # ordinary calls of a kind before it is recorded
 _KINDS = 8    # kinds of calls that are kept
+_MOST = 16    # recordings of a layer
+
+def _has_room(device:torch.device) -> bool:
+    "Whether a quarter of the device's memory is free, or torch's to give."
+    free,total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) >= total/4
 
 @torch.no_grad()
 def _checked_graph(call:KernelCall, x:Tensor, state:tuple, weights:list[Tensor]) -> KernelGraph:
@@ -221,7 +228,8 @@ class KernelGraphs:
     "Runs the kernels of a layer as graphs, where calls of one kind come again and again on a GPU."
     def __init__(self):
         self.kinds:dict[KernelCall, Any] = {}   # the graph of each, or how often it came; the newest call last
-        self.lacks:str|None = None              # why there are no graphs
+        self.n_recorded = 0
+        self.lacks:str|None = None   # why there are no further graphs
         self.lock = threading.Lock()
 
     def __reduce__(self): return KernelGraphs,()   # a copy, or another process, makes its own
@@ -237,7 +245,7 @@ class KernelGraphs:
         bidirectional:bool, # Two directions a layer
     ) -> tuple[Tensor, tuple[Tensor, ...]]|None: # As `run_kernel` gives it; none where an ordinary run is due
         "Run a call as a graph, where it has one."
-        if self.lacks or graphs_lack(x.device): return None
+        if graphs_lack(x.device): return None
         call = kernel_call(kind, cell, x, state, weights, bias, num_layers, bidirectional)
         if call is None: return None
         given = [x, *state, *weights]
@@ -250,13 +258,19 @@ class KernelGraphs:
     def _graph(self, call:KernelCall, x:Tensor, state:tuple, weights:list[Tensor]) -> KernelGraph|None:
         "The graph of a kind of call, which is made when it has come often enough."
         kept = self.kinds.pop(call, 0)
-        if isinstance(kept, int): kept = kept + 1 if kept < _AFTER else self._record(call, x, state, weights)
+        if isinstance(kept, int):
+            kept = kept + 1 if kept < _AFTER else self._record(call, x, state, weights)
+            if self.lacks: return None
         self.kinds[call] = kept
         if len(self.kinds) > _KINDS: del self.kinds[next(iter(self.kinds))]
         return kept if isinstance(kept, KernelGraph) else None
 
     def _record(self, call:KernelCall, x:Tensor, state:tuple, weights:list[Tensor]) -> KernelGraph|None:
         "Make the graph of a call."
+        if self.n_recorded == _MOST: self.lacks = f"{_MOST} kinds of calls were recorded"
+        elif not _has_room(x.device): self.lacks = "less than a quarter of the GPU's memory is free"
+        if self.lacks: return None
+        self.n_recorded += 1
         try:
             with torch.cuda.device(x.device), kept_generator(x.device): return _checked_graph(call, x, state, weights)
         except OtherNumbers as e: self.lacks = str(e)
