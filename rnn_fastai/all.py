@@ -91,7 +91,7 @@ from rnn_fastai.inside.html import write_page
 from rnn_fastai.callback.optim import FusedAdam, Adam
 from rnn_fastai.callback.state import ModelResetter, RNNCallback, StateFeeder
 from rnn_fastai.callback.regularize import ar_penalty, tar_penalty, RNNRegularizer, rnn_cbs
-from rnn_fastai.callback.schedule import layer_rates, AveragedSGD, VariableLength
+from rnn_fastai.callback.schedule import layer_rates, AveragedSGD, KeepBest, VariableLength
 from rnn_fastai.callback.precision import MixedPrecision
 from rnn_fastai.callback.history import LossHistory, ShowDecoded
 from rnn_fastai.callback.chunked_loss import ChunkedCrossEntropy, SampledCrossEntropy, LeanLoss

@@ -156,7 +156,7 @@ TRAININGS = {   # what is trained, with which callbacks, and how
     'sampled': ('lm AWD_LSTM', [partial(rf.SampledCrossEntropy, 2000)], {}),
     'variable length': ('lm AWD_LSTM', [rf.VariableLength], {}),
     'history': ('next', [rf.LossHistory, rf.ShowDecoded], dict(epochs=2)),
-    'averaged': ('next', [partial(rf.AveragedSGD, 1)], dict(epochs=5, lr=1.)),
+    'best': ('next', [rf.KeepBest], dict(epochs=2)), 'averaged': ('next', [partial(rf.AveragedSGD, 1)], dict(epochs=5, lr=1.)),
     'capture': ('next', [partial(rf.HiddenStateCapture, parts=('h', 'grad_h'))], {}),
     'adversarial': ('clas words', [partial(AdversarialTraining, 2.)], {}),
     'virtual': ('clas words', [partial(VirtualAdversarial, 2., entropy=1., power_iterations=1)], {}),

@@ -136,6 +136,7 @@ RECIPES = {   # what makes a learner; how it is trained; callbacks of the call
     'lm': (lm, one_cycle, lambda: [rf.LossHistory()]),
     'variable length': (lm, one_cycle, lambda: [rf.VariableLength(std=2.)]),
     'nt-asgd': (partial(lm, opt_func=ft.SGD), ('fit', dict(n_epoch=4, lr=30.)), lambda: [rf.AveragedSGD(1)]),
+    'best epoch': (clas, ('fit', dict(n_epoch=4, lr=.5)), lambda: [rf.KeepBest()]),
     'fine_tune': (lm, ('fine_tune', dict(epochs=2, base_lr=1e-2)), list),
     'sgdr': (lm, ('fit_sgdr', dict(n_cycles=2, cycle_len=1, lr_max=slice(1e-3, 1e-2))), list),
     'flat_cos': (partial(lm, opt_func=ft.ranger), ('fit_flat_cos', dict(n_epoch=2, lr=1e-2)), list),

@@ -36,6 +36,7 @@ from rnn_fastai.data.schemes import (
     tag_place,
 )
 
+from ..callback.schedule import KeepBest
 from ..core import check_count, suggest
 from ..data.loaders import text_vocab
 from ..data.tags import TagDataLoaders, TagDataset, word_parts
@@ -430,6 +431,7 @@ def train_tagger(
     crf:bool|None=None, # Score neighbouring tags too; by default where tags name entities
     epochs:int|None=None, # Times that each sentence is read, by default as `tagger_plan` says
     lr:float=4e-3, # The largest rate
+    keep_best:bool=True, # End with the epoch whose score on the sentences held out is best
     learner_args:dict|None=None, # Further arguments of `tagger_learner`
     **kwargs
 ) -> TaggerLearner: # Trained
@@ -443,5 +445,6 @@ def train_tagger(
     args = dict(crf=crf, vectors=vectors, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)
     if dls.train_ds.chars: args |= dict(letters='CNN', shape_emb=16)
     learn = tagger_learner(dls, **{**args, **(learner_args or {})})
-    learn.fit_one_cycle(epochs, lr)
+    judged = keep_best and len(dls.valid_ds) > 0
+    learn.fit_one_cycle(epochs, lr, cbs=KeepBest(learn.metrics[-1].name) if judged else None)
     return learn
