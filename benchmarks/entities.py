@@ -40,19 +40,21 @@ def training() -> pd.DataFrame:
     "Sentences to train on, and the validation file's, held out."
     b = sentences("b")
     alike = b[~b.tokens.map(lambda words: any(w.startswith("@") for w in words))]
-    return pd.concat([sentences("a", "e", "g").assign(held=False), alike.assign(held=False), sentences("h").assign(held=True)],
-                     ignore_index=True)
+    train, valid = pd.concat([sentences("a", "e", "g"), alike]), sentences("h")
+    return pd.concat([train.assign(held=False), valid.assign(held=True)], ignore_index=True)
 
 
 def tag_names(vectors: str | None, test: bool) -> dict:
-    "Train on words, letters, shapes and, if given, vectors; F1 of the names in the validation and test file, of each seed."
+    "Train on words, letters, shapes and, if given, vectors; F1 of names in the validation and test file, of each seed."
     df, runs = training(), []
     for seed in range(SEEDS):
         set_seed(seed)
         clock = Clock()
         learn = train_tagger(df, vectors, learner_args=dict(NET, cbs=clock), **SETTINGS)
         runs.append(dict(seconds=clock.seconds, valid=learn.validate()[-1]))
-        if test: runs[-1]["test"] = learn.validate(dl=learn.dls.test_dl(sentences("f"), with_labels=True))[-1]
+        if test:
+            dl = learn.dls.test_dl(sentences("f"), with_labels=True)
+            runs[-1]["test"] = learn.validate(dl=dl)[-1]
         print(runs[-1], flush=True)
     what = "BTC, names" + (f", vectors {vectors}" if vectors else "")
     means = {k: sum(r[k] for r in runs)/SEEDS for k in runs[0]}

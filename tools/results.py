@@ -63,7 +63,8 @@ TASKS = [
             "UD EWT, coarse tags, one call, glove-6b-50d", "test", "{:.1%}", "`tagger.py`"),
     ], []),
     Task("Names in tweets (Broad Twitter Corpus)", "F1 of entities in part f", [
-        Row("Words and letters, CRF", "entities", "BTC, names", "test", "{:.1%}", "`entities.py`"),
+        Row("`train_tagger`: words, letters by convolution, shapes, CRF; mean of three nets", "entities", "BTC, names",
+            "test", "{:.1%}", "`entities.py`"),
         Row("The same with all words of GloVe 6B 50d", "entities", "BTC, names, vectors glove-6b-50d", "test", "{:.1%}",
             "`entities.py`"),
     ], []),
