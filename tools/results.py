@@ -62,7 +62,8 @@ TASKS = [
         Row("`train_tagger`: words of GloVe 6B 50d, letters by convolution, shapes", "tagger",
             "UD EWT, coarse tags, one call, glove-6b-50d", "test", "{:.1%}", "`tagger.py`"),
     ], []),
-    Task("Names in tweets (Broad Twitter Corpus)", "F1 of entities in part f", [
+    Task("Names in tweets (Broad Twitter Corpus)", "F1 of entities in part f (training leaves out sentences of part b with user names, which "
+         "it tags otherwise than the others)", [
         Row("`train_tagger`: words, letters by convolution, shapes, CRF; mean of three nets", "entities", "BTC, names",
             "test", "{:.1%}", "`entities.py`"),
         Row("The same with all words of GloVe 6B 50d", "entities", "BTC, names, vectors glove-6b-50d", "test", "{:.1%}",
