@@ -1,5 +1,5 @@
-"""Writes the head of each lesson, and the cell that installs the package where it is missing, from docs/site/course.yml and
-the address of the repository in settings.ini. With `--time`, runs lessons and prints the processor time that each took."""
+"""Writes the head of each lesson, the cell that installs the package where it is missing, and the table of lessons of the
+front page, from docs/site/course.yml and the address of the repository in settings.ini (then: `make readme`). With `--time`, runs lessons and prints the processor time that each took."""
 import json
 import resource
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-HEAD, INSTALL = "lessonhd", "lessonin"   # ids of the two cells
+HEAD, INSTALL, TABLE = "lessonhd", "lessonin", "lessonls"   # ids of cells
 
 
 def course() -> list[dict]:
@@ -57,20 +57,40 @@ def with_head(cells: list[dict], number: int, total: int, lesson: dict) -> list[
     return [title, head, install, *rest]
 
 
-def write_heads() -> None:
-    "Write the heads of all lessons."
-    for i, lesson in enumerate(lessons := course(), 1):
+def read(path: Path) -> dict: return json.loads(path.read_text(encoding="utf8"))
+
+
+def write(path: Path, nb: dict) -> None:
+    path.write_text(json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf8")
+
+
+def lesson_table() -> str:
+    "The course for the front page: a row for each lesson."
+    rows = []
+    for i, lesson in enumerate(course(), 1):
         path = lesson_path(lesson["notebook"])
-        nb = json.loads(path.read_text(encoding="utf8"))
-        nb["cells"] = with_head(nb["cells"], i, len(lessons), lesson)
-        path.write_text(json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf8")
+        title = read(path)["cells"][0]["source"][0].removeprefix("# ").strip()
+        rows.append(f"| {i} | [{title}](nbs/{path.name}) | {lesson['learn']} |")
+    return "\n".join(["## Lessons", "", "One course, in order; each has exercises with answers, and opens in Colab.", "",
+                      "| | lesson | you learn |", "|---|---|---|", *rows])
+
+
+def write_all() -> None:
+    "Write the heads of all lessons, and the table of the front page."
+    for i, lesson in enumerate(lessons := course(), 1):
+        nb = read(path := lesson_path(lesson["notebook"]))
+        write(path, nb | dict(cells=with_head(nb["cells"], i, len(lessons), lesson)))
+    index = read(path := ROOT/"nbs"/"index.ipynb")
+    for c in index["cells"]:
+        if c["id"] == TABLE: c["source"] = lesson_table().splitlines(True)
+    write(path, index)
 
 
 def print_times(names: list[str]) -> None:
     "Run lessons one by one, and print the processor time of each, its processes included."
     before = 0.
     for name in names or [x["notebook"] for x in course()]:
-        cmd = ["nbdev-test", "--path", str(lesson_path(name)), "--n-workers", "0", "--cell-timeout", "0"]
+        cmd = ["nbdev-test", str(lesson_path(name)), "--n-workers", "0", "--cell-timeout", "0"]
         subprocess.run(cmd, check=True, cwd=ROOT)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         total = used.ru_utime + used.ru_stime
@@ -80,4 +100,4 @@ def print_times(names: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--time"]: print_times(sys.argv[2:])
-    else: write_heads()
+    else: write_all()
