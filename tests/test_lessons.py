@@ -79,3 +79,10 @@ def test_two_exercises_with_answers_that_are_run(name):
 
 def test_the_front_page_lists_the_course_in_order():
     assert lessons.lesson_table() in (ROOT/"README.md").read_text(encoding="utf8"), "run tools/lessons.py, then `make readme`"
+
+
+def test_the_first_lesson_draws_a_hidden_state_in_ten_cells():
+    code = [c for c in read(NAMES[0]) if c["cell_type"] == "code"]
+    assert "pip install" in code[0]["source"]
+    drawn = [i for i, c in enumerate(code, 1) if "plot_states" in c["source"] and any("image/png" in o.get("data", {}) for o in c["outputs"])]
+    assert drawn[0] <= 10
