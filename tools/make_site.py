@@ -46,8 +46,8 @@ def lesson_page(number: int, lesson: dict, pictures: Pictures) -> str:
     cells = read_cells(nb)
     download = f'<a class="source" href="../_static/notebooks/{nb.name}" download>{nb.name}</a>'
     parts = [f"# {number}. {title_of(cells)}", subtitle(cells),
-             f"You learn\n: {lesson['learn']}\n\nYou need\n: {lesson['need']}\n\n"
-             f"Time\n: {lesson['seconds']} seconds on two cores\n\nNotebook\n: {download}"]
+             f"{{.facts}}\nYou learn\n: {lesson['learn']}\n\nYou need\n: {lesson['need']}\n\n"
+             f"Time\n: {lesson['seconds']} s on two cores\n\nNotebook\n: {download}"]
     for c in cells:
         anchor = f"({lesson['notebook']}-{c['id']})="
         shown = fix_links(without_title(c["source"]), "lessons") if c["cell_type"] == "markdown" else \
@@ -84,7 +84,7 @@ def with_pictures(text: str, pictures: Pictures, up: str) -> str:
     "Pictures written as `![alt](notebook/cell)` are taken from the outputs of that cell."
     def show(m: re.Match) -> str:
         nb, cell = ROOT/"nbs"/f"{m[2]}.ipynb", m[3]
-        found = [o for c in read_cells(nb) if c["id"] == cell for o in c["outputs"] if "image/png" in o.get("data", {})]
+        found = [o for c in read_cells(nb) if c["id"] == cell for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
         if not found: raise ValueError(f"{nb.name} has no picture in cell {cell}. Name a cell with one.")
         return raw(pictures.add(f"{m[2]}-{cell}", "".join(found[0]["data"]["image/png"]), m[1], up))
     return re.sub(r"!\[([^]]*)\]\(([\w.]+)/(\w{8})\)", show, text)

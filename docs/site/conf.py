@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 project = "rnn_fastai"
 author = copyright = "The rnn_fastai developers"
 language = "en"
+smartquotes = False   # texts and code are full of quotes that mean themselves
 
 extensions = ["myst_parser"]
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath", "deflist", "attrs_block"]
 myst_heading_anchors = 3
 myst_dmath_allow_space = myst_dmath_allow_digits = False
 suppress_warnings = ["myst.header"]   # notebooks may leave a level out
@@ -35,6 +36,7 @@ html_js_files = ["copy.js"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False
+html_domain_indices = False   # the reference is a list of modules
 html_math_renderer = "mathml"
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 
