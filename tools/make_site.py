@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from pages import (PICTURES, Pictures, code_of, fix_links, modules, raw, read_cells, reference_pages, show_code, source_page,
-                   subtitle, without_title)
-from signatures import ROOT
+from pages import Pictures, fix_links, raw, read_cells, reference_pages, show_code, source_page, subtitle, without_title
+from signatures import ROOT, modules
 
 HERE, PAGES, SITE = ROOT/"docs"/"site", ROOT/"out"/"site", ROOT/"site"
 FOLDERS = dict(data="Texts to batches", models="Cells, layers, models", generate="Writing and scoring", inside="Looking inside",
@@ -65,16 +64,24 @@ def lesson_index(lessons: list[dict]) -> str:
     return f"{intro}\n```{{table}}\n:class: course\n\n{table}\n```\n\n" + toctree([*(x["notebook"] for x in lessons), "rows"])
 
 
+def lead_to(cells: str, numbers: dict[str, int]) -> str:
+    "Links to cells that are given as lesson/id, by the number of the lesson and that of the cell among those with code."
+    found: dict[str, list[str]] = {}
+    for lesson, cell in (c.split("/") for c in cells.split()):
+        code = [c["id"] for c in read_cells(lesson_file(lesson)) if c["cell_type"] == "code"]
+        found.setdefault(lesson, []).append(f"[cell {code.index(cell) + 1}](#{lesson}-{cell})")
+    return "; ".join(f"[lesson {numbers[lesson]}]({lesson}.md), {', '.join(links)}" for lesson, links in found.items())
+
+
 def rows_page() -> str:
-    "What five course texts show, row by row, and the cell of a lesson that shows it here."
+    "What five course texts show, row by row, and the cells of lessons that show it here."
     held = yaml.safe_load((HERE/"rows.yml").read_text(encoding="utf8"))
+    numbers = {x["notebook"]: i for i, x in enumerate(course(), 1)}
     parts = [held["intro"]]
     for part in held["parts"]:
-        lines = ["| row | what it shows | where |", "|---|---|---|"]
-        for row, (what, cells) in part["rows"].items():
-            links = "; ".join(f"[{c.split('/')[0].replace('_', ' ')}](#{c.replace('/', '-')})" for c in cells.split())
-            lines.append(f"| {row} | {what} | {links} |")
-        parts += [f"## {part['title']}", "```{table}\n:class: rows\n\n" + "\n".join(lines) + "\n```"]
+        rows = [f"| {row} | {what} | {lead_to(cells, numbers)} |" for row, (what, cells) in part["rows"].items()]
+        table = "\n".join(["| row | what it shows | where |", "|---|---|---|", *rows])
+        parts += [f"## {part['title']}", f"```{{table}}\n:class: rows\n\n{table}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,7 +100,7 @@ def with_pictures(text: str, pictures: Pictures, up: str) -> str:
 def benchmarks() -> str:
     "The figures of the README, as a page."
     found = re.search(r"^## How fast\n(.*)^## Develop", (ROOT/"README.md").read_text(encoding="utf8"), re.M | re.S)
-    return "# Benchmarks\n" + found[1].replace("## How well", "## How well")
+    return "# Benchmarks\n" + found[1]
 
 
 def notes() -> dict[str, str]:
@@ -146,7 +153,7 @@ def write_pages(folder: Path) -> int:
         (folder/name).parent.mkdir(parents=True, exist_ok=True)
         (folder/f"{name}.md").write_text(text, encoding="utf8")
     for file in ("style.css", "copy.js"): shutil.copy(HERE/file, folder/"_static")
-    shutil.copy(HERE/"conf.py", folder)
+    for file in ("conf.py", "scorer.js"): shutil.copy(HERE/file, folder)
     for nb in (ROOT/"nbs").glob("[0-9]*.ipynb"): shutil.copy(nb, folder/"_static"/"notebooks")
     return len(pages)
 
@@ -158,7 +165,7 @@ def make_site(pages: Path = PAGES, site: Path = SITE) -> None:
     version = re.search(r'__version__ = "(.+)"', (ROOT/"rnn_fastai"/"__init__.py").read_text(encoding="utf8"))[1]
     cmd = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-d", pages.parent/"site-cache", "-E", "-W", "--keep-going",
            "-j", "2", "-D", f"release={version}", pages, site]
-    subprocess.run(cmd, check=True)
+    subprocess.run(cmd, cwd=pages, check=True)
     print(f"{n} pages in {site}")
 
 

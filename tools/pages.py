@@ -183,7 +183,9 @@ def module_page(module: str, path: Path, nb: Path, pictures: Pictures) -> str:
         elif "default_exp" in what: continue
         elif "export" in what or "exporti" in what:
             first, last = where.get(c["id"], (0, -1))
-            parts += [show_thing(t, module) for t in things if first <= t.lines[0] <= last]
+            entries = [show_thing(t, module) for t in things if first <= t.lines[0] <= last]
+            helpers = [source_link(module, (first, last))] if re.search(r"^(def|class|@)", c["source"], re.M) else []
+            parts += entries or helpers
         else: parts.append(show_code(c, f"{module}-{c['id']}", pictures, "../"))
     return "\n\n".join(filter(None, parts)) + "\n"
 

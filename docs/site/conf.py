@@ -26,13 +26,13 @@ exclude_patterns = ["_static"]
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
-maximum_signature_line_length = 90
 
 html_theme = "furo"
 html_title = "rnn_fastai"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_js_files = ["copy.js"]
+html_search_scorer = "scorer.js"
 html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False
