@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-anywhere test-slow gpu gpu-wheels bench readme results sync nbtest wheel clean
+.PHONY: install demo test test-anywhere test-slow gpu gpu-wheels bench readme results docs sync nbtest wheel clean
 
 install: $(INSTALLED)
 
@@ -66,5 +66,8 @@ readme: install                ## README.md from nbs/index.ipynb
 results: install               ## docs/results.md from benchmarks/results
 	$(PY) tools/results.py
 
+docs: install                  ## the documentation as HTML, in site/; nothing is run, and no network is asked
+	$(PY) tools/make_site.py
+
 clean:
-	rm -rf build dist out *.egg-info
+	rm -rf build dist out site *.egg-info

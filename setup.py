@@ -11,13 +11,14 @@ cfg.read(here/"settings.ini", encoding="utf8")
 meta = cfg["DEFAULT"]
 version = re.search(r'__version__ = "(.+)"', (here/"rnn_fastai"/"__init__.py").read_text(encoding="utf8"))[1]
 
-names = "hub", "onnx", "serve", "ranks", "vectors", "big", "dev"
+names = "hub", "onnx", "serve", "ranks", "vectors", "big", "docs", "dev"
 extras = {name: meta[f"{name}_requirements"].split() for name in names}
 extras["dev"] += [p for name, packages in extras.items() if name not in ("dev", "vectors") for p in packages]
 
 setup(
     name=meta["name"], version=version, description=meta["description"], author=meta["author"],
-    license=meta["license"], keywords=meta["keywords"].split(), python_requires=f">={meta['min_python']}",
+    license=meta["license"], keywords=meta["keywords"].split(),
+    classifiers=meta["classifiers"].strip().splitlines(), python_requires=f">={meta['min_python']}",
     long_description=(here/"README.md").read_text(encoding="utf8"), long_description_content_type="text/markdown",
     packages=find_packages(include=["rnn_fastai", "rnn_fastai.*"]), package_data={"rnn_fastai": ["py.typed", "ship/page/*", "data/english/*", "pretrained/*"]},
     install_requires=meta["requirements"].split(), extras_require=extras,
