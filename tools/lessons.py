@@ -28,10 +28,15 @@ def repository() -> str:
     return cfg["DEFAULT"]["git_url"]
 
 
+def colab_address(lesson: dict) -> str:
+    "Where a lesson opens in Colab."
+    place = repository().split("//")[1].replace(".com", "", 1)
+    return f"https://colab.research.google.com/{place}/blob/main/nbs/{lesson_path(lesson['notebook']).name}"
+
+
 def lesson_head(number: int, total: int, lesson: dict) -> str:
     "A table: what is learnt, what is needed, how long it takes, and where to open it."
-    colab = f"https://colab.research.google.com/{repository().split('//')[1].replace('.com', '', 1)}/blob/main/nbs"
-    return f"""| Lesson {number} of {total} | [Open in Colab]({colab}/{lesson_path(lesson['notebook']).name}) |
+    return f"""| Lesson {number} of {total} | [Open in Colab]({colab_address(lesson)}) |
 |---|---|
 | You learn | {lesson['learn']} |
 | You need | {lesson['need']} |

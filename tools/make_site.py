@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from lessons import HEAD, INSTALL, colab_address, course
 from pages import Pictures, fix_links, raw, read_cells, reference_pages, show_code, source_page, subtitle, without_title
 from signatures import ROOT, modules
 
@@ -26,11 +27,6 @@ def toctree(pages: list[str], options: str = "") -> str:
 
 # Lessons
 
-def course() -> list[dict]:
-    "The lessons in order: notebook, what is learnt, what is needed, how long it runs."
-    return yaml.safe_load((HERE/"course.yml").read_text(encoding="utf8"))
-
-
 def lesson_file(name: str) -> Path: return ROOT/"nbs"/f"800_tutorial.{name}.ipynb"
 
 
@@ -46,8 +42,8 @@ def lesson_page(number: int, lesson: dict, pictures: Pictures) -> str:
     download = f'<a class="source" href="../_static/notebooks/{nb.name}" download>{nb.name}</a>'
     parts = [f"# {number}. {title_of(cells)}", subtitle(cells),
              f"{{.facts}}\nYou learn\n: {lesson['learn']}\n\nYou need\n: {lesson['need']}\n\n"
-             f"Time\n: {lesson['seconds']} s on two cores\n\nNotebook\n: {download}"]
-    for c in cells:
+             f"Time\n: {lesson['seconds']} s on one core\n\nNotebook\n: {download}, or [in Colab]({colab_address(lesson)})"]
+    for c in (c for c in cells if c["id"] not in (HEAD, INSTALL)):
         anchor = f"({lesson['notebook']}-{c['id']})="
         shown = fix_links(without_title(c["source"]), "lessons") if c["cell_type"] == "markdown" else \
             show_code(c, f"{lesson['notebook']}-{c['id']}", pictures, "../")
