@@ -118,7 +118,7 @@ def show_args(args: list[Arg]) -> str:
 def show_return(r: Arg | None) -> str:
     "What a function gives."
     if r is None or r.type == "None": return ""
-    return f"**Returns** {as_code(r.type)}" + (f": {r.comment}" if r.comment else "")
+    return f"**Returns** {as_code(r.type.strip(chr(39)))}" + (f": {r.comment}" if r.comment else "")
 
 
 def source_link(module: str, lines: tuple[int, int]) -> str:
