@@ -118,8 +118,9 @@ class ScoringLearner(TextLearner):
     def _on_progress(self, no_bar:bool) -> OnProgress|None:
         return draw_progress(no_bar or not hasattr(self, 'progress'))
 
-    def _banned(self, codec:Codec, forbidden:list, no_unk:bool) -> tuple:
-        return tuple(sorted({*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}))
+    def _banned(self, codec:Codec, forbidden:list, no_unk:bool, *wanted) -> tuple:
+        "Ids that are not written; of those that never are by themselves, what is `wanted` may be."
+        return tuple(sorted({*codec.ids(forbidden, 'forbidden'), *({*self._never(no_unk)} - {*wanted})}))
 
     @_delegates_fields(Beam, but=['stops', 'min_new_tokens'])
     def beam_search(self,
@@ -139,8 +140,9 @@ class ScoringLearner(TextLearner):
         "Search the likeliest continuations of prompts; see `Beam`. Raises as `generate` does."
         codec = self._codec(decoder, strict)
         _check_apart(no_unk, forbidden, stop_tokens=stop_tokens)
+        stops = codec.ids(stop_tokens, 'stop_tokens')
         with _fastai_names():
-            beam = Beam(forbidden=self._banned(codec, forbidden, no_unk), stops=codec.ids(stop_tokens, 'stop_tokens'),
+            beam = Beam(forbidden=self._banned(codec, forbidden, no_unk, *stops), stops=stops,
                         min_new_tokens=min_words, **kwargs)
             beam.check(len(codec.vocab), check_count('n_words', n_words))
         return search_texts(self.stepper(int8, True), codec, _as_list('prompts', prompts), n_words, beam, bs,
@@ -181,11 +183,11 @@ class WritingLearner(ScoringLearner):
         codec = self._codec(decoder, strict)
         _check_apart(no_unk, forbidden=forbidden, required=required, stop_tokens=stop_tokens)
         if not isinstance(stop, Iterable): raise TypeError(f"stop={stop!r} must be a string, or a list of strings.")
+        stops,must = codec.ids(stop_tokens, 'stop_tokens'),codec.ids(required, 'required')
         with _fastai_names():
-            end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'),
-                         (stop,) if isinstance(stop, str) else tuple(stop), min_words)
-            sampling = Sampling(forbidden=self._banned(codec, forbidden, no_unk),
-                                required=codec.ids(required, 'required'), **kwargs)
+            end = Ending(n_words, stops, (stop,) if isinstance(stop, str) else tuple(stop), min_words)
+            sampling = Sampling(forbidden=self._banned(codec, forbidden, no_unk, *stops, *must), required=must,
+                                **kwargs)
             sampling.check(len(codec.vocab), n_words, end.tokens, min_words)
         check_stop_strings(end.strings, codec)
         return codec,end,sampling
