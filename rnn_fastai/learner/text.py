@@ -285,6 +285,7 @@ class SafeLearner(_StepLearner):
         self.add_cbs([*rnn_cbs(alpha, beta), LastScores()])
         self.last_scores:dict[str, float] = {}   # figures of the last epoch, by name
         self.trained_on:dict[str, dict[str, int]] = {}   # of one that was loaded: how much data it was trained on
+        self.notes:dict[str, Any] = {}   # how it was trained, in words and numbers, for the bundle and its card
         if hasattr(self, 'recorder'): self.recorder.smooth_loss = _SmoothLoss()
 
     @property
