@@ -31,7 +31,7 @@ from ..generate.texts import Codec
 from ..models.awd import get_language_model
 from ..models.origin import maker
 from .pretrained import pretrained_files
-from .text import SequentialRNN, fastai_config, find_arch
+from .text import SequentialRNN, check_loaders, fastai_config, find_arch
 from .writing import WritingLearner
 
 # %% ../../nbs/615_learner.lm.ipynb #8ea145d6
@@ -178,6 +178,7 @@ def language_model_learner(
     **kwargs
 ) -> LMLearner: # With pretrained weights, frozen up to the last group
     "A language model `Learner`. Raises `ValueError` for an unknown `arch`, `RuntimeError` if weights cannot be found."
+    check_loaders(dls, 'next')
     arch,facts,in_fastai = find_arch(arch)
     files = pretrained_files(facts, backwards) if pretrained and pretrained_fnames is None else None
     build = fastai_language_model if in_fastai else get_language_model
