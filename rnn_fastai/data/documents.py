@@ -108,11 +108,13 @@ def _warn_of_names(names:list, column:Any):
     for n in names:
         if isinstance(n, str): alike.setdefault(' '.join(n.split()).casefold(), []).append(n)
     twins = [ns for ns in alike.values() if len(ns) > 1]
-    if twins: warnings.warn(f"Column {column!r}: the labels {twins[0]} differ by blanks or case alone, and are taken for "
-                            f"{len(twins[0])} labels. Make them one, if they are.", stacklevel=4)
+    if twins:
+        warnings.warn(f"Column {column!r}: the labels {twins[0]} differ by blanks or case alone, and are taken for "
+                      f"{len(twins[0])} labels. Make them one, if they are.", stacklevel=4)
     odd = [n for n in names if isinstance(n, float) and not float(n).is_integer()]
-    if odd: warnings.warn(f"Column {column!r} holds numbers such as {odd[0]}, which are taken for {len(names):,} labels. "
-                          "To predict numbers, pass y_block=RegressionBlock().", stacklevel=4)
+    if odd:
+        warnings.warn(f"Column {column!r} holds numbers such as {odd[0]}, which are taken for {len(names):,} labels. "
+                      "To predict numbers, pass y_block=RegressionBlock().", stacklevel=4)
 
 class Labels:
     "Reads labels as targets and shows targets as labels; made from the labels of the training rows."

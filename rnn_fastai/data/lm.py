@@ -365,6 +365,7 @@ class _StreamDataLoader(ArrayDataLoader):
         show:bool=True, # Show them; else give them to be shown
         unique:bool=False, # Show one item again and again
         trunc_at:int=150, # Most characters of a text
+        **kwargs # Ignored; kept for compatibility with fastai
     ):
         "Show rows of a batch, and the same one token later, in a table."
         found = super().show_batch(b, max_n, show=False, unique=unique)

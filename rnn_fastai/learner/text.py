@@ -74,15 +74,16 @@ from .pretrained import SHIPPED, read_pretrained
 def _warn_of_nan(learn:Learner):
     "Say when the loss was lost, and at which rate: nothing brings it back."
     rate = learn.opt.hypers[-1]['lr']
-    warnings.warn(f"The loss became NaN in epoch {learn.epoch}, batch {learn.iter}, at a rate of {rate:.3g}, and the weights "
-                  "are lost. Train a new learner, with a lower rate.", stacklevel=2)
+    warnings.warn(f"The loss became NaN in epoch {learn.epoch}, batch {learn.iter}, at a rate of {rate:.3g}, and the "
+                  "weights are lost. Train a new learner, with a lower rate.", stacklevel=2)
 
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's running mean of the training loss, for losses of every floating type; warns where it becomes NaN."
     def accumulate(self, learn):
         self.count += 1
         shared = getattr(getattr(learn, 'dl', None), 'share', None)   # then it is the loss of all processes already
-        was,self.val = self.val,torch.lerp(to_detach(learn.loss.mean(), gather=shared is None).float(), self.val, self.beta)
+        was,new = self.val,to_detach(learn.loss.mean(), gather=shared is None).float()
+        self.val = torch.lerp(new, was, self.beta)
         if self.val.isnan() and not was.isnan() and not hasattr(learn, 'lr_finder'): _warn_of_nan(learn)
 
 # %% ../../nbs/605_learner.text.ipynb #b7c1d2e3
