@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HONEST', 'STAGES', 'TASKS', 'SETS', 'is_exact',
-           'train_demo', 'save_picture', 'stream_scores', 'honest_docs', 'honest_loaders', 'train_honest', 'read_data']
+           'train_demo', 'save_picture', 'stream_scores', 'honest_docs', 'honest_loaders', 'train_honest', 'read_data',
+           'data_notes']
 
 # %% ../nbs/750_recipes.ipynb #1b7ae226
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -154,6 +156,25 @@ def _treebank() -> pd.DataFrame:
     df = ud_ewt().rename(columns={'upos': 'tags'})
     return df[df.split != 'test'].assign(held_out=df.split == 'dev')
 
+# %% ../nbs/750_recipes.ipynb #4053fa2e
+def _check_filled(col:pd.Series):
+    "Raise `ValueError` for empty fields."
+    if (gone := col.isna()).any():
+        raise ValueError(f"Column {col.name!r} has {gone.sum()} empty fields, the first in row "
+                         f"{col.index[gone.argmax()]}. Fill them, or remove these rows.")
+
+def _check_held(col:pd.Series):
+    "Raise `ValueError` unless some rows are held out, and some are not."
+    odd = ~col.isin([0, 1])
+    if odd.any():   # one such value makes texts of all others
+        plain = odd & ~col.astype(str).isin(['0', '1', 'True', 'False'])
+        i = (plain if plain.any() else odd).argmax()
+        raise ValueError(f"Column {col.name!r} must be true or false in every row; row {col.index[i]} holds "
+                         f"{col.tolist()[i]!r}.")
+    if col.nunique() == 1:
+        raise ValueError(f"Column {col.name!r} is {col.iloc[0]} in every row: some rows must be held out (true), and "
+                         "some not (false).")
+
 # %% ../nbs/750_recipes.ipynb #bf544128
 def _frame(file:Path, texts:dict, needed:dict, encoding:str|None) -> pd.DataFrame:
     "A CSV or Parquet file; `.tsv` has tabs between its columns."
@@ -171,13 +192,16 @@ def _read_file(task:str, file:Path, text:str, label:str, valid:str|None, encodin
         if task != 'tagger': raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
         return read_conllu(file, ('upos',)).rename(columns={'upos': 'tags'})
     if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file)
-    texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else dict(text=text)
-    needed = {k: v for k,v in dict(label=label if task == 'classifier' else None, valid=valid).items() if v}
+    texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else {'--text': text}
+    needed = {k: v for k,v in {'--label': label if task == 'classifier' else None, '--valid': valid}.items() if v}
     df = _frame(file, texts, needed, encoding)
     if len(df) == 0: raise ValueError(f"{file} has no rows.")
+    df.index += 1 if '.parquet' in file.suffixes else 2   # as a spreadsheet counts: names are in row 1
     cols = {k: df[check_column(df, v, k)] for k,v in {**texts, **needed}.items()}
+    for col in cols.values(): _check_filled(col)
     for k in texts: cols[k] = _words(cols[k]) if task == 'tagger' else check_texts(cols[k])
-    return pd.DataFrame(cols).rename(columns={'valid': 'held_out'})
+    if valid: _check_held(cols['--valid'])
+    return pd.DataFrame({k.removeprefix('--'): v for k,v in cols.items()}).rename(columns={'valid': 'held_out'})
 
 def read_data(
     task:str, # 'lm', 'classifier' or 'tagger'
@@ -193,5 +217,23 @@ def read_data(
     try: return _read_file(task, file, text, label, valid, encoding)
     except (ValueError, TypeError) as e:
         said = str(e) if str(file) in str(e) else f"{file}: {e}"
+        said = said.replace('Convert them, e.g. with `df.astype(str)`.', 'Write them as texts.')
         if 'is not valid UTF-8' in said: said += " Or name its encoding: --encoding, encoding=."
         raise ValueError(said) from e
+
+# %% ../nbs/750_recipes.ipynb #63d6cba1
+def data_notes(
+    task:str, # 'lm', 'classifier' or 'tagger'
+    data:str, # A named set, or a file
+    text:str='text', # Column of texts
+    label:str='label', # Column of labels
+    valid:str|None=None, # Column that is true for rows held out
+) -> dict: # Words by name, for `learn.notes`
+    "Describe data, so that they are known when they come again."
+    file = data_file(data, check_task(task))
+    if file is None: return dict(data=data)
+    digest = hashlib.sha256()
+    with open(file, 'rb') as f:
+        while block := f.read(2**20): digest.update(block)
+    named = dict(text=None if task == 'tagger' else text, label=label if task == 'classifier' else None, valid=valid)
+    return dict(data=file.name, sha256=digest.hexdigest(), columns={k: v for k,v in named.items() if v})

@@ -789,3 +789,28 @@ def test_half_precision(arch, bidir):
         frozen = logits(model, padded(make_docs()))
     want = logits(model, padded(make_docs()))
     for out in (half, frozen): assert_close(out.detach().float(), want, rtol=0.1, atol=0.1)
+
+
+# --- Many texts at once ---
+
+@pytest.mark.parametrize('kind', ['labels', 'several', 'values'])
+def test_classify_gives_what_predict_gives_for_each(kind):
+    "In the order of the texts, whatever their lengths; of a list, a column and a frame."
+    labels = {'labels': ['a', 'b'], 'several': ['a;b', 'b'], 'values': [0.5, 2.]}[kind]
+    df = pd.DataFrame({'text': ['one two three four', 'five']*10, 'label': labels*10})
+    how = {'labels': {}, 'several': dict(label_delim=';'), 'values': dict(y_block=rf.RegressionBlock())}[kind]
+    dls = rf.TextDataLoaders.from_df(df, text_col='text', label_col='label', bs=4, seed=1, **how)
+    learn = rf.text_classifier_learner(dls, 'AWD_LSTM', config=dict(emb_sz=6, n_hid=6, n_layers=1), pretrained=False)
+    texts = ['five', 'one two three four five', 'two', 'three four one', 'one']
+    with learn.no_bar():
+        many,each = learn.classify(texts, bs=2),[learn.predict(t) for t in texts]
+        for a,b in zip(many, each, strict=True):
+            if kind == 'values': assert_close(list(a[0]), list(b[0]))
+            else: assert list(a[0]) == list(b[0])
+            assert_close(a[1], b[1]); assert_close(a[2], b[2])
+        frame = pd.DataFrame({'text': texts})
+        for other in (frame, frame.text):
+            for a,b in zip(learn.classify(other), many, strict=True): assert_close(a[2], b[2])
+        assert learn.classify([]) == []
+        for odd in (texts, frame):
+            with pytest.raises(TypeError, match='predict takes one text. For many, call classify'): learn.predict(odd)

@@ -419,6 +419,93 @@ def test_json_has_two_names(models, run):
     args = 'generate', models/'lm', 'good', '--n-words', '3', '--temperature', '0'
     assert run(*args, '--json') == run(*args, '--as-json')
 
+def test_a_model_knows_its_data_again(models, run, tmp_path):
+    "Of the file that it was trained on, held-out rows are scored, as the training scored them; columns are remembered."
+    df = pd.DataFrame({'Text (raw)': ['good one, fine day', 'bad two, awful day']*20, 'Mood': ['pos', 'neg']*20})
+    df.to_csv(tmp_path/'a.csv', index=False)
+    cols = '--text', 'Text (raw)', '--label', 'Mood'
+    code,out,_ = run('train', 'classifier', tmp_path/'a.csv', *cols, '--out', tmp_path/'m', '--epochs', '1', '--quiet', *SMALL)
+    assert code is None and len(out.splitlines()) == 2   # a blank line, and the figures
+    (tmp_path/'a.csv').rename(tmp_path/'b.csv')
+    code,again,_ = run('eval', tmp_path/'m', tmp_path/'b.csv')
+    assert again.startswith(f"The model was trained on {tmp_path/'b.csv'}: of its 40 rows, the 4 held out are scored.\n4 rows: loss ")
+    assert re.search('loss [0-9.]+, accuracy [0-9.]+', again)[0] == re.search('loss [0-9.]+, accuracy [0-9.]+', out)[0]
+    df.assign(held=[True, False]*20).to_csv(tmp_path/'c.csv', index=False)
+    code,out,_ = run('eval', tmp_path/'m', tmp_path/'c.csv')
+    assert code is None and out.startswith('40 rows: loss ')   # another file: all rows
+    df.assign(Mood='odd').to_csv(tmp_path/'d.csv', index=False)
+    assert "Column 'Mood', row 2: the model does not know the label 'odd'." in run('eval', tmp_path/'m', tmp_path/'d.csv')[0]
+    import rnn_fastai.all as rf
+    notes = rf.load_bundle(tmp_path/'m', device='cpu').notes
+    assert (notes['data'], notes['columns'], notes['rows'], notes['seed']) == ('a.csv', dict(text='Text (raw)', label='Mood'), 40, 42)
+    assert '| columns | `text: Text (raw), label: Mood` |' in (tmp_path/'m'/'README.md').read_text()
+
+def test_the_share_of_unknown_tokens(models, run, tmp_path):
+    "`good` is known, `zebra` is not; the figures without unknown tokens are those that are computed by hand."
+    pd.DataFrame(dict(text=['good zebra', 'zebra zebra good day'])).to_csv(tmp_path/'a.csv', index=False)
+    code,out,_ = run('eval', models/'lm', tmp_path/'a.csv')
+    assert 'Of 8 tokens, 37.5% are unknown to the model, and read as xxunk. Where the next token is known: loss ' in out
+    from rnn_fastai.cli.jobs import load_task
+    learn = load_task(models/'lm', '')[0]
+    dl = learn.dls.valid.new(['good zebra', 'zebra zebra good day'], bs=1)
+    (x,y), = dl   # one batch
+    logits,y = learn.model.eval()(x).logits[0].as_subclass(torch.Tensor),y[0].as_subclass(torch.Tensor)
+    loss = torch.nn.functional.cross_entropy(logits[y != 0], y[y != 0]).item()
+    assert f'known: loss {loss:.4f}, accuracy' in out
+    assert 'unknown' not in run('eval', models/'lm', models/'a.csv')[1]
+
+def test_columns_and_rows_are_named_as_in_the_file(run, tmp_path):
+    def said(name, text, *args):
+        (tmp_path/name).write_text(text)
+        return run('train', 'classifier', tmp_path/name, '--out', tmp_path/'m', *args)[0]
+    body = 'My text,My label,Held?\n' + 'a b,x,0\nb c,y,1\n'*10
+    cols = '--text', 'My text', '--label', 'My label', '--valid', 'Held?'
+    assert "--text='text' is not a column" in said('a.csv', body)
+    assert "Column 'My label' has 1 empty fields, the first in row 22. Fill them, or remove these rows." in said('a.csv', body + 'c,,0\n', *cols)
+    assert "Column 'Held?' must be true or false in every row; row 22 holds 'maybe'." in said('a.csv', body + 'c,x,maybe\n', *cols)
+    assert "Column 'Held?' is 0 in every row" in said('a.csv', body.replace(',1\n', ',0\n'), *cols)
+    assert not (tmp_path/'m').exists()
+
+@pytest.mark.parametrize('tok,toks', [('chars', 'g o o d'), ('bpe', ''), ('words', 'good')])
+def test_tokens_by_name(models, run, tmp_path, tok, toks):
+    more = ('--lang', 'xx') if tok == 'words' else ()
+    code,out,_ = run('train', 'lm', models/'a.csv', '--out', tmp_path/'m', '--tok', tok, *more, '--epochs', '1', *SMALL)
+    assert code is None
+    import rnn_fastai.all as rf
+    learn = rf.load_bundle(tmp_path/'m', device='cpu')
+    assert not toks or list(learn.dls.train_ds.tokenizer(['good']))[0][1:] == toks.split()
+    if tok == 'chars':   # a classifier on it reads characters too
+        assert run('train', 'classifier', models/'a.csv', '--encoder', tmp_path/'m', '--out', tmp_path/'c', '--epochs', '1', '--bs', '4')[0] is None
+        assert rf.load_bundle(tmp_path/'c', device='cpu').dls.vocab[0] == learn.dls.vocab
+
+@pytest.mark.parametrize('args,said', [(('lm', '--tok', 'bpee'), "--tok bpee is not known. Did you mean 'bpe'?"),
+                                       (('lm', '--tok', 'bpe', '--lang', 'de'), '--lang is for words, not for --tok bpe.'),
+                                       (('tagger', '--tok', 'chars'), 'the words of a tagger are those of its data'),
+                                       (('classifier', '--encoder', 'LM', '--lang', 'de'), 'the tokens are those of --encoder')])
+def test_tokens_that_cannot_be(models, run, tmp_path, args, said):
+    task,*rest = (models/'lm' if a == 'LM' else a for a in args)
+    assert said in run('train', task, models/'a.csv', '--out', tmp_path/'m', *rest)[0]
+
+def test_a_model_that_is_too_large_is_told():
+    from rnn_fastai.cli.jobs import size_note
+    net = SimpleNamespace(model=torch.nn.Embedding(60_000, 400), dls=SimpleNamespace(train_ds=SimpleNamespace(lens=torch.tensor([9_000]))))
+    assert size_note(net, {}) == ('The model has 24 million parameters, and the training texts 9,000 tokens: it is too large, and slow. '
+                                  'One that fits: --emb-sz 64 --n-hid 128 --n-layers 2\n')
+    net.dls.train_ds.lens *= 100
+    assert size_note(net, {}) == ''
+
+def test_arrow_keys_at_the_prompt(models):
+    "At a pseudo-terminal, the arrow up brings the line before back: it is answered twice."
+    pexpect = pytest.importorskip('ptyprocess')
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TERM': 'xterm', 'PYTHONPATH': str(Path(rnn_fastai.__file__).parents[1])}
+    args = [sys.executable, '-m', 'rnn_fastai', 'generate', str(models/'lm'), '--n-words', '1', '--temperature', '0']
+    p,seen = pexpect.PtyProcessUnicode.spawn(args, env=env),''
+    def until(n):
+        nonlocal seen
+        while seen.count('> ') < n: seen += p.read()
+    until(1); p.write('good\r'); until(2); p.write('\x1b[A\r'); until(3); p.sendeof()
+    assert seen.count('> good') == 2 and '^[[A' not in seen, seen
+
 def test_python_runs_the_package_as_a_command():
     said = subprocess.run([sys.executable, '-m', 'rnn_fastai', '--version'], capture_output=True, text=True)
     assert (said.returncode, said.stdout) == (0, f'rnn_fastai {rnn_fastai.__version__}\n')

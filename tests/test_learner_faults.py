@@ -274,3 +274,57 @@ def test_an_interrupt_in_mixed_precision_leaves_nothing_behind(tmp_path):
         learn.dls.train.rng.seed(0)
         quietly(learn, learn.fit, 2, cbs=[CPUPrecision()])
     for a,b in zip(*(l.model.parameters() for l in learns), strict=True): assert torch.equal(a, b)
+
+
+# --- Mistakes at the door ---
+
+FRAME = pd.DataFrame({'text': ['one two three', 'four five six']*20, 'label': ['a', 'b']*20})
+
+@pytest.mark.parametrize('df,said', [('a.csv', 'df is of type str.*read files with pd.read_csv, or call from_csv'),
+                                     (FRAME.text, 'df is of type Series.*make one of texts'), (['one'], 'df is of type list.*make one of texts')])
+def test_what_is_no_frame(df, said):
+    with pytest.raises(TypeError, match=said): rf.TextDataLoaders.from_df(df, text_col='text', is_lm=True)
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    FRAME.to_csv(tmp_path/'texts.csv', index=False)
+    with pytest.raises(FileNotFoundError, match=r"There is no file text.csv in .*Did you mean 'texts.csv'\?"):
+        rf.TextDataLoaders.from_csv(tmp_path, 'text.csv', text_col='text', is_lm=True)
+
+def test_names_of_tokenizers():
+    for how,said in ((dict(tok_tfm='ko'), "'ko' is a name; give a tokenizer"), (dict(tok='bpe'), "Unexpected argument 'tok'. Did you mean .*'tok_tfm'")):
+        with pytest.raises(TypeError, match=said): rf.TextDataLoaders.from_df(FRAME, text_col='text', is_lm=True, **how)
+
+def test_loaders_of_another_task():
+    kinds = {True: rf.TextDataLoaders.from_df(FRAME, text_col='text', is_lm=True, bs=4, seq_len=4),
+             False: rf.TextDataLoaders.from_df(FRAME, text_col='text', label_col='label', bs=4)}
+    small = dict(arch='AWD_LSTM', config=dict(emb_sz=4, n_hid=4, n_layers=1), pretrained=False)
+    with pytest.raises(ValueError, match='These are loaders for a classifier. Make others: .*is_lm=True'): rf.language_model_learner(kinds[False], **small)
+    with pytest.raises(ValueError, match='These are loaders for a language model. Make others'): rf.text_classifier_learner(kinds[True], **small)
+    for make in (rf.language_model_learner, rf.text_classifier_learner):
+        for odd in (FRAME, 'a.csv', [1]):
+            with pytest.raises(TypeError, match=f'dls is of type {type(odd).__name__}; it must be loaders'): make(odd, **small)
+    learn = rf.language_model_learner(kinds[True], **small)
+    with pytest.raises(TypeError, match="Unexpected argument 'n_word'. Did you mean 'n_words'"): learn.generate('one', n_word=3)
+    with pytest.raises(TypeError, match="Unexpected argument 'n_word'. Did you mean 'n_words'"): learn.beam_search('one', n_word=3)
+    with pytest.raises(TypeError, match="Unexpected argument 'top_n'"): learn.stream('one', top_n=3)
+
+def test_labels_that_look_alike(recwarn):
+    def said(labels):
+        recwarn.clear()
+        rf.TextDataLoaders.from_df(FRAME.assign(label=labels*(40//len(labels))), text_col='text', label_col='label', valid_pct=0., bs=4)
+        return [str(w.message) for w in recwarn if 'Column' in str(w.message)]
+    assert said(['Good', 'good ']) == ["Column 'label': the labels ['Good', 'good '] differ by blanks or case alone, and are taken for "
+                                       '2 labels. Make them one, if they are.']
+    assert 'holds numbers such as 0.5, which are taken for 4 labels' in said([0.5, 1.5, 2.5, 3.])[0]
+    assert said(['good', 'bad']) == said([1, 2]) == said([1., 2.]) == []
+
+def test_a_loss_that_becomes_nan_is_told_once(recwarn):
+    dls = rf.TextDataLoaders.from_df(FRAME, text_col='text', is_lm=True, bs=4, seq_len=4)
+    learn = rf.language_model_learner(dls, 'AWD_LSTM', config=dict(emb_sz=4, n_hid=4, n_layers=1), pretrained=False)
+    class Spoil(rf.Callback):
+        def after_batch(self):
+            if self.training and self.epoch == 1 and self.iter == 2: self.model[1].decoder.bias.data.fill_(float('nan'))
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=Spoil())
+    said = [str(w.message) for w in recwarn if 'NaN' in str(w.message)]
+    assert said == ['The loss became NaN in epoch 1, batch 3, at a rate of 0.001, and the weights are lost. Train a new learner, with a '
+                    'lower rate.']

@@ -320,3 +320,14 @@ def test_imdb_sample_equals_fastai(n_rows):
     df = pd.read_csv(file, nrows=n_rows)
     args = {**BASE, 'bs': 16, 'seq_len': 72}
     same_dls(*(m.TextDataLoaders.from_df(df, **args) for m in (rf, ft)))
+
+
+def test_show_batch_is_a_table(monkeypatch):
+    "Rows of the batch beside the same one token later, under the names that fastai gives them."
+    df = pd.DataFrame({'text': ['one two three four five six seven']*20})
+    dls = rf.TextDataLoaders.from_df(df, text_col='text', is_lm=True, bs=4, seq_len=3, seed=1)
+    b,shown = dls.train.one_batch(),[]
+    monkeypatch.setattr('rnn_fastai.data.lm.display_df', shown.append)
+    dls.train.show_batch(b, max_n=2)
+    def texts(ids): return [' '.join(dls.vocab[i] for i in row) for row in ids[:2]]
+    assert shown[0].to_dict('list') == {'text': texts(b[0]), 'text_': texts(b[1])}

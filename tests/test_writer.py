@@ -40,7 +40,7 @@ def assert_likeliest(learn, prompt, got, n_words):
     ids = start + new
     with torch.no_grad(): logits = torch.stack([learn.model.eval()(torch.tensor([ids[:n]])).logits[0, -1]
                                                 for n in range(len(start), len(ids))])
-    logits[:, [i for i,t in enumerate(vocab) if t in ('xxunk', 'xxfake')]] = -torch.inf
+    logits[:, [i for i,t in enumerate(vocab) if t in ('xxunk', 'xxfake', 'xxfld')]] = -torch.inf
     assert len(new) == n_words
     assert_close(logits[range(n_words), new], logits.amax(1), atol=1e-4, rtol=0)
 

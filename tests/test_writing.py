@@ -111,7 +111,7 @@ def start_of(learn, kind, prompt):
     return [words_of(learn).index('xxbos'), *(i + special for i in tok._model.tok.encode(prompt).ids)]
 
 def banned(learn, no_unk=True):
-    return [i for i,t in enumerate(words_of(learn)) if t == 'xxfake' or (no_unk and t == 'xxunk') or
+    return [i for i,t in enumerate(words_of(learn)) if t in ('xxfake', 'xxfld') or (no_unk and t == 'xxunk') or
             (isinstance(learn, rf.RNNLearner) and t == 'xxpad')]
 
 @torch.no_grad()
@@ -1119,3 +1119,21 @@ def test_command_help_names_all_options(run, monkeypatch, capsys):
     options = ('file n-words n temperature top-k top-p min-p typical-p repetition-penalty frequency-penalty '
                'no-repeat-ngram stop stop-tokens forbidden required min-words beam seed int8 bs as-json')
     assert not [o for o in options.split() if f'--{o}' not in out]
+
+# --- What no reader wants to see ---
+
+def test_a_text_of_one_column_opens_no_field_and_shows_the_prompt_as_it_was_typed():
+    "Likeliest of all is `xxfld`; it comes where it is asked for, and where texts have several fields."
+    df = pd.DataFrame({'a': ['one two three']*20, 'b': ['ten nine']*20})
+    for cols,comes in (('a', False), (['a', 'b'], True)):
+        dls = rf.TextDataLoaders.from_df(df, is_lm=True, text_col=cols, bs=4, seq_len=5, seed=1)
+        learn = rf.language_model_learner(dls, 'AWD_LSTM', config=dict(emb_sz=4, n_hid=4, n_layers=1), pretrained=False)
+        with torch.no_grad(): learn.model[1].decoder.bias[list(dls.vocab).index('xxfld')] = 99.
+        how = dict(n_words=3, temperature=0, no_bar=True)
+        assert ('xxfld' in learn.generate('one', **how)[0].tokens) == comes
+        assert ('xxfld' in learn.beam_search('one', n_words=3, no_bar=True)[0].tokens) == comes
+        assert learn.generate('one', stop_tokens='xxfld', **how)[0].tokens == ['xxfld']
+        shown = [learn.predict('one Zebra, THREE', **how), learn.generate('one Zebra, THREE', **how)[0].text,
+                 ''.join(learn.stream('one Zebra, THREE', n_words=3, temperature=0)),
+                 learn.beam_search('one Zebra, THREE', n_words=3, no_bar=True)[0].text]
+        assert all(t.startswith('one Zebra , THREE') and 'xxunk' not in t for t in shown), shown

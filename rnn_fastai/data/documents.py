@@ -7,6 +7,7 @@ __all__ = ['pad_rows', 'PaddedText', 'pad_text', 'stack_text', 'label_keys', 'La
            'PaddedDataset', 'DocDataset', 'shuffle_by_length', 'DocDataLoader']
 
 # %% ../../nbs/155_data.documents.ipynb #be36d97d
+import warnings
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -101,6 +102,20 @@ def label_keys(
     return keys
 
 # %% ../../nbs/155_data.documents.ipynb #47140588
+def _warn_of_names(names:list, column:Any):
+    "Warn of labels that differ by blanks or case alone, and of measured numbers that would be classes."
+    alike:dict = {}
+    for n in names:
+        if isinstance(n, str): alike.setdefault(' '.join(n.split()).casefold(), []).append(n)
+    twins = [ns for ns in alike.values() if len(ns) > 1]
+    if twins:
+        warnings.warn(f"Column {column!r}: the labels {twins[0]} differ by blanks or case alone, and are taken for "
+                      f"{len(twins[0])} labels. Make them one, if they are.", stacklevel=4)
+    odd = [n for n in names if isinstance(n, float) and not float(n).is_integer()]
+    if odd:
+        warnings.warn(f"Column {column!r} holds numbers such as {odd[0]}, which are taken for {len(names):,} labels. "
+                      "To predict numbers, pass y_block=RegressionBlock().", stacklevel=4)
+
 class Labels:
     "Reads labels as targets and shows targets as labels; made from the labels of the training rows."
     def __init__(self,
@@ -116,6 +131,7 @@ class Labels:
         check_training(len(keys))
         tfms = [t() if isinstance(t, type) else t for t in block.type_tfms]
         with self._naming(values[0], None): self._pipe = TfmdLists(list(map(_value, dict.fromkeys(keys))), tfms)
+        _warn_of_names(list(self.vocab), name)
         self.y = self.of(values, rows)   # targets of the training rows
         self.kind = type(self._pipe.tfms(_value(keys[0])))
 

@@ -20,7 +20,7 @@ import torch
 from fastai.data.core import TfmdDL
 from fastai.data.transforms import ToTensor
 from fastai.text.data import LMTensorText, Numericalize, TensorText
-from fastai.torch_core import TitledStr, explode_types
+from fastai.torch_core import TitledStr, display_df, explode_types
 from fastcore.basics import ifnone
 from fastcore.foundation import L, is_indexer
 from fastcore.meta import delegates
@@ -357,6 +357,21 @@ class _StreamDataLoader(ArrayDataLoader):
                 yield LMTensorText(block[:, i:j].contiguous()),TensorText(block[:, i+1:j+1].contiguous())
 
     def _example(self) -> tuple: return LMTensorText(0),TensorText(0)
+
+    def show_batch(self,
+        b:Any=None, # A batch; the first one by default
+        max_n:int=9, # Most rows to show
+        ctxs:Any=None, # Ignored; kept for compatibility with fastai
+        show:bool=True, # Show them; else give them to be shown
+        unique:bool=False, # Show one item again and again
+        trunc_at:int=150, # Most characters of a text
+        **kwargs # Ignored; kept for compatibility with fastai
+    ):
+        "Show rows of a batch, and the same one token later, in a table."
+        found = super().show_batch(b, max_n, show=False, unique=unique)
+        if not show: return found
+        rows = [tuple(o.truncate(trunc_at) for o in texts) for texts in found[2]]
+        display_df(pd.DataFrame(rows, columns=['text', 'text_']))
 
 # %% ../../nbs/150_data.lm.ipynb #cc786ffe
 def _are_texts(o:Any) -> bool:

@@ -251,6 +251,9 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
     ) -> 'TextDataLoaders':
         "Loaders from the rows of a CSV file. Raises `ValueError` that names the line at fault."
         needed = dict(label_col=None if is_lm else label_col, valid_col=valid_col)
+        if not (Path(path)/csv_fname).exists():
+            there = sorted(p.name for p in Path(path).glob('*') if p.is_file())[:20]
+            raise FileNotFoundError(f"There is no file {csv_fname} in {path}. {suggest(csv_fname, there)}")
         df = read_csv(Path(path)/csv_fname, dict(text_col=text_col), needed, header, delimiter, quoting)
         return cls.from_df(df, path=path, text_col=text_col, label_col=label_col, valid_col=valid_col, is_lm=is_lm,
                            **kwargs)

@@ -74,7 +74,9 @@ def frame_texts(
 ) -> pd.Series|list[str]: # A text a row: the column itself, or a list where several are joined
     "Texts of the rows of `df`. Raises where the frame is empty, a column is missing, or a value is not a text."
     if not isinstance(df, pd.DataFrame):
-        raise TypeError(f"df is of type {type(df).__name__}; it must be a frame, as pd.DataFrame makes one.")
+        how = "read files with pd.read_csv, or call from_csv" if isinstance(df, (str, Path)) else \
+            "make one of texts: pd.DataFrame({'text': texts})"
+        raise TypeError(f"df is of type {type(df).__name__}; it must be a frame, as pd.DataFrame makes one: {how}.")
     if len(df) == 0: raise NoTexts("The frame has no rows, so there is no text to read.")
     cols = [check_column(df, c) for c in L(text_cols)]
     if not cols: raise ValueError(f"text_col={text_cols!r} names no column. {suggest(text_cols, df.columns)}")

@@ -349,6 +349,9 @@ def as_tokenizer(
     tok:Any=None, # A `CorpusTokenizer`, or what `TextTokenizer` takes: a word tokenizer, its class, fastai's transform
 ) -> CorpusTokenizer:
     "The tokenizer itself, or one with fastai's rules around it."
+    if isinstance(tok, str):
+        raise TypeError(f"{tok!r} is a name; give a tokenizer, such as CharTokenizer(), ByteLevelTokenizer() for bpe, "
+                        "ByteLevelTokenizer(model_type='unigram'), or WordTokenizer('de') for words of a language.")
     tok = tok() if isinstance(tok, type) else tok
     if isinstance(tok, Tokenizer) and isinstance(tok.tok, CorpusTokenizer) and not tok.rules: tok = tok.tok
     return tok if isinstance(tok, CorpusTokenizer) else TextTokenizer(tok)

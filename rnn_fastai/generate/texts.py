@@ -32,9 +32,10 @@ class Codec:
     "Turns texts into ids of a model, and ids into texts."
     vocab:list                              # Tokens by id
     encode:Callable[[list], list[Tensor]]   # A list of prompts to ids of each: n
-    decode:Callable[[list], str]            # A list of ids to a text
+    decode:Callable[..., str]               # A list of ids to a text
     backwards:bool = False                  # The model reads and writes from the end
     words:bool = False                      # A text is its tokens, separated by blanks
+    unknown:Callable[[str], list]|None = None   # A prompt to its tokens without an id; `decode` takes them as well
 
     def ids(self,
         tokens:str|Iterable, # Tokens, or one
@@ -49,6 +50,14 @@ class Codec:
             if t not in known: raise ValueError(f"{name} holds {t!r}, which the vocabulary does not have. "
                                                 f"{suggest(str(t), list(map(str, self.vocab))[:200])}")
         return tuple(known[t] for t in tokens)
+
+    def start(self,
+        prompt:str, # What a text goes on from
+        ids:list[int], # Its ids, and perhaps more after them
+    ) -> str: # A text
+        "The text of ids; words of the prompt that have no id stand there as they are."
+        lost = self.unknown(prompt) if self.unknown and 0 in ids else []
+        return self.decode(ids, lost) if lost else self.decode(ids)
 
     def added(self,
         ids:list[int], # Ids of a text so far
@@ -159,12 +168,19 @@ class GrowingText:
         last = max((n for s in strings for n in range(1, len(s)) if self.said.endswith(s[:n])), default=0)
         return len(self.said) - last
 
+    def shown(self,
+        codec:Codec, # Makes texts
+        ids:Iterable[int]=(), # Tokens after the prompt
+    ) -> str: # A text
+        "The prompt as a text, with tokens after it."
+        return codec.start(self.prompt, [*self.start.tolist(), *ids])
+
     def result(self,
         codec:Codec, # Makes texts
     ) -> Generated:
         "The finished text."
-        start = self.start.tolist()
-        text = codec.decode(start) + self.said if self.ended == 'stop string' else codec.decode(start + self.ids)
+        cut = self.ended == 'stop string'
+        text = self.shown(codec) + self.said if cut else self.shown(codec, self.ids)
         return Generated(self.prompt, text, [codec.vocab[i] for i in self.ids], torch.tensor(self.logps), self.ended)
 
 # %% ../../nbs/330_generate.texts.ipynb #3f783e83
@@ -241,8 +257,7 @@ def search_texts(
         found |= {id(t): hyps for t,hyps in zip(batch, lists, strict=True)}
         before += len(batch)*max_new_tokens
     def result(t, h):
-        text = codec.decode(t.start.tolist() + h.ids)
-        return Generated(t.prompt, text, [codec.vocab[i] for i in h.ids], h.logps, h.ended)
+        return Generated(t.prompt, t.shown(codec, h.ids), [codec.vocab[i] for i in h.ids], h.logps, h.ended)
     return [result(t, h) for t in texts for h in found[id(t)]]
 
 # %% ../../nbs/330_generate.texts.ipynb #e75b5bc9
@@ -264,7 +279,7 @@ def stream_text(
     return _pieces(text, _write(model, codec, [text], end, sampling, seed, cache), end, codec)
 
 def _pieces(text:GrowingText, steps:Iterator, end:Ending, codec:Codec) -> Iterator[str]:
-    start,shown = codec.decode(text.start.tolist()),0
+    start,shown = text.shown(codec),0
     yield start
     for _ in steps:
         sure = text.sure(end.strings)

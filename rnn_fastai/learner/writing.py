@@ -6,6 +6,7 @@
 __all__ = ['ScoringLearner', 'WritingLearner']
 
 # %% ../../nbs/610_learner.writing.ipynb #c3536758
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from fastai.text.core import UNK
 from fastai.torch_core import get_model
 from fastcore.meta import delegates
 
-from ..core import check_count
+from ..core import check_count, suggest
 from ..data.tokenize import decode_spec_tokens
 from ..generate.adapt import DynamicEvaluation, NeuralCache
 from ..generate.beam import Beam
@@ -58,6 +59,12 @@ def _check_apart(no_unk:bool, forbidden:Any=(), **others):
             raise ValueError(f"{name} has {both[0]!r}, which is {why}; leave one out.")
 
 # %% ../../nbs/610_learner.writing.ipynb #dd46cef8
+def _check_names(given:dict, f:Callable):
+    "Raise `TypeError` for options that a method does not have."
+    known = [n for n in inspect.signature(f).parameters if n != 'self']
+    odd = [n for n in given if n not in known]
+    if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {suggest(odd[0], known)}")
+
 @contextmanager
 def _fastai_names():
     "Errors in this block name the arguments of a learner."
@@ -118,8 +125,9 @@ class ScoringLearner(TextLearner):
     def _on_progress(self, no_bar:bool) -> OnProgress|None:
         return draw_progress(no_bar or not hasattr(self, 'progress'))
 
-    def _banned(self, codec:Codec, forbidden:list, no_unk:bool) -> tuple:
-        return tuple(sorted({*codec.ids(forbidden, 'forbidden'), *self._never(no_unk)}))
+    def _banned(self, codec:Codec, forbidden:list, no_unk:bool, *wanted) -> tuple:
+        "Ids that are not written; of those that never are by themselves, what is `wanted` may be."
+        return tuple(sorted({*codec.ids(forbidden, 'forbidden'), *({*self._never(no_unk)} - {*wanted})}))
 
     @_delegates_fields(Beam, but=['stops', 'min_new_tokens'])
     def beam_search(self,
@@ -137,10 +145,12 @@ class ScoringLearner(TextLearner):
         **kwargs
     ) -> list[Generated]: # `n` for each prompt, best first, in their order
         "Search the likeliest continuations of prompts; see `Beam`. Raises as `generate` does."
+        _check_names(kwargs, ScoringLearner.beam_search)
         codec = self._codec(decoder, strict)
         _check_apart(no_unk, forbidden, stop_tokens=stop_tokens)
+        stops = codec.ids(stop_tokens, 'stop_tokens')
         with _fastai_names():
-            beam = Beam(forbidden=self._banned(codec, forbidden, no_unk), stops=codec.ids(stop_tokens, 'stop_tokens'),
+            beam = Beam(forbidden=self._banned(codec, forbidden, no_unk, *stops), stops=stops,
                         min_new_tokens=min_words, **kwargs)
             beam.check(len(codec.vocab), check_count('n_words', n_words))
         return search_texts(self.stepper(int8, True), codec, _as_list('prompts', prompts), n_words, beam, bs,
@@ -178,14 +188,15 @@ class WritingLearner(ScoringLearner):
         **kwargs # See `Sampling`
     ) -> tuple[Codec, Ending, Sampling]:
         "Check the options, and make what `write_texts` takes."
+        _check_names(kwargs, WritingLearner.generate)
         codec = self._codec(decoder, strict)
         _check_apart(no_unk, forbidden=forbidden, required=required, stop_tokens=stop_tokens)
         if not isinstance(stop, Iterable): raise TypeError(f"stop={stop!r} must be a string, or a list of strings.")
+        stops,must = codec.ids(stop_tokens, 'stop_tokens'),codec.ids(required, 'required')
         with _fastai_names():
-            end = Ending(n_words, codec.ids(stop_tokens, 'stop_tokens'),
-                         (stop,) if isinstance(stop, str) else tuple(stop), min_words)
-            sampling = Sampling(forbidden=self._banned(codec, forbidden, no_unk),
-                                required=codec.ids(required, 'required'), **kwargs)
+            end = Ending(n_words, stops, (stop,) if isinstance(stop, str) else tuple(stop), min_words)
+            sampling = Sampling(forbidden=self._banned(codec, forbidden, no_unk, *stops, *must), required=must,
+                                **kwargs)
             sampling.check(len(codec.vocab), n_words, end.tokens, min_words)
         check_stop_strings(end.strings, codec)
         return codec,end,sampling

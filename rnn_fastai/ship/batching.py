@@ -269,7 +269,7 @@ class _Row:
     def start(self) -> dict:
         "The event of its beginning."
         ids = self.text.start.tolist()
-        return dict(event='start', text=self.codec.decode(ids), tokens=[str(self.codec.vocab[i]) for i in ids],
+        return dict(event='start', text=self.text.shown(self.codec), tokens=[str(self.codec.vocab[i]) for i in ids],
                     seed=self.writing.seed)
 
     def add(self, i:int, logp:float):

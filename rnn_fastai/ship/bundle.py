@@ -352,6 +352,13 @@ def check_same(
         raise ValueError(f"loss_func={learn.loss_func!r} cannot be kept. Set learn.loss_func = {again.loss_func!r} "
                          "before saving; the weights stay as they were trained.")
 
+# %% ../../nbs/720_ship.bundle.ipynb #4f98f396
+def _is_dict(v:Any) -> bool: return isinstance(v, dict)
+def _is_note(v:Any) -> bool: return v is None or isinstance(v, (str, bool)) or _is_number(v)
+def _are_notes(v:Any) -> bool:
+    "Whether it is words and numbers by name, some of them grouped under one name."
+    return _is_dict(v) and all(_is_note(n) or _is_dict(n) and all(map(_is_note, n.values())) for n in v.values())
+
 # %% ../../nbs/720_ship.bundle.ipynb #a7564cdf
 _LISTS = 'vocab', 'y_vocab', 'tags', 'chars'   # of the loaders; they have a text of their own
 
@@ -402,19 +409,20 @@ def _plain_scores(learn:SafeLearner, scores:dict) -> dict:
         raise ValueError(f"scores: {k}={v!r} is a {type(v).__name__}; it must be a finite number.")
     return {**learn.last_scores, **plain}
 
-def _is_dict(v:Any) -> bool: return isinstance(v, dict)
 def _are_sizes(v:Any) -> bool:
     "Whether it tells how much data there was, or that it is not known."
     if not v: return v is None or _is_dict(v)
     return _is_dict(v) and set(v) == {'train', 'valid'} and all(
         _is_dict(part) and all(type(n) is int for n in part.values()) for part in v.values())
 
-_CONFIG = {'task': lambda v: isinstance(v, str), **dict.fromkeys(('versions', 'scores', 'learner', 'data'), _is_dict),
+_CONFIG = {'notes': _are_notes, 'task': lambda v: isinstance(v, str),
+           **dict.fromkeys(('versions', 'scores', 'learner', 'data'), _is_dict),
            'model': lambda v: True, 'trained_on': _are_sizes, 'allow': lambda v: isinstance(v, list)}
 
 def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
     "The learner that a bundle holds. No random state changes."
-    config = check_facts(stored.config, _CONFIG, 'config.json')
+    config = {'notes': {}, **stored.config} if _is_dict(stored.config) else stored.config   # older ones have none
+    config = check_facts(config, _CONFIG, 'config.json')
     largest = max((n for _,s in stored.header.values() if math.prod(s) for n in s), default=0)
     check_sizes([config['model'], config['data'], config['learner']], largest)
     def read(name):   # a text is read once its size is seen to fit
@@ -429,7 +437,7 @@ def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
     out,sizes = check_vocabs(model.to(dls.device), dls),config['trained_on']
     learn = make_learner(config['learner'], dls, model, known, path)
     _check_loss(learn, out)
-    learn.last_scores = _plain_scores(learn, config['scores'])
+    learn.last_scores,learn.notes = _plain_scores(learn, config['scores']),config['notes']
     learn.trained_on = {k: {unit: int(n) for unit,n in sizes[k].items()} for k in ('train', 'valid')} if sizes else {}
     return learn
 
@@ -447,12 +455,14 @@ def bundle_parts(
     **scores # Figures to keep with it
 ) -> tuple[dict, dict[str, Tensor], dict[str, str]]: # Config; tensors and texts by name
     "What a bundle of a learner holds. Raises `ValueError` for what cannot be kept, or would answer differently."
+    if not _are_notes(learn.notes):
+        raise ValueError(f"learn.notes={learn.notes!r:.200} cannot be kept; it must be a dict of texts and numbers.")
     texts,seen,model = {},{},get_model(learn.model)
     data = data_facts(learn.dls, texts, seen)
     texts['vocab.json'] = _as_json({k: data.pop(k) for k in _LISTS if k in data})
     config = dict(task=loaders_task(learn.dls).kind, versions=_versions(data), scores=_plain_scores(learn, scores),
                   learner=learner_facts(learn, seen), model=as_plain(origin_of(model), seen), data=data,
-                  trained_on=data_sizes(learn))
+                  trained_on=data_sizes(learn), notes=learn.notes)
     config['allow'] = [p for p in seen if not p.startswith('rnn_fastai.')]   # what a reader must name
     wgts = {k: t.detach() for k,t in own_tensors(model).items()}
     if not wgts: raise ValueError(f"{type(model).__name__} holds no weights, so there is nothing to keep.")

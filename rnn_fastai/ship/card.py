@@ -166,11 +166,17 @@ def data_sizes(
     if not len(learn.dls.train): return learn.trained_on
     return dict(train=_sizes(learn.dls.train), valid=_sizes(learn.dls.valid))
 
-def _data(sizes:dict[str, dict[str, int]]) -> str:
-    "What is known of the data."
+def _sized(sizes:dict[str, dict[str, int]]) -> str:
+    "How much data there was."
     if not sizes: return "How much data it was trained on is not known."
     train,valid = (' of '.join(f'{n:,} {unit}' for unit,n in sizes[k].items()) for k in ('train', 'valid'))
     return f"Trained on {train}; validated on {valid}."
+
+def _data(sizes:dict[str, dict[str, int]], notes:dict[str, Any]) -> str:
+    "What is known of the data, and of how the model was trained on them."
+    flat = {k: ', '.join(f'{n}: {o}' for n,o in v.items()) if isinstance(v, dict) else v for k,v in notes.items()}
+    rows = [(k, _code(v)) for k,v in flat.items() if v not in (None, '')]
+    return _sized(sizes) + ('\n\n' + _table(('', ''), rows) if rows else '')
 
 # %% ../../nbs/718_ship.card.ipynb #bc92c94c
 def _figures(scores:dict[str, float], last:dict[str, float]) -> str:
@@ -248,7 +254,7 @@ def _sections(learn:SafeLearner, task:_Task, name:str, allow:Iterable[str], scor
     layers = [(_code(n), what, f'{k:,}') for n,what,k in layer_sizes(get_model(learn.model))]
     return {'What it is': _table(('', ''), _facts(learn, task)),
             'Layers': _table(('name', 'layer', 'parameters'), layers),
-            'Data': _data(data_sizes(learn)), 'Figures': _figures(scores, learn.last_scores),
+            'Data': _data(data_sizes(learn), learn.notes), 'Figures': _figures(scores, learn.last_scores),
             'Not measured': bullets(_not_measured(task)), 'Limits': bullets(_limits(learn, task)),
             'How to load it': '\n\n'.join(load)}
 

@@ -143,9 +143,19 @@ class TextCodec:
         # Backwards, the text's first token comes last, and nothing comes before the beginning of a text.
         return ids[ids != self.o2i.get(BOS)] if self.backwards else ids
 
+    def unknown(self,
+        prompt:str, # A prompt
+    ) -> list[str]: # Its tokens without an id, in the order of reading
+        "What stands in a prompt where its ids say that a token is unknown."
+        lost = [t for t in self.cutter.cut(prompt) if self.id_of(t) == 0]
+        return lost[::-1] if self.backwards else lost
+
     def decode(self,
         ids:Iterable[int], # Ids in the order of reading
+        lost:Iterable[str]=(), # What stands for the unknown ones among them
     ) -> str: # A text
         "The text of ids, with tokens for capitals and repetitions turned into words."
-        toks = [t for t in (self.vocab[i] for i in ids) if t not in (BOS, PAD)]
+        words = iter(lost)
+        toks = (next(words, UNK) if t == UNK else t for t in (self.vocab[i] for i in ids))
+        toks = [t for t in toks if t not in (BOS, PAD)]
         return self.cutter.join(decode_spec_tokens(toks[::-1] if self.backwards else toks))

@@ -27,6 +27,7 @@ from ..data.vectors import JoinedVocab
 from ..files import write_folder
 from ..generate.decode import evaluating
 from ..learner.classifier import BidirectionalEnsemble
+from ..learner.lm import never_written
 from ..learner.tagger import CRFLoss
 from ..learner.text import TextLearner
 from ..models.awd import AWD_LSTM, LanguageModel
@@ -279,6 +280,8 @@ def _answer_facts(learn:TextLearner, ds:DocDataset) -> dict:
     if not isinstance(loss, CalibratedLoss): return facts
     return dict(facts, temperature=loss.temperature, thresholds=loss.thresholds)
 
+def _writing_facts(learn:TextLearner, ds:LMDataset) -> dict: return dict(never=never_written(ds, ds.corpus.vocab))
+
 def _tag_facts(learn:TextLearner, ds:TagDataset) -> dict:
     "Names of tags, letters, and what the CRF knows."
     crf = learn.loss_func.crf if isinstance(learn.loss_func, CRFLoss) else None
@@ -306,7 +309,7 @@ def model_facts(
         raise ValueError(f"A {type(learn).__name__} over {type(ds).__name__} cannot be exported: ONNX is for language "
                          "models and classifiers of TextDataLoaders, and taggers of TagDataLoaders.")
     kind,tok = _KINDS[type(ds)],ds.tok if isinstance(ds, TagDataset) else ifnone(ds.tokenizer, TextTokenizer())
-    more = {'lm': lambda *_: {}, 'classifier': _answer_facts, 'tagger': _tag_facts}[kind](learn, ds)
+    more = {'lm': _writing_facts, 'classifier': _answer_facts, 'tagger': _tag_facts}[kind](learn, ds)
     if isinstance(ds.corpus.vocab, JoinedVocab): more['joined'] = True
     return dict(kind=kind, vocab=list(map(str, ds.corpus.vocab)), tok=_tok_facts(tok),
                 backwards=bool(ds.backwards), **more)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core import check_count, suggest
-from ..data.rules import BOS, FAKE, PAD, SPECIAL_TOKENS, UNK
+from ..data.rules import BOS, PAD, SPECIAL_TOKENS, UNK
 from .codec import TextCodec, make_cutter, token_ids
 from .facts import read_facts
 from .pick import Picking, SeededDraws, answer_probs, best_path, log_softmax, mean_logits, prompt_key
@@ -115,7 +115,7 @@ class _Text:
 
     def result(self, codec:TextCodec) -> Written:
         "The finished text."
-        text = codec.decode([*self.start, *self.ids])
+        text = codec.decode([*self.start, *self.ids], codec.unknown(self.prompt) if 0 in self.start else ())
         return Written(self.prompt, text, [codec.vocab[i] for i in self.ids], self.logps, self.ended)
 
 def _write(graph:_Graph, texts:list[_Text], picking:Picking, seed:int, n_words:int, stops:set, never:np.ndarray):
@@ -280,7 +280,7 @@ _FACTS = dict(kind=lambda v: isinstance(v, str) and v in _CALLS, vocab=_are_name
               backwards=_is(bool))
 _CRF = _has(start=_is(list), end=_is(list), transitions=_is(list))
 _OF_KIND:dict[str, dict] = dict(
-    lm={}, classifier=dict(labels=_all((str, int, float)), threshold=_is(float, int),
+    lm=dict(never=_all(int)), classifier=dict(labels=_all((str, int, float)), threshold=_is(float, int),
                            answers=lambda v: str(v) in ('labels', 'multilabel', 'values')),
     tagger=dict(tags=_are_names, chars=lambda v: v is None or _are_names(v), crf=lambda v: v is None or _CRF(v)))
 
@@ -327,9 +327,9 @@ class _Exported:
                                               f"{suggest(str(t), self.vocab[:200])}")
         return {o2i[t] for t in toks}
 
-    def _banned(self, forbidden:Any) -> np.ndarray:
+    def _banned(self, forbidden:Any, stops:set) -> np.ndarray:
         "Ids that are never written. Raises `ValueError` where they are all."
-        ids = self._ids(forbidden, 'forbidden') | {i for i,t in enumerate(self.vocab) if t in (UNK, FAKE)}
+        ids = self._ids(forbidden, 'forbidden') | ({*self.facts['never']} - stops)
         if len(ids) == len(self.vocab):
             raise ValueError(f"forbidden holds all {len(ids):,} tokens of the vocabulary; allow one at least.")
         return np.array(sorted(ids), dtype=int)
@@ -356,7 +356,7 @@ class _Writer(_Exported):
         picking,stops = Picking(temperature, top_k, top_p, min_p),self._ids(stop_tokens, 'stop_tokens')
         if top_k is not None and top_k > len(self.vocab):
             raise ValueError(f"top_k={top_k} is more than the {len(self.vocab):,} tokens of the vocabulary.")
-        never,prompts = self._banned(forbidden),_as_list('prompts', prompts)
+        never,prompts = self._banned(forbidden, stops),_as_list('prompts', prompts)
         seed = np.random.SeedSequence().entropy if seed is None else check_count('seed', seed, 0)
         starts = list(map(self.codec.encode_prompt, prompts))
         texts = [_Text(p, i, s) for p,i in zip(prompts, starts, strict=True) for s in range(n)]
