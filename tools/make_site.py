@@ -5,11 +5,23 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
 from lessons import HEAD, INSTALL, colab_address, course
-from pages import Pictures, fix_links, raw, read_cells, reference_pages, show_code, source_page, subtitle, without_title
+from pages import (
+    Pictures,
+    directives,
+    fix_links,
+    raw,
+    read_cells,
+    reference_pages,
+    show_code,
+    source_page,
+    subtitle,
+    without_title,
+)
 from signatures import ROOT, modules
 
 HERE, PAGES, SITE = ROOT/"docs"/"site", ROOT/"out"/"site", ROOT/"site"
@@ -43,7 +55,9 @@ def lesson_page(number: int, lesson: dict, pictures: Pictures) -> str:
     parts = [f"# {number}. {title_of(cells)}", subtitle(cells),
              f"{{.facts}}\nYou learn\n: {lesson['learn']}\n\nYou need\n: {lesson['need']}\n\n"
              f"Time\n: {lesson['seconds']} s on one core\n\nNotebook\n: {download}, or [in Colab]({colab_address(lesson)})"]
-    for c in (c for c in cells if c["id"] not in (HEAD, INSTALL)):
+    for before, c in pairwise([{"source": ""}, *cells]):
+        answered = "<details" in before["source"] and "hide" in directives(c)   # the same code, run
+        if c["id"] in (HEAD, INSTALL) or answered: continue
         anchor = f"({lesson['notebook']}-{c['id']})="
         shown = fix_links(without_title(c["source"]), "lessons") if c["cell_type"] == "markdown" else \
             show_code(c, f"{lesson['notebook']}-{c['id']}", pictures, "../")
