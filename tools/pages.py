@@ -87,6 +87,8 @@ def fix_links(text: str, here: str) -> str:
     "Links of notebooks and notes, as links between pages of the site; `here` is the folder of the page."
     up = "../" if here else ""
     text = re.sub(r"\]\(([\w.]+)\.html(#[^)]*)?\)", r"](\1.md)", text)
+    lessons = "" if here == "lessons" else f"{up}lessons/"
+    text = re.sub(r"\]\(800_tutorial\.(\w+)\.ipynb\)", rf"]({lessons}\1.md)", text)
     notes = {"docs/design.md": "project/design.md", "docs/scale.md": "guides/scale.md", "docs/results.md": "project/results.md",
              "scale.md": "guides/scale.md", "design.md": "project/design.md",
              "rnn_fastai/pretrained/awd_lstm_small.md": "project/small-model.md"}
