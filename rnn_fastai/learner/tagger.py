@@ -445,6 +445,6 @@ def train_tagger(
     args = dict(crf=crf, vectors=vectors, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)
     if dls.train_ds.chars: args |= dict(letters='CNN', shape_emb=16)
     learn = tagger_learner(dls, **{**args, **(learner_args or {})})
-    judged = keep_best and len(dls.valid_ds) > 0
-    learn.fit_one_cycle(epochs, lr, cbs=KeepBest(learn.metrics[-1].name) if judged else None)
+    judge = learn.metrics[-1].name if learn.metrics else 'valid_loss'
+    learn.fit_one_cycle(epochs, lr, cbs=KeepBest(judge) if keep_best and len(dls.valid_ds) else None)
     return learn
