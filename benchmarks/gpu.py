@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def silent(learn, cbs=()):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=list(cbs))
 
 
+def without_graphs(f: Callable, *args):
+    "Call with ordinary kernels and steps."
+    os.environ["RNN_FASTAI_CUDA_GRAPHS"] = "0"
+    try: return f(*args)
+    finally: del os.environ["RNN_FASTAI_CUDA_GRAPHS"]
+
+
 def mixed(dtype) -> list: return [] if dtype is None else [fa.MixedPrecision("bf16")]
 
 
@@ -136,6 +144,7 @@ def step(b: Bench):
         theirs = fa.LMLearner(dls, fa.get_language_model(fa.AWD_LSTM, vocab_sz), splitter=fa.awd_lstm_lm_split, **kw)
         ours = rf.LMLearner(dls, rf.get_language_model("AWD_LSTM", vocab_sz), splitter=rf.awd_lstm_lm_split, **kw)
         fs = dict(fastai=partial(silent, theirs, cbs), ours=partial(silent, ours, cbs),
+                  ordinary=partial(without_graphs, silent, ours, cbs),
                   chunked=partial(silent, ours, [*cbs, rf.ChunkedCrossEntropy(512)]),
                   bare=bare_loop(b, Plain(vocab_sz).to(b.device), batches, dtype))
         med = {k: v/n*1e3 for k, v in b.turns(fs, 3).items()}
@@ -215,16 +224,14 @@ def graphs(b: Bench):
     vocab_sz, n = b.size(30_000, 100), b.size(500, 40)
     model = rf.get_language_model("AWD_LSTM", vocab_sz).to(b.device).eval()
 
-    def write(bs, on):
-        os.environ["RNN_FASTAI_CUDA_GRAPHS"] = on
+    def write(bs):
         prompts = [torch.tensor([9, 10], device=b.device)]*bs
         texts = Continuation(model, prompts, rf.TokenSampler(rf.Sampling(), prompts, vocab_sz, n, 1, list(range(bs))))
         for _ in range(n): texts.step()
     for bs in (1, b.size(128, 4)):
-        med = b.turns({"graphs": partial(write, bs, "1"), "ordinary": partial(write, bs, "0")}, 3)
+        med = b.turns({"graphs": partial(write, bs), "ordinary": partial(without_graphs, write, bs)}, 3)
         b.add(f"steps as CUDA graphs, {bs} prompts, {n} tokens", "tokens/s", **{k: bs*n/v for k, v in med.items()},
               ratio=med["ordinary"]/med["graphs"])
-    del os.environ["RNN_FASTAI_CUDA_GRAPHS"]
 
 
 # ---- Layers
