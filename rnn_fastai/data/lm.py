@@ -368,7 +368,9 @@ class _StreamDataLoader(ArrayDataLoader):
         **kwargs # Ignored; kept for compatibility with fastai
     ):
         "Show rows of a batch, and the same one token later, in a table."
-        found = super().show_batch(b, max_n, show=False, unique=unique)
+        order = self.get_idxs
+        try: found = super().show_batch(b, max_n, show=False, unique=unique)
+        finally: self.get_idxs = order   # which fastai leaves changed where nothing is shown
         if not show: return found
         rows = [tuple(o.truncate(trunc_at) for o in texts) for texts in found[2]]
         display_df(pd.DataFrame(rows, columns=['text', 'text_']))
