@@ -49,6 +49,8 @@ TASKS = [
         Row("LSTM, pooled states, labels only", "imdb", "A3, concat", "test", "{:.1%}", "`imdb.py concat`"),
         Row("ULMFiT, a small language model of the reviews", "ulmfit", "classifier", "test", "{:.1%}",
             "`ulmfit.py lm classifier`"),
+        Row("The small model that comes with the package, an epoch of the head and one of all layers", "ulmfit",
+            "classifier from the small model", "test", "{:.1%}", "`ulmfit.py small`"),
     ], [
         Published("LSTM over one-hot words with pooling, and unlabelled reviews", "94.1 %",
                   "[Johnson and Zhang, 2016](https://arxiv.org/abs/1602.02373)"),
@@ -56,6 +58,11 @@ TASKS = [
         Published("ULMFiT, both readings", "95.4 %", "[Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)"),
         Published("Two-way LSTM, mixed objective", "95.7 %", "[Sachan et al., 2019](https://arxiv.org/abs/2009.04007)"),
     ]),
+    Task("Calibration (IMDB)", "expected calibration error of the last classifier on the 25,000 test reviews, 15 bins", [
+        Row("As it was trained", "ulmfit", "classifier from the small model", "error_before", "{:.4f}", "`ulmfit.py small`"),
+        Row("With a temperature, chosen on 2,500 training reviews held out", "ulmfit", "classifier from the small model",
+            "error_after", "{:.4f}", "`ulmfit.py small`"),
+    ], []),
     Task("Parts of speech (UD English EWT)", "accuracy of the 17 universal tags on the test sentences", [
         Row("Words and letters, two-way LSTM", "tagger", "UD EWT, coarse tags", "test", "{:.1%}", "`tagger.py`"),
         Row("The same with a CRF", "tagger", "UD EWT, coarse tags, CRF", "test", "{:.1%}", "`tagger.py`"),
