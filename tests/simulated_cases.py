@@ -256,6 +256,7 @@ LEFT_OUT = {
         'with_state torch_weights check_like check_input check_state is_compact EntropyMinimization RecordedLosses '
         'AdaptiveDecoder',
     'for the CPU alone': 'PackedWeight packed_product int8_product int8_kernel check_int8 quantize_rows lstm_kernel Draws',
+    'copies weights, which a model loads from any device': 'KeepBest',
     'for a GPU of CUDA alone': 'kernel_call KernelGraph KernelGraphs',
     'compiled, or in half precision, which the simulation is not': 'take_compiled_steps run_flash MixedPrecision',
     'draws or writes numbers of the CPU': 'plot_nets word_shares random_state set_random_state',
