@@ -457,37 +457,33 @@ def calls(layer, n=20, dtype=None, wants=('x', 'state', 'weights'), lengths=None
 
 def graphs_of(layer): return [g for g in layer.graphs.kinds.values() if not isinstance(g, int)]
 
-def with_and_without(monkeypatch, layer, **kwargs):
+def equals_ordinary(monkeypatch, layer, graphs=1, **kwargs):
+    "To the bit what the kernel gives by itself, gradients included."
     got = calls(layer, **kwargs)
+    assert layer.graphs.lacks is None and len(graphs_of(layer)) == graphs
     with monkeypatch.context() as m:
         m.setenv('RNN_FASTAI_CUDA_GRAPHS', '0')
-        return got,calls(layer, **kwargs)
+        want = calls(layer, **kwargs)
+    for a,b in zip(got, want, strict=True): assert_close(a, b, rtol=0, atol=0)
 
 @on_gpu
 @pytest.mark.parametrize('kind', GRAPHED)
 @pytest.mark.parametrize('dtype', [None, torch.float16, torch.bfloat16], ids=str)
 def test_kernels_of_graphs(kind, dtype, monkeypatch):
-    "To the bit what the kernel gives by itself, gradients included."
     cell,args = GRAPHED[kind]
     layer = Recurrent(cell, 32, 48, **args).to(DEVICE)
-    got,want = with_and_without(monkeypatch, layer, dtype=dtype)
-    assert layer.graphs.lacks is None and len(graphs_of(layer)) == 1
-    for a,b in zip(got, want, strict=True): assert_close(a, b, rtol=0, atol=0)
+    equals_ordinary(monkeypatch, layer, dtype=dtype)
 
 @on_gpu
 @pytest.mark.parametrize('wants', [(), ('x',), ('weights',), ('state', 'weights')], ids=str)
 def test_gradients_of_graphs_that_are_wanted(wants, monkeypatch):
     layer = Recurrent('LSTM', 32, 48).to(DEVICE)
-    got,want = with_and_without(monkeypatch, layer, wants=wants)
-    assert layer.graphs.lacks is None and len(graphs_of(layer)) == 1
-    for a,b in zip(got, want, strict=True): assert_close(a, b, rtol=0, atol=0)
+    equals_ordinary(monkeypatch, layer, wants=wants)
 
 @on_gpu
 def test_padded_kernels_of_graphs(monkeypatch):
     layer = Recurrent('LSTM', 32, 48, num_layers=2, bidirectional=True).to(DEVICE)
-    got,want = with_and_without(monkeypatch, layer, lengths=[30, 12, 7, 30, 1, 22])
-    assert layer.graphs.lacks is None and len(graphs_of(layer)) == 4
-    for a,b in zip(got, want, strict=True): assert_close(a, b, rtol=0, atol=0)
+    equals_ordinary(monkeypatch, layer, lengths=[30, 12, 7, 30, 1, 22], graphs=4)
 
 @on_gpu
 def test_passes_that_wait_for_their_gradients():

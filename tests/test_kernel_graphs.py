@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rnn_fastai.models import graphs
-from rnn_fastai.models.graphs import KernelGraphs
+from rnn_fastai.models.graphs import KernelGraphs, kernel_call
 from rnn_fastai.models.kernels import run_kernel
 
 KINDS = ['rnn_relu', 'rnn_tanh', 'lstm', 'gru']   # in the order of cuDNN's numbers
@@ -82,8 +82,9 @@ class Layer:
 
     def __call__(self, x, state, cell=0):
         kw = self.kw
-        return self.graphs.run(self.kind, cell, x, state, self.weights, kw.get('bias', True), kw.get('num_layers', 1),
-                               kw.get('bidirectional', False))
+        call = kernel_call(self.kind, cell, x, state, self.weights, kw.get('bias', True), kw.get('num_layers', 1),
+                           kw.get('bidirectional', False))
+        return self.graphs.run(call, x, state, self.weights)
 
     def plain(self, x, state):
         out,last = self.own(x, state if self.kind == 'lstm' else state[0])

@@ -93,7 +93,8 @@ def kernel_call(
     bidirectional:bool, # Two directions a layer
 ) -> KernelCall|None: # None for one that cannot be a graph
     "Describe a call."
-    if len(x) <= _FEW_STEPS or transforms_active() or not torch.backends.cudnn.is_acceptable(x): return None
+    if graphs_lack(x.device) or len(x) <= _FEW_STEPS or transforms_active(): return None
+    if not torch.backends.cudnn.is_acceptable(x): return None
     if torch.cuda.is_current_stream_capturing(): return None   # a step of generation, as a whole
     dtype = x.dtype
     if torch.is_autocast_enabled('cuda') and dtype != torch.float64: dtype = torch.get_autocast_dtype('cuda')
@@ -235,18 +236,12 @@ class KernelGraphs:
     def __reduce__(self): return KernelGraphs,()   # a copy, or another process, makes its own
 
     def run(self,
-        kind:str, # 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu'
-        cell:int, # Number of the first cell in its layer
+        call:KernelCall|None, # Its kind, see `kernel_call`; none for one that cannot be a graph
         x:Tensor, # sl,bs,n_in
         state:tuple[Tensor, ...], # Entries of the state before the first step: layers*directions,bs,hid
         weights:list[Tensor], # In torch's order
-        bias:bool, # Whether biases are among them
-        num_layers:int, # Layers
-        bidirectional:bool, # Two directions a layer
     ) -> tuple[Tensor, tuple[Tensor, ...]]|None: # As `run_kernel` gives it; none where an ordinary run is due
         "Run a call as a graph, where it has one."
-        if graphs_lack(x.device): return None
-        call = kernel_call(kind, cell, x, state, weights, bias, num_layers, bidirectional)
         if call is None: return None
         given = [x, *state, *weights]
         with self.lock:   # for threads that share a layer

@@ -22,7 +22,7 @@ from ..core import check_count, check_prob, suggest
 from .cells import Cell, check_cell, check_input, check_state, get_cell
 from .dropout import drop_weight
 from .flashrnn import flash_lacks, tell_once
-from .graphs import KernelGraphs
+from .graphs import KernelGraphs, kernel_call
 from .kernels import KERNEL_WEIGHTS, LaidOut, check_seen_dropout, compact_weights, hold_state, is_compact, run_kernel
 from .origin import maker
 from .packed import PackedWeight
@@ -277,7 +277,8 @@ def _on_device(layer:'Recurrent', first:Cell, x:Tensor, state:tuple, ws:list[Ten
     if x.is_cuda and not torch.compiler.is_compiling():
         drops = layer.training and layer.dropout and num_layers > 1   # which a graph would not repeat
         at = layer._shared.cells.index(first)
-        done = None if drops else layer.graphs.run(kind, at, x, state, ws, layer.bias, num_layers, two_way)
+        call = None if drops else kernel_call(kind, at, x, state, ws, layer.bias, num_layers, two_way)
+        done = layer.graphs.run(call, x, state, ws)
         if done is not None: return done
         if not is_compact(ws): ws = compact_weights(ws)
     return run_kernel(kind, x, state, ws, layer.bias, num_layers, layer.dropout, layer.training, two_way)

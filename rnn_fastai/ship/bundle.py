@@ -401,6 +401,7 @@ def check_vocabs(
         raise ValueError(f"The model gives {out.size(-1):,} outputs; the loaders have {n_out:,} tokens or labels.")
     return out
 
+# %% ../../nbs/720_ship.bundle.ipynb #359889e4
 def _plain_scores(learn:SafeLearner, scores:dict) -> dict:
     "Figures of the last epoch, where there was one, and others. Raises `ValueError` for what is no number."
     plain = {k: v.item() if isinstance(v, np.generic) else v for k,v in scores.items()}
