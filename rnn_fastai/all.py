@@ -62,7 +62,7 @@ from rnn_fastai.models.documents import (
     DocumentStates, DocumentEncoder, DocumentOutput, TextClassifier, get_text_classifier,
 )
 from rnn_fastai.models.crf import CRF
-from rnn_fastai.models.tagger import CharEncoder, WordEncoder, ArchEncoder, Tagger
+from rnn_fastai.models.tagger import CharEncoder, WordEncoder, ArchEncoder, LMStates, Tagger
 from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.generate.sampling import (
     apply_temperature, keep_top_k, keep_top_p, keep_min_p, keep_typical, keep_epsilon, penalize_repetition,
