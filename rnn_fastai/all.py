@@ -19,6 +19,7 @@ from rnn_fastai.data.corpus import Vocab, Corpus
 from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
 from rnn_fastai.data import shards as _shards   # gives Corpus its `build`
 from rnn_fastai.data.cache import cache_folder, cached_corpus
+from rnn_fastai.data.ppmi import learn_vectors
 from rnn_fastai.data.vectors import Vectors, JoinedVocab, join_loaders, read_vectors, word_vectors
 from rnn_fastai.data.task import IGNORE, SeqTask
 from rnn_fastai.data.ranks import Share

@@ -16,10 +16,10 @@ from fastcore.foundation import L
 from sklearn.utils.extmath import randomized_svd
 
 from ..core import check_count
+from ..progress import OnProgress, counter, draw_progress
 from .corpus import Corpus
 from .lm import CorpusDataset
 from .vectors import Vectors
-from ..progress import OnProgress, counter, draw_progress
 
 # %% ../../nbs/153_data.ppmi.ipynb #20ed9069
 _PART = 2_000_000   # tokens that are counted at a time
@@ -77,8 +77,8 @@ def _as_sets(texts:Any) -> list[CorpusDataset]:
     sets = [CorpusDataset(t) if isinstance(t, Corpus) else t for t in texts]
     odd = [t for t in sets if not isinstance(t, CorpusDataset)]
     if odd or not sets:
-        raise TypeError(f"texts={odd[0] if odd else []!r:.60} is no data set of texts; give `dls.train_ds`, a `Corpus`, "
-                        "or a list of such.")
+        raise TypeError(f"texts={odd[0] if odd else []!r:.60} is no data set of texts; give `dls.train_ds`, a "
+                        "`Corpus`, or a list of such.")
     if any(list(s.corpus.vocab) != list(sets[0].corpus.vocab) for s in sets[1:]):
         raise ValueError("The texts have several vocabularies; make their loaders with the same `text_vocab`.")
     return sets
@@ -90,8 +90,8 @@ def learn_vectors(
     seed:int=0, # Of the search for directions, which it hardly changes
     no_bar:bool=False, # Show no progress bar
 ) -> Vectors: # Of the words of the vocabulary that occur
-    """Learn word vectors from texts. Raises `ValueError` where there are fewer different words than numbers of a vector,
-    or several vocabularies; `TypeError` for what is no data set."""
+    """Learn word vectors from texts. Raises `ValueError` where there are fewer different words than numbers of a
+    vector, or several vocabularies; `TypeError` for what is no data set."""
     sets = _as_sets(texts)
     counts = count_neighbours(sets, window, draw_progress(no_bar))
     seen = np.flatnonzero(counts.sum(1))

@@ -463,6 +463,7 @@ def tagger_plan(
 def train_tagger(
     df:pd.DataFrame, # Sentences, a row each
     vectors:Any=None, # Word vectors, see `tagger_learner`
+    lms:Any=None, # Language models that read along, see `tagger_learner`; what helps most where sentences are few
     crf:bool|None=None, # Score neighbouring tags too; by default where tags name entities
     epochs:int|None=None, # Times that each sentence is read, by default as `tagger_plan` says
     lr:float=4e-3, # The largest rate
@@ -477,7 +478,7 @@ def train_tagger(
     settings = dict(tok=str.lower, chars=True, bs=plan.bs, min_freq=plan.min_freq)
     dls = TagDataLoaders.from_df(df, **{**settings, **kwargs})
     crf = name_entities(dls.train_ds.tags) if crf is None else crf
-    args = dict(crf=crf, vectors=vectors, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)
+    args = dict(crf=crf, vectors=vectors, lms=lms, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)
     if dls.train_ds.chars: args |= dict(letters='CNN', shape_emb=16)
     learn = tagger_learner(dls, **{**args, **(learner_args or {})})
     judge = learn.metrics[-1].name if learn.metrics else 'valid_loss'

@@ -23,10 +23,10 @@ from ..callback.adversarial import AdversarialTraining, VirtualAdversarial
 from ..core import check_count, seeded
 from ..data.cache import cached_corpus
 from ..data.documents import DocDataset
-from ..data.ppmi import learn_vectors
-from ..data.vectors import Vectors
 from ..data.loaders import TextDataLoaders, label_vocab, text_vocab
+from ..data.ppmi import learn_vectors
 from ..data.tokenize import as_tokenizer
+from ..data.vectors import Vectors
 from ..models.losses import answer_kind
 from ..models.origin import maker
 from .classifier import check_classes, mean_of_answers
@@ -150,7 +150,7 @@ def text_lstm(
     valid_col:Any=None, # Column that is true for the rows held out; a random part by default
     valid_pct:float=0.2, # Part of the rows held out at random
     unlabelled:pd.DataFrame|None=None, # More texts, which have no labels
-    vectors:Any='own', # Word vectors that the embedding starts from; 'own' learns them from all texts but those held out
+    vectors:Any='own', # Word vectors to start from; 'own' learns them from all texts but those held out
     epochs:int=10, # Passes over the labelled texts
     lr:float=3e-3, # Highest rate of the cycle
     n_nets:int=1, # Nets whose mean counts
