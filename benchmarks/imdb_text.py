@@ -71,12 +71,12 @@ def train(task: tuple) -> dict:
         with learn.no_bar(): learn.fit_one_cycle(epochs, settings["lr"], cbs=cbs)
     trained, cpu = time.perf_counter(), time.process_time() - cpu
     curve = [v[2] for v in learn.recorder.values]
-    probs, y = learn.get_preds()
+    with learn.no_bar(): probs, y = learn.get_preds()
     res = dict(seed=seed, reading=read - start, training=trained - read, cpu=cpu, curve=curve,
                labelled_a_cpu_second=epochs*len(dls.train_ds)/cpu, valid=(probs.numpy(), y.numpy()))
     if kind == "full":
         test = imdb("test")
-        probs, y = learn.get_preds(dl=dls.test_dl(test, with_labels=True))
+        with learn.no_bar(): probs, y = learn.get_preds(dl=dls.test_dl(test, with_labels=True))
         res["test"] = probs.numpy(), y.numpy()
     return res
 
