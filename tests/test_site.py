@@ -12,7 +12,6 @@ from test_project import MODULES, NOTEBOOKS, module_name, public_callables
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
-import make_site  # noqa: E402
 from make_site import HERE, course, lesson_file, toctree, with_pictures, write_pages  # noqa: E402
 from pages import Pictures, directives, fix_links, plain_html, read_cells, show_args, show_output  # noqa: E402
 from signatures import Arg, read_module  # noqa: E402
@@ -158,14 +157,6 @@ def test_outputs_links_and_directives(tmp_path):
     shown = show_output(dict(text=["\x1b[1mbold\x1b[0m ```\n"]), code, "n", Pictures(tmp_path), "")
     assert shown.startswith("````{code-block} text") and "bold ```" in shown and "\x1b" not in shown
     assert toctree(["a"]).splitlines() == ["```{toctree}", ":hidden:", "", "a", "```"]
-
-
-def test_citation_and_metadata_are_in_step():
-    import rnn_fastai
-    cite = yaml.safe_load((ROOT/"CITATION.cff").read_text(encoding="utf8"))
-    assert cite["version"] == rnn_fastai.__version__ and cite["title"] == "rnn_fastai" and cite["cff-version"] == "1.2.0"
-    for form in (ROOT/".github"/"ISSUE_TEMPLATE").glob("*.yml"): assert yaml.safe_load(form.read_text(encoding="utf8"))
-    assert make_site.SITE.name in (ROOT/".gitignore").read_text().replace("/", "").split()
 
 
 def test_what_contributing_tells_to_do_can_be_done():
