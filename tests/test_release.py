@@ -59,8 +59,8 @@ def test_issue_forms_are_yaml():
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    "The repository as it stands, tracked files only, with a git of its own."
+def copied(tmp_path_factory):
+    "The repository as it stands, without what git ignores, with a git of its own."
     to = tmp_path_factory.mktemp("clone")/"rnn_fastai"
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, listed):
@@ -71,6 +71,14 @@ def clone(tmp_path_factory):
     run("git", "add", "-A", cwd=to)
     run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start", cwd=to)
     return to
+
+
+@pytest.fixture
+def clone(copied):
+    "That copy, as it was."
+    run("git", "checkout", "-q", ".", cwd=copied)
+    run("git", "clean", "-fdqx", cwd=copied)
+    return copied
 
 
 def surroundings(clone):
@@ -96,6 +104,7 @@ def test_the_distribution_is_whole(clone):
     said = run(sys.executable, "tools/make_dist.py", cwd=clone, env=surroundings(clone))
     assert f"rnn_fastai-{rnn_fastai.__version__}-py3-none-any.whl" in said and said.count("PASSED") == 2
     (clone/"MANIFEST.in").write_text("prune tests\n")   # then the sdist lacks what setup.py reads
+    shutil.rmtree(clone/"rnn_fastai.egg-info")             # which remembers what it held
     done = subprocess.run([sys.executable, "tools/make_dist.py"], cwd=clone, env=surroundings(clone), capture_output=True)
     assert done.returncode
 
