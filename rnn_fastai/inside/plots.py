@@ -23,7 +23,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 
 from ..core import check_count
 from ..models.calibration import Reliability
@@ -82,14 +82,18 @@ def _write_ticks(axis:Axis, labels:list[str], width:float, height:float):
     for tick in ticks if along_x else []:   # a comma on its side is an apostrophe
         tick.label1.set_rotation(0 if lying or len(tick.label1.get_text()) == 1 else 90)
 
-def _fit(ax:Axes, x:Sequence[str]=(), y:Sequence[str]=()):
-    "Write the tokens of the axes, the title and the names of the axes, so that nothing covers anything."
-    bars = [im.colorbar.ax for im in (*ax.images, *ax.collections) if im.colorbar]
-    texts = [(a, t, t.get_text()) for a in (ax, *bars) for t in (a.title, a.xaxis.label, a.yaxis.label)]
+def _fit(axs:Any, x:Sequence[str]=(), y:Sequence[str]=()):
+    "Write titles and names of axes, and the tokens of the last ones, so that nothing covers anything."
+    axs = np.ravel(axs)
+    bars = [im.colorbar.ax for ax in axs for im in (*ax.images, *ax.collections) if im.colorbar]
+    names = [(a, t) for a in (*axs, *bars) for t in (a.title, a.xaxis.label, a.yaxis.label)]
+    texts = [(a, t, t.get_text()) for a,t in names if t.get_text()]
     for _,t,words in texts: t.set_fontfamily(label_fonts([words]))
-    ticks = [(axis, *_measure(axis, labels)) for axis,labels in ((ax.yaxis, y), (ax.xaxis, x)) if len(labels)]
+    both = (axs[-1].yaxis, y),(axs[-1].xaxis, x)
+    ticks = [(axis, *_measure(axis, labels)) for axis,labels in both if len(labels)]
+    if not texts and not ticks: return
     for _ in range(3):   # labels take room from the axes, and these have fewer labels then
-        ax.figure.figure.draw_without_rendering()
+        axs[0].figure.figure.draw_without_rendering()
         for a,t,words in texts: _wrap(t, words, a.get_window_extent().height if t is a.yaxis.label else _room(a))
         for axis,labels,width,height in ticks: _write_ticks(axis, labels, width, height)
 
@@ -350,7 +354,7 @@ def plot_gates(
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel='share of steps < 0.1',
                title=f'{name}: {(is_open > 0.5).sum():,} of {len(shut):,} units mostly open')
     axs[0].set_ylabel('share of steps > 0.9')
-    for ax in axs: _fit(ax)
+    _fit(axs)
     return axs
 
 # %% ../../nbs/425_inside.plots.ipynb #81eddc86
@@ -450,8 +454,7 @@ def plot_next(
     fig.colorbar(im, ax=(line, grid), label='probability')
     grid.set(xlabel=where, ylabel='rank')
     line.tick_params(labelbottom=False)
-    _fit(grid, _labels(rec, doc, at), list(map(str, range(1, k+1))))
-    _fit(line)
+    _fit(axs, _labels(rec, doc, at), list(map(str, range(1, k+1))))
     if len(at) <= 16: _write_cells(grid, rec, probs[at], top, im)
     for i,j in zip(*np.nonzero(top == following[:, None]), strict=True):
         grid.add_patch(Rectangle((i-0.5, j-0.5), 1, 1, fill=False, edgecolor=colors.lines[1], lw=2))
@@ -490,7 +493,7 @@ def _draw_grid(pictures:list[np.ndarray], splits:list[int], names:list[str], tit
         for side in ax.spines.values(): side.set_visible(True)   # the paper is the colour of zero
     fig.colorbar(im, ax=axs, shrink=0.6)
     _wrap(fig.suptitle(title), title, 0.98*fig.bbox.width)
-    for ax in axs.flat[:n]: _fit(ax)
+    _fit(axs.flat[:n])
     return axs.flat[:n]
 
 # %% ../../nbs/425_inside.plots.ipynb #ba5adb63
@@ -540,7 +543,9 @@ def plot_losses(
     if 'valid_loss' in frame: ax.plot(hist.ends, frame.valid_loss, 'o--', color='C1', label='validation')
     for x in hist.ends: ax.axvline(x, color=picture_colors().faint, ls=':', lw=1)
     ax.set(xlabel='batch', ylabel='cross-entropy, nats a token', yscale='log', title=_loss_finding(hist))
-    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    low,high = ax.get_ylim()
+    ax.yaxis.set_minor_locator(LogLocator(subs=range(2, 10) if high < 10*low else (2, 5)))
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): set_formatter('{x:g}')
     ax.legend()
     _fit(ax)
     return ax
