@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-anywhere test-slow gpu gpu-wheels bench readme results docs sync nbtest wheel clean
+.PHONY: install demo test test-anywhere test-slow gpu gpu-wheels bench readme results docs sync dist clean
 
 install: $(INSTALLED)
 
@@ -68,6 +68,9 @@ results: install               ## docs/results.md from benchmarks/results
 
 docs: install                  ## the documentation as HTML, in site/; nothing is run, and no network is asked
 	$(PY) tools/make_site.py
+
+dist: install                  ## the wheel and the sdist, checked; tried in fresh environments: make dist TRY="python3.10 python3.14"
+	$(PY) tools/make_dist.py $(TRY)
 
 clean:
 	rm -rf build dist out site *.egg-info

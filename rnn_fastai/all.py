@@ -84,6 +84,7 @@ from rnn_fastai.inside.interventions import (
 from rnn_fastai.inside.probes import (
     position_labels, token_labels, bracket_depth, rank_units, Probe, probe, top_contexts, nearest_states,
 )
+from rnn_fastai.inside.style import picture_colors, picture_style, save_plot
 from rnn_fastai.inside.plots import (
     plot_states, probabilities, plot_states_probs, ColoredText, color_text, gate_saturation, plot_gates, plot_path,
     plot_next, plot_grid, plot_losses, plot_probs, plot_nets,

@@ -30,6 +30,7 @@ from .data.sets import human_numbers, imdb, imdb_sample, number_runs, ud_ewt, wi
 from .data.texts import check_column, check_texts, open_parquet, read_csv
 from .data.tokenize import TextTokenizer
 from .inside.plots import plot_losses
+from .inside.style import save_plot
 from .learner.classifier import ClassifierLearner
 from .learner.lm import LMLearner, language_model_learner
 from .learner.tagger import TaggerLearner
@@ -71,7 +72,7 @@ def save_picture(
     "Write the picture of the losses."
     file.parent.mkdir(parents=True, exist_ok=True)
     ax = plot_losses(learn.loss_history)
-    ax.figure.savefig(file, dpi=110)
+    save_plot(ax, file, dpi=110)
     plt.close(ax.figure)
     return file
 

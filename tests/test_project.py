@@ -1,6 +1,5 @@
 "The house: notebooks, modules and README in step; no star imports; documented arguments; sizes."
 import ast
-import configparser
 import dataclasses
 import inspect
 import json
@@ -196,11 +195,3 @@ def test_all_gives_fastais_names_and_ours():
     for name in ("TextDataLoaders", "AWD_LSTM", "language_model_learner", "LMLearner", "LMDataLoader", "Adam"):
         assert getattr(rf, name) is not getattr(fa, name)
         assert getattr(rf, name).__module__.startswith("rnn_fastai.")
-
-
-def test_metadata_stands_once():
-    cfg = configparser.ConfigParser(delimiters=["="])
-    cfg.read(ROOT/"settings.ini")
-    assert "version" not in cfg["DEFAULT"]
-    import rnn_fastai
-    assert rnn_fastai.__version__ in (ROOT/"CHANGELOG.md").read_text()

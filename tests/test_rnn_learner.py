@@ -435,14 +435,14 @@ def test_plot_nets():
     h,logits = many(x)
     probs = logits.softmax(-1).detach()
     for targets,last in ((None, 6), (y, 4), (None, 20), (None, 99)):
-        fig = plot_nets(many, x, targets, last)
-        drawn = [np.asarray(ax.images[0].get_array()) for ax in fig.axes if ax.images]
+        axs = plot_nets(many, x, targets, last)
+        drawn = [np.asarray(ax.images[0].get_array()) for ax in axs]
         parts = (h.detach(), probs) if targets is None else (probs, F.one_hot(y, 4).float().expand(7, -1, -1))
         want = torch.cat(parts, -1)[:, -last:]
         assert len(drawn) == 7 and all(map(partial(np.allclose, atol=1e-6), drawn, want))
-        im = fig.axes[0].images[0]
-        assert (im.get_clim(), im.get_cmap().name) == ((-1, 1), 'bwr')
-        assert fig.axes[0].lines[0].get_xdata()[0] == parts[0].size(-1) - 0.5
+        im,fig = axs[0].images[0],axs[0].figure
+        assert (im.get_clim(), im.get_cmap().name) == ((-1, 1), 'signed')
+        assert axs[0].lines[0].get_xdata()[0] == parts[0].size(-1) - 0.5
         assert f'7 nets of 3 nodes: last {min(last, 20)} steps' in fig.get_suptitle()
         matplotlib.pyplot.close(fig)
 

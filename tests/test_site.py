@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
 import make_site  # noqa: E402
 from make_site import HERE, course, lesson_file, toctree, with_pictures, write_pages  # noqa: E402
-from pages import Pictures, directives, fix_links, plain_html, read_cells, show_args, show_output  # noqa: E402
+from pages import Pictures, directives, fix_links, plain_html, read_cells, show_args, show_output, show_types  # noqa: E402
 from signatures import Arg, read_module  # noqa: E402
 
 # The rows that five course texts are counted by.
@@ -150,6 +150,14 @@ def test_pictures_of_a_page_come_from_cells(tmp_path):
         with_pictures("![x](800_tutorial.hi/9ba84fec)", pictures, "")
 
 
+def test_arguments_without_a_meaning_are_a_line_and_not_a_table(pages):
+    assert show_types([Arg("ids", "Tensor", "", ""), Arg("state", "", "", "")]) == "**Takes** `ids`: `Tensor`, `state`"
+    assert "**Takes** `ids`: `Tensor`, `state`: `Any`" in (pages/"api"/"models.awd.md").read_text(encoding="utf8")
+    for page in (pages/"api").glob("*.md"):
+        heads = re.findall(r"^:class: args\n\n(.*)$", page.read_text(encoding="utf8"), re.M)
+        assert all(head.endswith("| meaning |") for head in heads), page
+
+
 def test_outputs_links_and_directives(tmp_path):
     assert directives(dict(cell_type="code", source='#| export\n#| fig-alt: "A line"\nx = 1')) == {"export": "", "fig-alt": "A line"}
     assert plain_html('<div><style scoped>a\n</style><table border="1" class="dataframe"></div>') == '<div><table class="dataframe"></div>'
@@ -160,12 +168,7 @@ def test_outputs_links_and_directives(tmp_path):
     assert toctree(["a"]).splitlines() == ["```{toctree}", ":hidden:", "", "a", "```"]
 
 
-def test_citation_and_metadata_are_in_step():
-    import rnn_fastai
-    cite = yaml.safe_load((ROOT/"CITATION.cff").read_text(encoding="utf8"))
-    assert cite["version"] == rnn_fastai.__version__ and cite["title"] == "rnn_fastai" and cite["cff-version"] == "1.2.0"
-    for form in (ROOT/".github"/"ISSUE_TEMPLATE").glob("*.yml"): assert yaml.safe_load(form.read_text(encoding="utf8"))
-    assert make_site.SITE.name in (ROOT/".gitignore").read_text().replace("/", "").split()
+def test_the_site_is_made_and_not_kept(): assert f"/{make_site.SITE.name}/" in (ROOT/".gitignore").read_text().split()
 
 
 def test_what_contributing_tells_to_do_can_be_done():

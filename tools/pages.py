@@ -91,7 +91,8 @@ def fix_links(text: str, here: str) -> str:
     text = re.sub(r"\]\(800_tutorial\.(\w+)\.ipynb\)", rf"]({lessons}\1.md)", text)
     notes = {"docs/design.md": "project/design.md", "docs/scale.md": "guides/scale.md", "docs/results.md": "project/results.md",
              "scale.md": "guides/scale.md", "design.md": "project/design.md",
-             "rnn_fastai/pretrained/awd_lstm_small.md": "project/small-model.md"}
+             "rnn_fastai/pretrained/awd_lstm_small.md": "project/small-model.md",
+             "../rnn_fastai/pretrained/awd_lstm_small.md": "project/small-model.md"}
     for old, new in notes.items(): text = text.replace(f"]({old})", f"]({up}{new})")
     return text
 
@@ -117,6 +118,11 @@ def show_args(args: list[Arg]) -> str:
     return fenced("{table}", "\n".join(f"| {' | '.join(r)} |" for r in lines), ":class: args\n\n")
 
 
+def show_types(args: list[Arg]) -> str:
+    "Arguments and their types in a line, where nothing more is said of any."
+    return "**Takes** " + ", ".join(as_code(a.name) + (f": {as_code(a.type)}" if a.type else "") for a in args)
+
+
 def show_return(r: Arg | None) -> str:
     "What a function gives."
     if r is None or r.type == "None": return ""
@@ -133,7 +139,8 @@ def show_thing(t: Thing, module: str) -> str:
     "The entry of a name: how it is called, what it does, its arguments, what it gives, where it is written."
     body = [t.doc]
     if t.kind == "class" and t.bases: body.append("Built on " + ", ".join(map(as_code, t.bases)) + ".")
-    if any(a.comment or a.type for a in t.args): body.append(show_args(t.args))
+    if any(a.comment for a in t.args): body.append(show_args(t.args))
+    elif any(a.type for a in t.args): body.append(show_types(t.args))
     body += [f"`**kwargs`: those of {as_code(re.split('[(,)]', d)[1])}." for d in t.notes if d.startswith("delegates(")]
     body += [show_return(t.returns), source_link(module, t.lines)]
     body += [show_thing(m, module) for m in t.members]

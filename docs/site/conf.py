@@ -31,7 +31,7 @@ html_theme = "furo"
 html_title = "rnn_fastai"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
-html_js_files = ["copy.js"]
+html_js_files = [("copy.js", {"id": "all-there"})]   # the last thing of a page
 html_search_scorer = "scorer.js"
 html_show_sourcelink = False
 html_copy_source = False
@@ -79,7 +79,13 @@ def _public_names(env: object) -> dict[str, tuple[str, str]]:
     return env.rnn_names
 
 
+def _wait(app: object, page: str, template: str, context: dict, doctree: object) -> None:
+    "Draw a page when all of it is there: tables and the footer would move with each part that comes."
+    context["metatags"] = context.get("metatags", "") + '<link rel="expect" href="#all-there" blocking="render">'
+
+
 def setup(app: object) -> None:
-    "Formulas and links."
+    "Formulas, links, and when a page is drawn."
+    app.connect("html-page-context", _wait)
     app.add_html_math_renderer("mathml", (lambda s, n: _mathml(s, n, False), None), (lambda s, n: _mathml(s, n, True), None))
     app.add_post_transform(LinkNames)

@@ -62,16 +62,17 @@ def label_fonts(
     return [*mpl.rcParams['font.family'], *dict.fromkeys(f for f in found if f)]
 
 # %% ../../nbs/423_inside.labels.ipynb #9c3e3d81
-_told:set[str] = set()   # scripts whose absence was said
+_told:list[int] = []   # the character whose absence was said
 
 def _tell(code:int):
-    "Warn, once for each script, that no font has its characters."
-    script = unicodedata.name(chr(code), 'PRIVATE').split()[0]
-    if script in _told: return
-    _told.add(script)
-    warnings.warn(f"No font that matplotlib finds has {chr(code)!r} ({script}); pictures show U+{code:04X} instead. "
-                  "Install a font that has it, such as one of the Noto fonts, and start Python again; or name the file "
-                  "of one: matplotlib.font_manager.fontManager.addfont(file).", stacklevel=3)
+    "Warn, once, that no font has a character."
+    if _told: return
+    _told.append(code)
+    name = unicodedata.name(chr(code), 'of private use')
+    warnings.warn(f"No font that matplotlib finds has {chr(code)!r} ({name}); pictures show U+{code:04X} instead, and "
+                  "the like for others that are missing. Install fonts that have them, such as the Noto fonts, and "
+                  "start Python again; or name the file of one: matplotlib.font_manager.fontManager.addfont(file).",
+                  stacklevel=3)
 
 def token_label(
     token:str, # A token

@@ -9,38 +9,93 @@ __all__ = ['part_name', 'color_range', 'plot_states', 'probabilities', 'plot_sta
 
 # %% ../../nbs/425_inside.plots.ipynb #9480964a
 import html
+import textwrap
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator
 
 from ..core import check_count
 from ..models.calibration import Reliability
 from ..models.ensemble import ManyNets
 from .labels import label_fonts, readable_tokens, token_label
 from .recording import Recording
+from .style import in_picture_style, ink_on, picture_colors
 
 # %% ../../nbs/425_inside.plots.ipynb #5890b426
-def _write_ticks(ax:Axes, axis:str, labels:list[str], at:np.ndarray):
-    "Labels at places, as many as there is room for: one line of text each."
-    ax.figure.canvas.draw()   # constrained layout settles the size of the axes
-    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-    size = mpl.rcParams['xtick.labelsize' if axis == 'x' else 'ytick.labelsize']
-    points = mpl.font_manager.FontProperties(size=size).get_size_in_points()
-    room = max(int((box.width if axis == 'x' else box.height)/(points*1.4/72)), 1)
-    every = -(-len(labels)//room)
-    some,fonts = labels[::every],label_fonts(labels)
-    if axis == 'y': ax.set_yticks(at[::every], some, family=fonts)
-    else:
-        for text in ax.set_xticks(at[::every], some, rotation=90, family=fonts):
-            if len(text.label1.get_text()) == 1: text.label1.set_rotation(0)   # a comma on its side is an apostrophe
+def _length(text:Text) -> float:
+    "Pixels that a text takes in its own direction."
+    box = text.get_window_extent()
+    return box.height if text.get_rotation() else box.width
+
+def _wrap(text:Text, words:str, room:float):
+    "Write words in lines of at most `room` pixels."
+    text.set_text(words)
+    width = len(words) if (long := _length(text)) <= room else max(int(len(words)*room/long) + 2, 6)
+    while _length(text) > room and width > 5:
+        text.set_text(textwrap.fill(words, width, break_on_hyphens=False))
+        width -= 1
+
+def _room(ax:Axes) -> float:
+    "Pixels for the title and the name of the x axis: to the figure's edges, where no axes stand beside these."
+    place,edge,box = ax.get_subplotspec(),ax.figure.bbox,ax.get_window_extent()
+    if place is not None and place.get_gridspec().ncols > 1: return box.width
+    x = (box.x0 + box.x1)/2
+    return 0.98*2*min(x - edge.x0, edge.x1 - x)
+
+def _shorten(text:Text, label:str, room:float) -> tuple[str, float, float]:
+    "Cut a label to `room` pixels, and measure it."
+    for n in range(len(label), 0, -1):
+        text.set_text(label if n == len(label) else label[:n].rstrip('\\') + '…')
+        if (box := text.get_window_extent()).width <= room: break
+    return text.get_text(),box.width,box.height
+
+def _measure(axis:Axis, labels:Sequence[str]) -> tuple[list[str], float, float]:
+    "Labels, cut where they would take a third of the figure; and pixels of the widest and highest, with a gap behind."
+    ax = axis.axes
+    size = float(axis.get_ticklabels()[0].get_fontsize())
+    text = ax.text(0, 0, '', family=label_fonts(labels), size=size, in_layout=False)
+    room = 0.33*(ax.figure.bbox.height if axis is ax.xaxis else ax.figure.bbox.width)
+    cut = {label: _shorten(text, label, room) for label in labels}
+    text.remove()
+    gap = 0.3*size*ax.figure.figure.dpi/72
+    width,height = (max(sizes) + gap for sizes in zip(*[c[1:] for c in cut.values()], strict=True))
+    return [cut[label][0] for label in labels],width,height
+
+def _write_ticks(axis:Axis, labels:list[str], width:float, height:float):
+    "Label 0, 1, ...: all that have room."
+    box,along_x = axis.axes.get_window_extent(),axis is axis.axes.xaxis
+    one = (box.width if along_x else box.height)/abs(np.subtract(*axis.get_view_interval()))   # pixels for each
+    lying = along_x and width <= one
+    every = 1 if lying else max(int(np.ceil(height/max(one, 1e-6))), 1)
+    ticks = axis.set_ticks(np.arange(len(labels))[::every], labels[::every], family=label_fonts(labels))
+    for tick in ticks if along_x else []:   # a comma on its side is an apostrophe
+        tick.label1.set_rotation(0 if lying or len(tick.label1.get_text()) == 1 else 90)
+
+def _fit(axs:Any, x:Sequence[str]=(), y:Sequence[str]=()):
+    "Write titles and names of axes, and the tokens of the last ones, so that nothing covers anything."
+    axs = np.ravel(axs)
+    bars = [im.colorbar.ax for ax in axs for im in (*ax.images, *ax.collections) if im.colorbar]
+    names = [(a, t) for a in (*axs, *bars) for t in (a.title, a.xaxis.label, a.yaxis.label)]
+    texts = [(a, t, t.get_text()) for a,t in names if t.get_text()]
+    for _,t,words in texts: t.set_fontfamily(label_fonts([words]))
+    both = (axs[-1].yaxis, y),(axs[-1].xaxis, x)
+    ticks = [(axis, *_measure(axis, labels)) for axis,labels in both if len(labels)]
+    if not texts and not ticks: return
+    for _ in range(3):   # labels take room from the axes, and these have fewer labels then
+        axs[0].figure.figure.draw_without_rendering()
+        for a,t,words in texts: _wrap(t, words, a.get_window_extent().height if t is a.yaxis.label else _room(a))
+        for axis,labels,width,height in ticks: _write_ticks(axis, labels, width, height)
 
 # %% ../../nbs/425_inside.plots.ipynb #e992affc
 def _sample(n:int, most:int|None) -> np.ndarray:
@@ -96,12 +151,32 @@ def color_range(
 def _scale(part:str, a:np.ndarray) -> dict:
     "Colours for a part."
     low,high = color_range(part, a)
-    return dict(cmap=plt.get_cmap('bwr' if low < 0 else 'Purples').with_extremes(bad='0.75'), vmin=low, vmax=high)
+    colors = picture_colors()
+    return dict(cmap=colors.signed if low < 0 else colors.share, vmin=low, vmax=high)
 
 # %% ../../nbs/425_inside.plots.ipynb #7337bf2a
 def _axes(ax:Axes|None, width:float, height:float) -> Axes:
-    return plt.subplots(figsize=(width, height), layout='constrained')[1] if ax is None else ax
+    return plt.subplots(figsize=(width, height))[1] if ax is None else ax
 
+def _stands_out(a:np.ndarray, tokens:list[str]) -> tuple[str, float]:
+    "The token after which a unit is furthest from its mean, where it is so often; and the unit's mean after it."
+    names,which,n = np.unique(tokens, return_inverse=True, return_counts=True)
+    means = np.bincount(which, a)/n
+    best = int(np.argmax(np.abs(means - a.mean())*np.sqrt(n)))
+    return str(names[best]),float(means[best])
+
+def _finding(part:str, a:np.ndarray, units:np.ndarray, tokens:list[str]) -> str:
+    "What numbers show, steps x units, for a title; nothing where there are none, or one step."
+    known = ~np.isnan(a).any(1)
+    if known.sum() < 2: return ""
+    a,tokens = a[known].astype(float),[t for t,k in zip(tokens, known, strict=True) if k]
+    if part in _GATES: return f": above 0.9 in {(a > 0.9).mean():.0%} of the values"
+    most = int(np.argmax(a.var(0)))
+    token,mean = _stands_out(a[:, most], tokens)
+    which = 'highest' if mean > a[:, most].mean() else 'lowest'
+    return f": unit {units[most]} is {which}, {mean:.2f}, after “{token}”"
+
+@in_picture_style
 def plot_states(
     rec:Recording, # What was recorded
     layer:str|int=0, # Name or number of a layer
@@ -118,10 +193,11 @@ def plot_states(
     (units,what),(at,where) = _pick_units(a, units, max_units),_steps(rec, doc, steps, max_steps)
     ax = _axes(ax, min(2.5 + 0.22*len(at), 14), min(1.6 + 0.18*len(units), 8))
     im = ax.imshow(a[at][:, units].T, aspect='auto', interpolation='nearest', **_scale(part, a))
-    ax.set(xlabel=where, ylabel=what, title=f"{part_name(part)} of layer {rec.layer(layer)}")
+    tokens = _labels(rec, doc, at)
+    title = f"{part_name(part)} of layer {rec.layer(layer)}{_finding(part, a[at][:, units], units, tokens)}"
+    ax.set(xlabel=where, ylabel=what, title=title)
     ax.figure.colorbar(im, ax=ax, label=part_name(part))
-    _write_ticks(ax, 'y', list(map(str, units)), np.arange(len(units)))
-    _write_ticks(ax, 'x', _labels(rec, doc, at), np.arange(len(at)))
+    _fit(ax, tokens, list(map(str, units)))
     return ax
 
 # %% ../../nbs/425_inside.plots.ipynb #8a4f5bfe
@@ -147,6 +223,18 @@ def _likely(rec:Recording, probs:np.ndarray, most:int) -> tuple[np.ndarray, list
     return top,_token_labels(rec, probs.shape[1], top)
 
 # %% ../../nbs/425_inside.plots.ipynb #a624de9d
+def _following(ids:np.ndarray, at:np.ndarray) -> np.ndarray:
+    "The token that came after each step; -1 where none is known."
+    return np.append(ids[1:], -1)[at]
+
+def _hits(probs:np.ndarray, ids:np.ndarray, at:np.ndarray) -> str:
+    "At how many of some steps the likeliest token came, for a title; nothing where no step has a next one."
+    came = _following(ids, at)
+    known = (came >= 0) & ~np.isnan(probs[at]).any(1)
+    right = (probs[at].argmax(1) == came)[known].sum()
+    return f": the likeliest came in {right} of {known.sum()} steps" if known.any() else ""
+
+@in_picture_style
 def plot_states_probs(
     rec:Recording, # With states and 'logits'
     layer:str|int=0, # Name or number of a layer
@@ -168,15 +256,14 @@ def plot_states_probs(
     states = ax.imshow(a[at][:, units], aspect='auto', interpolation='nearest', extent=(-0.5, edge, n, -0.5),
                        **_scale(part, a[at][:, units]))
     likely = ax.imshow(probs[at][:, top], aspect='auto', interpolation='nearest', extent=(edge, last_col, n, -0.5),
-                       vmin=0, vmax=1, cmap='Purples')
-    ax.axvline(edge, color='black', lw=1.5)
+                       vmin=0, vmax=1, cmap=picture_colors().share)
+    ax.axvline(edge, color=picture_colors().ink, lw=1.5)
     more = "" if len(top) == probs.shape[1] else f" ({len(top)} of {probs.shape[1]:,})"
-    title = f"{part_name(part)} of layer {rec.layer(layer)}, and what comes next"
+    title = f"{part_name(part)} of layer {rec.layer(layer)}, and what comes next{_hits(probs, rec.ids(doc), at)}"
     ax.set(xlim=(-0.5, last_col), xlabel=f"{what}   |   next token{more}", ylabel=where, title=title)
     ax.figure.colorbar(likely, ax=ax, label='probability')
     ax.figure.colorbar(states, ax=ax, label=part_name(part))
-    _write_ticks(ax, 'x', [*map(str, units), *names], np.arange(len(units)+len(top)))
-    _write_ticks(ax, 'y', _labels(rec, doc, at), np.arange(len(at)))
+    _fit(ax, [*map(str, units), *names], _labels(rec, doc, at))
     return ax
 
 # %% ../../nbs/425_inside.plots.ipynb #cae91489
@@ -193,9 +280,8 @@ class ColoredText:
     def _span(self, token:str, value:float, scale:dict) -> str:
         place = (value - scale['vmin'])/(scale['vmax'] - scale['vmin'])
         r,g,b,_ = scale['cmap'](place if np.isfinite(value) else np.nan)
-        ink = '#000' if 0.2126*r + 0.7152*g + 0.0722*b > 0.4 else '#fff'   # relative luminance
         text = html.escape(token).replace('\n', '↵<br>') or '·'
-        color = f"background:rgb({r*255:.0f},{g*255:.0f},{b*255:.0f});color:{ink}"
+        color = f"background:rgb({r*255:.0f},{g*255:.0f},{b*255:.0f});color:{ink_on((r, g, b))}"
         return f'<span style="{color};padding:1px 3px" title="{value:.3f}">{text}</span>'
 
     def __str__(self):
@@ -204,7 +290,7 @@ class ColoredText:
         marks = np.linspace(scale['vmin'], scale['vmax'], 5)
         legend = ''.join(self._span(f'{m:.2g}', m, scale) for m in marks)
         head = f'<div><b>{html.escape(self.title)}</b> {legend}</div>'
-        return f'<div style="line-height:1.8;font-family:sans-serif">{head}{spans}</div>'
+        return f'<div style="line-height:1.8;font-family:sans-serif">{head}<div dir="auto">{spans}</div></div>'
 
     def _repr_html_(self) -> str: return str(self)
 
@@ -240,36 +326,57 @@ def gate_saturation(
     return shut/n,is_open/n
 
 # %% ../../nbs/425_inside.plots.ipynb #7637fc3d
+def _panels(ax:Axes|None, shape:tuple[int, int], size:tuple[float, float], **kwargs) -> tuple[Any, np.ndarray]:
+    "A figure with axes in rows and columns, a new one by default, or one in the place of `ax`; and the axes."
+    fig:Figure|SubFigure
+    if ax is None: fig = plt.figure(figsize=size)
+    elif (place := ax.get_subplotspec()) is None:
+        raise ValueError("ax must be one of `plt.subplots`: this picture puts several axes in its place.")
+    else:
+        fig = ax.figure.add_subfigure(place)
+        ax.remove()
+    return fig,fig.subplots(*shape, squeeze=False, **kwargs)
+
+@in_picture_style
 def plot_gates(
     rec:Recording, # With gates
     layer:str|int=0, # Name or number of a layer
-) -> Figure:
+    ax:Axes|None=None, # Axes to draw in place of; a new figure by default
+) -> np.ndarray: # Axes, one for each gate
     "Draw how often each unit's gates are open against how often they are shut, over all documents."
     names = [p for p in rec.parts(layer) if p in _GATES]
     if not names: raise ValueError(f"No gates of {rec.layer(layer)!r} were recorded; capture with parts='gates'.")
-    fig,axs = plt.subplots(1, len(names), figsize=(0.6+3*len(names), 3.3), squeeze=False, layout='constrained')
-    for ax,name in zip(axs[0], names, strict=True):
-        ax.scatter(*gate_saturation(rec, layer, name), s=14, alpha=0.6)
-        ax.plot([0, 1], [1, 0], color='grey', lw=0.8)   # both shares together are one at most
-        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title=name, xlabel='share of steps < 0.1')
-    axs[0, 0].set_ylabel('share of steps > 0.9')
-    return fig
+    _,(axs,) = _panels(ax, (1, len(names)), (0.6+3*len(names), 3.5))
+    for ax,name in zip(axs, names, strict=True):
+        shut,is_open = gate_saturation(rec, layer, name)
+        ax.scatter(shut, is_open, s=14, alpha=0.6)
+        ax.plot([0, 1], [1, 0], color=picture_colors().faint, lw=0.8)   # both shares together are one at most
+        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel='share of steps < 0.1',
+               title=f'{name}: {(is_open > 0.5).sum():,} of {len(shut):,} units mostly open')
+    axs[0].set_ylabel('share of steps > 0.9')
+    _fit(axs)
+    return axs
 
 # %% ../../nbs/425_inside.plots.ipynb #81eddc86
-def _write_points(ax:Axes, points:np.ndarray, labels:list[str]):
-    "Write labels beside points, leaving out those that would cover others."
-    ax.figure.canvas.draw()
+def _keep_apart(ax:Axes, texts:Sequence[Text]):
+    "Remove texts that are empty, would cover an earlier one or the legend, or leave the axes."
+    ax.figure.figure.draw_without_rendering()
     legend = ax.get_legend()
     taken = [] if legend is None else [legend.get_window_extent()]
-    fonts = label_fonts(labels)
-    for p,label in zip(points, labels, strict=True):
-        text = ax.annotate(label, p, xytext=(3, 3), textcoords='offset points', fontsize=8, family=fonts)
+    for text in texts:
         box = text.get_window_extent()
-        inside = ax.bbox.containsx(box.x1) and ax.bbox.containsy(box.y1)
-        if not label or not inside or any(box.overlaps(b) for b in taken): text.remove()
+        inside = ax.bbox.containsx(box.x1) and ax.bbox.containsy(box.y1) and ax.bbox.containsx(box.x0)
+        if not text.get_text() or not inside or any(box.overlaps(b) for b in taken): text.remove()
         else: taken.append(box)
 
+def _write_points(ax:Axes, points:np.ndarray, labels:list[str]):
+    "Write labels beside points, leaving out those that would cover others."
+    fonts = label_fonts(labels)
+    _keep_apart(ax, [ax.annotate(label, p, xytext=(3, 3), textcoords='offset points', fontsize=8, family=fonts,
+                                 in_layout=False) for p,label in zip(points, labels, strict=True)])
+
 # %% ../../nbs/425_inside.plots.ipynb #e3406ce4
+@in_picture_style
 def plot_path(
     rec:Recording, # What was recorded
     layer:str|int=0, # Name or number of a layer
@@ -294,21 +401,23 @@ def plot_path(
     ax.autoscale_view()
     ax.figure.colorbar(drawn, ax=ax, label='part of the text read')
     ax.set(xlabel=f'first component ({share[0]:.0%} of variance)', ylabel=f'second component ({share[1]:.0%})',
-           title=f"{part_name(part)} of layer {rec.layer(layer)} along the text{_of(points, every)}")
-    if len(numbers) > 1: ax.legend(fontsize=8)
+           title=f"{part_name(part)} of layer {rec.layer(layer)} along the text{_of(points, every)}: "
+                 f"two directions hold {share[:2].sum():.0%} of its variance")
+    if len(numbers) > 1: ax.legend()
+    _fit(ax)
     labels = [name for d,at in zip(numbers, picks, strict=True) for name in _labels(rec, d, at)]
     _write_points(ax, np.concatenate(points), labels)
     return ax
 
 def _draw_path(ax:Axes, p:np.ndarray, marker:str, label:str) -> LineCollection:
-    "Draw a path: light where it begins, dark where it ends, with a mark at each end and arrows on the way."
+    "Draw a path: stronger towards its end, with a mark at each end and arrows on the way."
     time = np.linspace(0, 1, len(p))
     pieces = np.stack([p[:-1], p[1:]], 1)   # steps,2 ends,2 axes
-    steps = LineCollection(list(pieces), array=time[1:], cmap='viridis_r', clim=(0, 1), lw=1)
+    steps = LineCollection(list(pieces), array=time[1:], cmap=picture_colors().time, clim=(0, 1), lw=1)
     ax.add_collection(steps)
     colors = np.asarray(steps.to_rgba(time))
-    ax.scatter(p[[0, -1], 0], p[[0, -1], 1], c=colors[[0, -1]], marker=marker, s=36, edgecolors='black', lw=0.6,
-               zorder=3, label=label)
+    ax.scatter(p[[0, -1], 0], p[[0, -1], 1], c=colors[[0, -1]], marker=marker, s=36,
+               edgecolors=picture_colors().ink, lw=0.6, zorder=3, label=label)
     some = np.unique(np.linspace(0, max(len(p)-2, 0), 8).astype(int))[:len(p)-1]
     ax.quiver(*p[some].T, *(p[some+1] - p[some]).T/1.7, color=colors[some+1], angles='xy', scale_units='xy', scale=1,
               width=0.004, headwidth=6)
@@ -319,98 +428,130 @@ def _of(points:list, every:np.ndarray) -> str:
     return "" if n == len(every) else f" ({n} of {len(every):,} steps)"
 
 # %% ../../nbs/425_inside.plots.ipynb #b5e1d5dc
+@in_picture_style
 def plot_next(
     rec:Recording, # With 'logits'
     doc:int=0, # A document
     k:int=5, # Likeliest tokens of each step
     steps:slice|None=None, # Steps to draw; spread evenly by default
     max_steps:int=40, # Most steps
-) -> Figure:
+    ax:Axes|None=None, # Axes to draw in place of; a new figure by default
+) -> np.ndarray: # Axes: of the line, and of the tokens below it
     "Draw the probability of the token that came; below it the `k` likeliest of each step, with a frame if it came."
     probs,ids = probabilities(rec, doc),rec.ids(doc)
     at,where = _steps(rec, doc, steps, max_steps)
     k = min(check_count('k', k), probs.shape[1])
     top = np.argsort(-np.nan_to_num(probs[at], nan=-1.), 1)[:, :k]                 # steps,k
-    came = np.array([probs[i, ids[i+1]] if i+1 < len(ids) and ids[i+1] >= 0 else np.nan for i in at])
-    fig,(line,grid) = plt.subplots(2, 1, figsize=(min(3 + 0.75*len(at), 15), 2.6 + 0.45*k), sharex=True,
-                                   height_ratios=[1, 0.5 + 0.25*k], layout='constrained')
+    following,colors = _following(ids, at),picture_colors()
+    came = np.where(following >= 0, probs[at, following], np.nan)
+    fig,axs = _panels(ax, (2, 1), (min(3 + 0.75*len(at), 15), 2.6 + 0.45*k), sharex=True,
+                      height_ratios=[1, 0.5 + 0.25*k])
+    line,grid = axs[:, 0]
     line.plot(came, 'o-', ms=3)
-    line.set(ylim=(-0.05, 1.05), ylabel='probability of\nwhat came', title='Next token; framed: the one that came')
-    im = grid.imshow(np.take_along_axis(probs[at], top, 1).T, vmin=0, vmax=1, cmap='Purples', aspect='auto')
+    line.set(ylim=(-0.05, 1.05), ylabel='probability of what came',
+             title=f"next token{_hits(probs, ids, at)} (frame: what came)")
+    im = grid.imshow(np.take_along_axis(probs[at], top, 1).T, vmin=0, vmax=1, cmap=colors.share, aspect='auto')
     fig.colorbar(im, ax=(line, grid), label='probability')
     grid.set(xlabel=where, ylabel='rank')
-    grid.set_yticks(range(k), range(1, k+1))
-    _write_ticks(grid, 'x', _labels(rec, doc, at), np.arange(len(at)))
-    if len(at) <= 16: _write_cells(grid, rec, probs[at], top)
-    following = np.append(ids[1:], -1)[at]
+    line.tick_params(labelbottom=False)
+    _fit(axs, _labels(rec, doc, at), list(map(str, range(1, k+1))))
+    if len(at) <= 16: _write_cells(grid, rec, probs[at], top, im)
     for i,j in zip(*np.nonzero(top == following[:, None]), strict=True):
-        grid.add_patch(Rectangle((i-0.5, j-0.5), 1, 1, fill=False, edgecolor='tab:orange', lw=2))
-    return fig
+        grid.add_patch(Rectangle((i-0.5, j-0.5), 1, 1, fill=False, edgecolor=colors.lines[1], lw=2))
+    return axs[:, 0]
 
-def _write_cells(ax:Axes, rec:Recording, probs:np.ndarray, top:np.ndarray):
-    "The tokens in their cells, and their probabilities in percent."
+def _write_cells(ax:Axes, rec:Recording, probs:np.ndarray, top:np.ndarray, im:Any):
+    "The tokens in their cells, and their probabilities in percent, as far as there is room."
+    box,(wide,high) = ax.get_window_extent(),top.shape
     for i,row in enumerate(top):
-        names = _token_labels(rec, probs.shape[1], row, 7)
+        names = _token_labels(rec, probs.shape[1], row)
         for j,(t,name) in enumerate(zip(row, names, strict=True)):
-            color = 'white' if probs[i, t] > 0.5 else 'black'
-            ax.text(i, j, f'{name}\n{probs[i, t]:.0%}', ha='center', va='center', fontsize=8, color=color,
-                    family=label_fonts([name]))
+            text = ax.text(i, j, '', ha='center', va='center', fontsize=8, color=ink_on(im.cmap(im.norm(probs[i, t]))),
+                           family=label_fonts([name]), in_layout=False)
+            _cut(text, name, f'\n{probs[i, t]:.0%}', 0.94*box.width/wide, 0.94*box.height/high)
+
+def _cut(text:Text, name:str, rest:str, wide:float, high:float):
+    "Write a name and what follows it, the name cut to a width in pixels; nothing where there is no room."
+    for n in range(len(name), 0, -1):
+        text.set_text((name if n == len(name) else name[:n].rstrip('\\') + '…') + rest)
+        box = text.get_window_extent()
+        if box.width <= wide and box.height <= high: return
+    text.remove()
 
 # %% ../../nbs/425_inside.plots.ipynb #78018d5a
-def _draw_grid(pictures:list[np.ndarray], splits:list[int], names:list[str], title:str) -> Figure:
-    "Maps from -1 to 1 in a square grid, each with its name, and a black line before its column `split`."
+def _draw_grid(pictures:list[np.ndarray], splits:list[int], names:list[str], title:str, ax:Axes|None) -> np.ndarray:
+    "Maps from -1 to 1 in a square grid, each with its name, and a line before its column `split`."
     n = len(pictures)
     cols = int(np.ceil(np.sqrt(n)))
     rows = -(-n//cols)
-    fig,axs = plt.subplots(rows, cols, figsize=(1.9*cols, 0.7+1.4*rows), squeeze=False, layout='constrained')
+    fig,axs = _panels(ax, (rows, cols), (1.9*cols, 0.7+1.4*rows))
     for ax in axs.flat[n:]: ax.axis('off')   # the last axes of the grid may stay empty
     for ax,p,split,name in zip(axs.flat, pictures, splits, names, strict=False):
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(name, fontsize=9)
         im = ax.imshow(p, aspect='auto', interpolation='nearest', **_scale('h', p[:0]))
-        ax.axvline(split-0.5, color='black', lw=1)
-    fig.suptitle(title)
+        ax.set(xticks=[], yticks=[], title=name)
+        ax.axvline(split-0.5, color=picture_colors().ink, lw=1)
+        for side in ax.spines.values(): side.set_visible(True)   # the paper is the colour of zero
     fig.colorbar(im, ax=axs, shrink=0.6)
-    return fig
+    _wrap(fig.suptitle(title), title, 0.98*fig.bbox.width)
+    _fit(axs.flat[:n])
+    return axs.flat[:n]
 
 # %% ../../nbs/425_inside.plots.ipynb #ba5adb63
+@in_picture_style
 def plot_grid(
     recs:Any, # Recordings with states and 'logits'; or one, whose documents are drawn
     layer:str|int=0, # Name or number of a layer
     part:str='h', # A state
     last:int=6, # How many of the last steps to draw
     most:int=25, # Most pictures; the first ones
-) -> Figure:
+    ax:Axes|None=None, # Axes to draw in place of; a new figure by default
+) -> np.ndarray: # Axes, one for each picture
     "Draw [states | probabilities] of many nets or documents on one scale from -1 to 1."
     pairs = [(recs, d) for d in range(len(recs))] if isinstance(recs, Recording) else [(r, 0) for r in recs]
     if not pairs: raise ValueError("There is no recording to draw.")
     n = min(len(pairs), check_count('most', most))
-    pictures,splits = [],[]
+    pictures,splits,right = [],[],[]
     for r,d in pairs[:n]:
         a,probs = np.asarray(r[layer, part, d], np.float32)[-last:],probabilities(r, d)[-last:]
         pictures.append(np.c_[a, probs])
         splits.append(a.shape[1])
+        right += (probs[:-1].argmax(1) == r.ids(d)[-last:][1:]).tolist()
     of = "" if n == len(pairs) else f" ({n} of {len(pairs)})"
-    title = f"Last {last} steps{of}: {part} | probabilities"
-    return _draw_grid(pictures, splits, [f"{s} units" for s in splits], title)
+    found = f"; the likeliest came in {np.mean(right):.0%}" if right else ""
+    title = f"last {last} steps{of}: {part} | probabilities{found}"
+    return _draw_grid(pictures, splits, [f"{s} units" for s in splits], title, ax)
 
 # %% ../../nbs/425_inside.plots.ipynb #3a83ea16
+def _loss_finding(hist:Any) -> str:
+    "Where the validation loss is lowest, or how far the training loss fell."
+    n = len(hist.ends)
+    if 'valid_loss' not in hist.frame or not n:
+        return f"training loss goes from {hist.losses[0]:.3g} to {hist.losses[-1]:.3g}"
+    best = int(np.nanargmin(hist.frame.valid_loss))
+    return f"validation loss is lowest, {hist.frame.valid_loss.iloc[best]:.3g}, after epoch {best + 1} of {n}"
+
+@in_picture_style
 def plot_losses(
     hist:Any, # A `LossHistory`: losses of one fit or several
     ax:Axes|None=None, # Where to draw; a new figure by default
 ) -> Axes:
     "Draw training loss by batch and validation loss by epoch, on a logarithmic scale; dotted lines end the epochs."
     if not hist.losses: raise ValueError("There are no losses to draw yet; train first.")
-    ax = plt.subplots(figsize=(7, 4), layout='constrained')[1] if ax is None else ax
-    ax.plot(np.arange(1, len(hist.losses)+1), hist.losses, label='training (smoothed)')
+    ax = _axes(ax, 7, 4)
+    ax.plot(np.arange(1, len(hist.losses)+1), hist.losses, color='C0', label='training (smoothed)')
     frame = hist.frame
-    if 'valid_loss' in frame: ax.plot(hist.ends, frame.valid_loss, 'o--', label='validation')
-    for x in hist.ends: ax.axvline(x, color='grey', ls=':', lw=1)
-    ax.set(xlabel='batch', ylabel='cross-entropy, nats a token', yscale='log')
+    if 'valid_loss' in frame: ax.plot(hist.ends, frame.valid_loss, 'o--', color='C1', label='validation')
+    for x in hist.ends: ax.axvline(x, color=picture_colors().faint, ls=':', lw=1)
+    ax.set(xlabel='batch', ylabel='cross-entropy, nats a token', yscale='log', title=_loss_finding(hist))
+    low,high = ax.get_ylim()
+    ax.yaxis.set_minor_locator(LogLocator(subs=range(2, 10) if high < 10*low else (2, 5)))
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): set_formatter('{x:g}')
     ax.legend()
+    _fit(ax)
     return ax
 
 # %% ../../nbs/425_inside.plots.ipynb #7223d155
+@in_picture_style
 def plot_probs(
     probs:Any, # steps x tokens, values from -1 to 1
     names:list[str], # A name for each column
@@ -423,24 +564,25 @@ def plot_probs(
         raise ValueError(f"probs of shape {probs.shape} must be steps x {len(names)}, as there are {len(names)} names.")
     if steps is not None and len(steps) != len(probs):
         raise ValueError(f"There are {len(probs)} steps and {len(steps)} names for them.")
-    if ax is None: ax = plt.subplots(figsize=(1.5+0.6*len(names), 1.2+0.35*len(probs)), layout='constrained')[1]
-    im = ax.imshow(probs, cmap='bwr', vmin=-1, vmax=1, aspect='auto')
+    ax = _axes(ax, 1.5+0.6*len(names), 1.2+0.35*len(probs))
+    im = ax.imshow(probs, cmap=picture_colors().signed, vmin=-1, vmax=1, aspect='auto')
     rows = [str(i) for i in range(len(probs))] if steps is None else [token_label(s) for s in steps]
-    cols = [token_label(n) for n in names]
-    ax.set_xticks(range(len(cols)), cols, family=label_fonts(cols))
-    ax.set_yticks(range(len(rows)), rows, family=label_fonts(rows))
-    ax.set(xlabel='next token', ylabel='step' if steps is None else 'token read')
+    ax.set(xlabel='next token', ylabel='step' if steps is None else 'token read',
+           title=f"more than half on one token in {(probs > 0.5).any(1).sum()} of {len(probs)} steps")
     ax.figure.colorbar(im, ax=ax)
+    _fit(ax, [token_label(n) for n in names], rows)
     return ax
 
 # %% ../../nbs/425_inside.plots.ipynb #6998dae2
+@in_picture_style
 def plot_nets(
     nets:ManyNets, # Trained nets
     x:torch.Tensor, # Their input: sl,n_in
     y:torch.Tensor|None=None, # Ids of the targets: sl; drawn beside the probabilities, in place of the states
     last:int=6, # How many of the last steps to draw
-) -> Figure:
-    "Draw states (or targets) and probabilities of each net over the last steps, in the course's colours from -1 to 1."
+    ax:Axes|None=None, # Axes to draw in place of; a new figure by default
+) -> np.ndarray: # Axes, one for each net
+    "Draw states (or targets) and probabilities of each net over the last steps, on one scale from -1 to 1."
     check_count('last', last)
     if y is not None and len(y) != len(x): raise ValueError(f"There are {len(x)} steps of input and {len(y)} targets.")
     if x.dim() != 2:
@@ -451,11 +593,14 @@ def plot_nets(
     else:
         targets = torch.nn.functional.one_hot(y[-last:], probs.size(-1)).expand_as(probs)
         pictures,split = torch.cat([probs, targets], -1),probs.size(-1)
-    left,right = ('states', 'probabilities') if y is None else ('probabilities', 'targets')
-    title = f"{nets.n_nets} nets of {nets.n_hid} nodes: last {probs.size(1)} steps, {left} | {right}"
-    return _draw_grid(list(pictures.cpu().numpy()), [split]*nets.n_nets, ['']*nets.n_nets, title)
+        right = (probs.argmax(-1) == y[-last:].to(probs.device)).all(1).sum()
+    left,side = ('states', 'probabilities') if y is None else ('probabilities', 'targets')
+    title = f"{nets.n_nets} nets of {nets.n_hid} nodes: last {probs.size(1)} steps, {left} | {side}"
+    if y is not None: title += f"; {right} of {nets.n_nets} right in all"
+    return _draw_grid(list(pictures.cpu().numpy()), [split]*nets.n_nets, ['']*nets.n_nets, title, ax)
 
 # %% ../../nbs/425_inside.plots.ipynb #ef46e0fb
+@in_picture_style
 def plot_reliability(
     found:Reliability, # Answers by their confidence; see `reliability`
     before:Reliability|None=None, # The same answers before they were calibrated
@@ -464,15 +609,17 @@ def plot_reliability(
     "Draw accuracy by confidence, with the expected calibration error as the title."
     ax = _axes(ax, 5, 4.2)
     edges,accuracy = found.edges.numpy(),found.accuracy.numpy()
-    ax.bar(edges[:-1], accuracy, np.diff(edges), align='edge', color='tab:blue', alpha=0.5, edgecolor='tab:blue',
+    ax.bar(edges[:-1], accuracy, np.diff(edges), align='edge', color='C0', alpha=0.5, edgecolor='C0',
            label='answers' if before is None else 'after')
-    ax.plot([0, 1], [0, 1], '--', color='0.4', lw=1)
-    for x,y,n in zip((edges[1:] + edges[:-1])/2, accuracy, found.n.tolist(), strict=True):
-        if n: ax.text(x, y + 0.02, f'{n:,}', ha='center', va='bottom', rotation=90, fontsize=7)
+    ax.plot([0, 1], [0, 1], '--', color=picture_colors().faint, lw=1)
+    counts = [ax.text(x, y + 0.02, f'{n:,}', ha='center', va='bottom', rotation=90, fontsize=7, in_layout=False)
+              for x,y,n in zip((edges[1:] + edges[:-1])/2, accuracy, found.n.tolist(), strict=True) if n]
     title = f'expected calibration error {found.error:.3f}'
     if before is not None:
-        ax.plot(before.confidence, before.accuracy, 'o', color='tab:red', ms=5, mec='white', label='before')
+        ax.plot(before.confidence, before.accuracy, 'o', color='C1', ms=5, mec='white', label='before')
         title = f'expected calibration error {before.error:.3f} before, {found.error:.3f} after'
-        ax.legend(loc='upper left', frameon=False)
+        ax.legend(loc='upper left')
     ax.set(xlim=(0, 1), ylim=(0, 1.18), xlabel='confidence', ylabel='accuracy', title=title)
+    _fit(ax)
+    _keep_apart(ax, counts)
     return ax
