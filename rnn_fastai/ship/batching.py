@@ -458,7 +458,7 @@ class ModelWorker:
     def __init__(self,
         learn:TextLearner, # Is not to be used elsewhere meanwhile
         limits:Limits|None=None, # Of the server; see `Limits` for those by default
-        tasks:dict[str, Callable]|None=None, # From a learner and texts to answers, by name; those of `learner_tasks` by default
+        tasks:dict[str, Callable]|None=None, # What may be asked; by default what `learner_tasks` finds
     ):
         self.learn,self.limits = learn,limits or Limits()
         self.tasks = learner_tasks(learn) if tasks is None else tasks

@@ -51,7 +51,7 @@ def _layer(learn:TextLearner, layer:int, field:str='layer') -> str:
 
 def unit_edits(
     learn:TextLearner, # A learner
-    edits:tuple[dict, ...], # Each with `layer` (its number), `unit`, `part`, and `value` or none, which removes the unit
+    edits:tuple[dict, ...], # Each with `layer` (its number), `unit`, `part`, and `value`: none removes the unit
 ) -> list[Edit]:
     "Make what `edit_states` takes. Raises `ValueError` for a layer, a state or a unit that is not there."
     made = []
@@ -81,12 +81,14 @@ def _check_room(learn:TextLearner, item:Any, vocab:list):
     n = len(learn.score([item], no_bar=True)[0].tokens) if isinstance(item, str) else len(item)
     most = _MOST_LOGITS//len(vocab)
     if n < most: return
-    raise ValueError(f"texts has one of {n + 1:,} tokens; with {len(vocab):,} tokens in the vocabulary, {most:,} can be "
-                     "explored at once. Give a part of it.")
+    raise ValueError(f"texts has one of {n + 1:,} tokens; with {len(vocab):,} tokens in the vocabulary, {most:,} can "
+                     "be explored at once. Give a part of it.")
 
 def _item(learn:TextLearner, text:Any) -> Any:
-    "What `record` reads: a text, or the ids of tokens."
-    return text if isinstance(text, str) else token_ids(learn, text)
+    "What `record` reads: a text, or the ids of tokens. Padding, which a net may write, is no step."
+    if isinstance(text, str): return text
+    about = loaders_vocab(learn.dls)
+    return token_ids(learn, tuple(t for t in text if about['pad'] is None or t != about['vocab'][about['pad']]))
 
 def _read(learn:TextLearner, text:Any, layer:str, edits:list[Edit]) -> _Reading:
     "Read a text, or tokens, with units changed."
@@ -132,7 +134,8 @@ def _candidates(names:Callable, probs:Tensor, new:Tensor|None, steps:list[int], 
     best = own if new is None else torch.maximum(own, new[at])
     ids = best.topk(min(top, best.size(-1)), -1).indices
     ids = ids.gather(-1, own.gather(-1, ids).argsort(-1, descending=True))
-    columns = [[names(row) for row in ids.tolist()], *(p[at].gather(-1, ids).tolist() for p in (probs, new) if p is not None)]
+    chances = [p[at].gather(-1, ids).tolist() for p in (probs, new) if p is not None]
+    columns = [[names(row) for row in ids.tolist()], *chances]
     rows = iter([list(map(list, zip(*row, strict=True))) for row in zip(*columns, strict=True)])
     return [next(rows) if s >= 0 else [] for s in steps]
 
@@ -200,10 +203,9 @@ def _traces(learn:TextLearner, text:Any, layer:str, units:tuple[int, ...], edits
             recs.append(learn.record([_item(learn, text)], layer, [*cell.states, *cell.gate_names], no_bar=True))
     steps = shown_steps(recs[0].n_steps)
     def lines(rec, u):
-        arrays = ((p, rec[0, p, 0]) for p in rec.parts(0))
-        return {p: np.asarray(a, np.float64)[steps, u].tolist() for p,a in arrays if u < a.shape[1]}   # h may be narrower
-    return dict(steps=list(steps), traces=[dict(unit=u, **{k: lines(r, u) for k,r in zip(('old', 'new'), recs, strict=False)})
-                                           for u in units])
+        return {p: np.asarray(rec[0, p, 0], np.float64)[steps, u].tolist() for p in rec.parts(0)}
+    made = [dict(zip(('old', 'new'), (lines(rec, u) for rec in recs), strict=False), unit=u) for u in units]
+    return dict(steps=list(steps), traces=made)
 
 # %% ../../nbs/745_ship.explore.ipynb #35c74eb4
 def generated_json(
@@ -240,12 +242,13 @@ def nearest(
     n:int=8, # Contexts to give
     recording:Recording|None=None, # Of other texts
 ) -> list[dict]: # For each `contexts`, as `nearest_contexts` gives them
-    "Find the contexts of a recording that a text's state is nearest to. Raises `ValueError` where it has no such layer."
+    "Find where a recording held a state like a text's. Raises `ValueError` where it has no such layer."
     name = _layer(learn, layer)
     if recording is None: raise ValueError("There is no recording to look in; pass recording=learn.record(texts).")
     if (name, part) not in recording.sizes:
         raise ValueError(f"part={part!r} of {name} was not recorded; the recording has "
-                         f"{', '.join(f'{p} of {l}' for l,p in recording.sizes)}. Record with parts=('states', 'gates').")
+                         f"{', '.join(f'{p} of {l}' for l,p in recording.sizes)}. Record with "
+                         "parts=('states', 'gates').")
     return [_nearest(learn, t, step, name, part, n, recording) for t in texts]
 
 def _nearest(learn:TextLearner, text:Any, step:int, layer:str, part:str, n:int, recording:Recording) -> dict:
@@ -260,8 +263,7 @@ def explorer_tasks(
 ) -> dict[str, Callable]: # Functions from a learner and texts to answers, by name
     "Find what can be asked of a learner. Raises `TypeError` for a learner that is none of those that can be explored."
     try: tasks = learner_tasks(learn)
-    except TypeError:
-        raise TypeError(f"{type(learn).__name__} cannot be explored; language models, classifiers and taggers can.") from None
+    except TypeError as e: raise TypeError(str(e).replace('served', 'explored')) from None
     tasks |= dict(explore=explore, traces=traces, nearest=partial(nearest, recording=recording))
     return tasks | dict(compare=compare) if isinstance(learn, WritingLearner) else tasks
 
@@ -286,10 +288,10 @@ def learner_facts(
     elif isinstance(learn, RNNLearner): labels = learn.task.y_vocab
     else: labels = getattr(learn.dls.train_ds, 'tags', None) or label_vocab(learn.dls)
     backwards = bool(getattr(learn.dls.train_ds, 'backwards', False))
-    return dict(status='ok', version=__version__, learner=type(learn).__name__, tasks=list(explorer_fields(learn, limits)),
-                labels=list(map(str, labels)), explains=not isinstance(learn, RNNLearner),
-                streams=writes and not backwards, backwards=backwards, layers=list_layers(learn),
-                recording=None if recording is None else f"{len(recording):,} texts, {recording.n_steps:,} tokens",
+    return dict(status='ok', version=__version__, learner=type(learn).__name__,
+                tasks=list(explorer_fields(learn, limits)), labels=list(map(str, labels)),
+                explains=not isinstance(learn, RNNLearner), streams=writes and not backwards, backwards=backwards,
+                layers=list_layers(learn), recording=None if recording is None else f"{len(recording):,} texts, {recording.n_steps:,} tokens",
                 parameters=sum(p.numel() for p in model.parameters()), limits=vars(limits))
 
 # %% ../../nbs/745_ship.explore.ipynb #f4bc746c

@@ -96,7 +96,7 @@ class Field:
         name = f'{self.name}[{i}]'
         if self.kind == 'objects':
             try: return check_request(self.fields, item)
-            except RequestError as e: raise RequestError(f"{name}: {e}", 422, self.name, e.value, e.allowed) from None
+            except RequestError as e: raise RequestError(f"{name}: {e}", 422, name, e.value, e.allowed) from None
         if self.kind == 'wholes': fits = _is_whole(item) and self.least <= item <= self.most
         else: fits = _is_text(item, self.least, self.most) and (self.kind == 'tokens' or item.strip())
         if not fits: raise self._refusal(name, item)
@@ -168,7 +168,7 @@ def check_request(
 def _explore_fields(read:list[Field], generate:list[Field], prompts:Field) -> dict[str, list[Field]]:
     "Fields of what the explorer asks."
     part = Field('part', 'A state or a gate', 'text', 'h', 1, 64)
-    value = Field('value', 'What the unit holds after each step; null removes it: it holds 0', 'number', None, -1e9, 1e9)
+    value = Field('value', 'What the unit holds; null removes it: it holds 0', 'number', None, -1e9, 1e9)
     number = dict(least=0, most=10**6)
     layer,unit = (Field(n, f'Number of a {n}', 'whole', **number) for n in ('layer', 'unit'))
     edits = Field('edits', 'Units to change', 'objects', (), max_items=64, fields=(layer, unit, part, value))

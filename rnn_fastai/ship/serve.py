@@ -31,7 +31,7 @@ from ..learner.text import TextLearner
 from .batching import ModelWorker, Writing
 from .bundle import load_bundle
 from .explore import explorer_fields, explorer_tasks, generated_json, learner_facts
-from .requests import Limits, RequestError, check_request, openapi, read_json, request_fields
+from .requests import Limits, RequestError, check_request, openapi, read_json
 
 # %% ../../nbs/746_ship.serve.ipynb #eccbf965
 def _needs_extra():
@@ -131,7 +131,8 @@ def _last_event(writing:Writing, fields:list, asked:dict) -> str:
     "The end of a stream: the whole text, or why there is none."
     if writing.future.cancelled(): return ''
     e = writing.future.exception()
-    if e is None: return _event('done', dict(seed=writing.seed, texts=[generated_json(t) for t in writing.future.result()]))
+    if e is None:
+        return _event('done', dict(seed=writing.seed, texts=[generated_json(t) for t in writing.future.result()]))
     e = _refusal(e, fields, asked)
     return _event('failed', e.as_json() if isinstance(e, RequestError) else dict(error='The model failed to answer.'))
 

@@ -368,10 +368,10 @@ export function mount(host, transport, {text = ''} = {}) {
       const streams = transport.stream && facts.streams;
       const done = await (streams ? stream : whole)(body, t => { grown = t; });
       seed = done.seed;
-      say(`Done: ${done.tokens.length} words, as ${ENDS[done.ended] || done.ended}. Seed ${done.seed}.`);
       await open({tokens: grown});
+      say(`Done: ${done.tokens.length} words, as ${ENDS[done.ended] || done.ended}. Seed ${done.seed}.`);
     } catch (e) {
-      if (e.name === 'AbortError') { say('Stopped.'); await open({tokens: grown}).catch(problem); }
+      if (e.name === 'AbortError') await open({tokens: grown}).then(() => say('Stopped.')).catch(problem);
       else { problem(e); if (!$('tokens').children.length) $('answer').hidden = true; }
     }
     running = null;
@@ -484,6 +484,7 @@ export function mount(host, transport, {text = ''} = {}) {
   async function open(what) {   // a new text
     source = what;
     at = Infinity;   // the last token
+    unit = null;     // the one that varies most
     await explore();
   }
   async function explore() {
@@ -495,7 +496,6 @@ export function mount(host, transport, {text = ''} = {}) {
     values = floats(data.values);
     columns = data.steps.length;
     at = Math.max(0, Math.min(at, columns - 1));
-    if (!data.units.includes(unit)) unit = data.units[0];
     rank();
     drawAll();
     await Promise.all([trace(), continueBoth()]);
@@ -512,6 +512,7 @@ export function mount(host, transport, {text = ''} = {}) {
     const varied = [...order].sort((a, b) => spread[b] - spread[a]);
     if ($('order').value === 'spread') order = varied;
     picture = null;
+    if (!data.units.includes(unit)) $('edit-unit').value = unit = data.units[varied[0]];
     drawUnits(varied.slice(0, LISTED));
   }
 
