@@ -83,11 +83,12 @@ canvas { display: block; width: 100%; } .unit canvas { height: 1.3rem; border: 1
 #edits button { min-height: 2rem; padding: .1rem .6rem; flex: none; }
 .said { font: .95rem/1.6 var(--mono); overflow-wrap: anywhere; white-space: pre-wrap; margin: 0; }
 .said .new { color: var(--changed); font-weight: 600; }
+caption { text-align: left; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--hair); overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 td:last-child { font-family: var(--mono); }
-@container (min-width: 1000px) {
+@container (min-width: 1150px) {
   .all { grid-template-columns: minmax(18rem, 24rem) minmax(0, 1fr); align-items: start; }
   #ask { grid-column: 1; grid-row: 1 / span 8; position: sticky; top: 1rem; }
   #status, #problem, #answer, #inside, #change, #near { grid-column: 2; }
