@@ -1,11 +1,13 @@
-"""IMDB by `text_lstm`: labels and unlabelled reviews, no language model; results go to results/imdb_text.json.
+"""IMDB by the parts of `text_lstm`: labels and unlabelled reviews, no language model; results go to
+results/imdb_text.json.
 
     python benchmarks/imdb_text.py small                 2,000 labels and 4,000 reviews without: does all of it, in minutes
-    python benchmarks/imdb_text.py dev [--epochs 12]     22,500 labels; accuracy on 2,500 held-out training reviews
+    python benchmarks/imdb_text.py dev [--epochs 3]      22,500 labels; accuracy on 2,500 held-out training reviews
     python benchmarks/imdb_text.py full                  the same, and the test reviews, read once
 
-Each net trains on one thread in a process of its own, so two nets take two cores. Settings are chosen by `dev` alone:
-`--set n_hid=128`, `--set epsilon=1`, for one or several settings of SETTINGS.
+Word vectors are learnt first, once, from all training reviews that are not held out and from those without labels. Each
+net trains on one thread in a process of its own, so two nets take two cores. Settings are chosen by `dev` alone:
+`--set n_hid=128`, `--set adversarial=1`, for one or several settings of SETTINGS; a width of 0 does without own vectors.
 """
 import argparse
 import json
@@ -25,16 +27,16 @@ from fastai.text.core import fix_html, lowercase
 from rnn_fastai.core import seeded
 from rnn_fastai.data.sets import imdb
 from rnn_fastai.data.tokenize import TextTokenizer
-from rnn_fastai.learner.text_lstm import mixed_loaders, mixed_objective, text_lstm_learner
+from rnn_fastai.learner.text_lstm import mixed_loaders, mixed_objective, own_vectors, text_lstm_learner
 
 warnings.filterwarnings("ignore")
 SHARED = Path(__file__).parents[2]/"shared"/"data"
 if SHARED.exists(): os.environ.setdefault("RNN_FASTAI_DATA", str(SHARED))
 N_VALID = 2500
 SIZES = dict(small=(2000, 4000), dev=(22500, 50000), full=(22500, 50000))   # labels, reviews without
-SETTINGS = dict(n_hid=128, emb_sz=128, drop=0.3, embed_p=0.1, lr=3e-3, bs=32, epsilon=1., adversarial=1., virtual=1.,
-                entropy=1., min_freq=5)   # with the feature for padding, emb_sz is even: twice as fast in bfloat16
-MODEL, LOSSES = ("n_hid", "emb_sz", "drop", "embed_p"), ("epsilon", "adversarial", "virtual", "entropy")
+SETTINGS = dict(n_hid=128, width=256, drop=0.3, embed_p=0.1, lr=3e-3, bs=32, epsilon=1., adversarial=0., virtual=0.,
+                entropy=0., min_freq=5)
+MODEL, LOSSES = ("n_hid", "drop", "embed_p"), ("epsilon", "adversarial", "virtual", "entropy")
 
 
 def reviews(n_labels: int, n_more: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -48,27 +50,33 @@ def reviews(n_labels: int, n_more: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 def picked(names: tuple, settings: dict) -> dict: return {k: settings[k] for k in names}
 
 
+def loaders(kind: str, settings: dict) -> tuple:
+    "Loaders of the labelled reviews, and those without labels."
+    df, more = reviews(*SIZES[kind])
+    tok = TextTokenizer(rules=[fix_html, lowercase], post_rules=[])
+    return mixed_loaders(df, more, valid_col="held", tok_tfm=tok, bs=settings["bs"], val_bs=128,
+                         min_freq=settings["min_freq"], cache=True, no_bar=True)
+
+
 def train(task: tuple) -> dict:
     "Train one net; its probabilities of held-out reviews and, if asked for, of the test reviews."
-    kind, seed, epochs, settings = task
+    kind, seed, epochs, settings, vectors = task
     torch.set_num_threads(1)
     start = time.perf_counter()
-    df, more = reviews(*SIZES[kind])
-    dls, texts = mixed_loaders(df, more, valid_col="held", tok_tfm=TextTokenizer(rules=[fix_html, lowercase], post_rules=[]),
-                               bs=settings["bs"], val_bs=128, min_freq=settings["min_freq"], cache=True, no_bar=True)
+    dls, texts = loaders(kind, settings)
     read, cpu = time.perf_counter(), time.process_time()
     with seeded(seed):
-        learn = text_lstm_learner(dls, **picked(MODEL, settings))
+        learn = text_lstm_learner(dls, vectors=vectors, **picked(MODEL, settings))
         cbs = mixed_objective(texts, bs=settings["bs"], seed=seed, **picked(LOSSES, settings))
         with learn.no_bar(): learn.fit_one_cycle(epochs, settings["lr"], cbs=cbs)
     trained, cpu = time.perf_counter(), time.process_time() - cpu
     curve = [v[2] for v in learn.recorder.values]
-    probs, y = learn.get_preds()
+    with learn.no_bar(): probs, y = learn.get_preds()
     res = dict(seed=seed, reading=read - start, training=trained - read, cpu=cpu, curve=curve,
                labelled_a_cpu_second=epochs*len(dls.train_ds)/cpu, valid=(probs.numpy(), y.numpy()))
     if kind == "full":
         test = imdb("test")
-        probs, y = learn.get_preds(dl=dls.test_dl(test, with_labels=True))
+        with learn.no_bar(): probs, y = learn.get_preds(dl=dls.test_dl(test, with_labels=True))
         res["test"] = probs.numpy(), y.numpy()
     return res
 
@@ -84,19 +92,25 @@ def main():
     "Run what was asked for."
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("kind", choices=SIZES)
-    ask.add_argument("--epochs", type=int, default=12)
+    ask.add_argument("--epochs", type=int, default=3)
     ask.add_argument("--nets", type=int, default=2)
     ask.add_argument("--jobs", type=int, default=2, help="nets that train at the same time")
-    ask.add_argument("--name", default="mixed objective", help="of the row of results")
+    ask.add_argument("--name", default="own vectors", help="of the row of results")
     ask.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER")
     a = ask.parse_args()
     settings = {**SETTINGS, **{k: json.loads(v) for k, v in (s.split("=") for s in a.set)}}
     odd = [k for k in settings if k not in SETTINGS]
     if odd: ask.error(f"{odd[0]} is none of {', '.join(SETTINGS)}")
-    tasks, start = [(a.kind, seed, a.epochs, settings) for seed in range(a.nets)], time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
+    torch.set_num_threads(1)
+    vectors = own_vectors(*loaders(a.kind, settings), settings["width"], no_bar=True) if settings["width"] else None
+    cpu = time.process_time() - cpu
+    print(f"vectors after {cpu:.0f} s", flush=True)
+    tasks = [(a.kind, seed, a.epochs, settings, vectors) for seed in range(a.nets)]
     with ProcessPoolExecutor(a.jobs, get_context("spawn")) as pool: nets = list(pool.map(train, tasks))
     row = dict(what=f"{a.name}, {a.kind}", labels=SIZES[a.kind][0], unlabelled=SIZES[a.kind][1], settings=settings,
                epochs=a.epochs, jobs=a.jobs, seconds=time.perf_counter() - start,
+               cpu_seconds=cpu + sum(n["cpu"] for n in nets), cpu_of_vectors=cpu,
                runs=[{k: v for k, v in n.items() if k not in ("valid", "test")} for n in nets],
                **{part: accuracy(nets, part) for part in ("valid", "test") if part in nets[0]})
     print(json.dumps(row, indent=1), flush=True)

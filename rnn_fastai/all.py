@@ -19,6 +19,7 @@ from rnn_fastai.data.corpus import Vocab, Corpus
 from rnn_fastai.data.subwords import CharTokenizer, ByteLevelTokenizer
 from rnn_fastai.data import shards as _shards   # gives Corpus its `build`
 from rnn_fastai.data.cache import cache_folder, cached_corpus
+from rnn_fastai.data.ppmi import learn_vectors
 from rnn_fastai.data.vectors import Vectors, JoinedVocab, join_loaders, read_vectors, word_vectors
 from rnn_fastai.data.task import IGNORE, SeqTask
 from rnn_fastai.data.ranks import Share
@@ -62,7 +63,7 @@ from rnn_fastai.models.documents import (
     DocumentStates, DocumentEncoder, DocumentOutput, TextClassifier, get_text_classifier,
 )
 from rnn_fastai.models.crf import CRF
-from rnn_fastai.models.tagger import CharEncoder, WordEncoder, ArchEncoder, Tagger
+from rnn_fastai.models.tagger import CharEncoder, WordEncoder, ArchEncoder, LMStates, Tagger
 from rnn_fastai.models.ensemble import ManyNets
 from rnn_fastai.generate.sampling import (
     apply_temperature, keep_top_k, keep_top_p, keep_min_p, keep_typical, keep_epsilon, penalize_repetition,

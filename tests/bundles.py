@@ -1,5 +1,7 @@
 "Learners of every kind and their answers. `main` opens all bundles of a folder, and writes what each learner answers."
+import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,12 +15,25 @@ from torch import nn
 from rnn_fastai import all as rf
 from rnn_fastai.models.origin import maker
 from rnn_fastai.ship.bundle import load_bundle
+from rnn_fastai.ship.storage import read_files, write_files
 
 WORDS = "The CAT sat on-the Naïve mat 12,5 don't ! soooo".split()
 NEW = ["The naïve CAT don't sat !", 'mat  unseen ÄÖ']
 CONFIG = dict(emb_sz=6, n_hid=6, n_layers=2)
 SMALL = dict(config=CONFIG)
 CELL = dict(emb_sz=6, n_hid=6)
+
+# ---- Bundles that say something else
+
+def rewrite(folder, change=lambda c: None, tensors=lambda t: t, texts=lambda t: t):
+    "A bundle that says something else, written with right checksums."
+    stored = read_files(folder)
+    config = json.loads(json.dumps(stored.config))
+    change(config)
+    found = texts({n: stored.text(n) for n in stored.texts})
+    wgts = tensors(stored.tensors())
+    shutil.rmtree(folder)
+    return write_files(folder, config, wgts, found)
 
 # ---- Data
 
@@ -105,6 +120,9 @@ def lm(arch='AWD_GRU', dls=None, **args):
 def clas(arch='AWD_GRU', dls=None, **args):
     return rf.text_classifier_learner(dls or clas_dls(), arch, pretrained=False, **{**SMALL, **args})
 def tagger(arch='LSTM', dls=None, **args): return rf.tagger_learner(dls or tag_dls(), arch, **{**CELL, **args})
+def readers():
+    "Language models that cut words in other ways, forwards and backwards."
+    return [lm(), lm('AWD_LSTM', lm_dls(rf.CharTokenizer(), backwards=True)), lm(dls=lm_dls(rf.ByteLevelTokenizer(290)))]
 def rnn(dls, cell='GRU', n_hid=5, **args): return rf.rnn_learner(dls, cell, n_hid, **args)
 def both():
     names = ft.CategoryBlock(['pos', 'neg'], sort=False)
@@ -150,6 +168,7 @@ CASES = {
     'tagger shapes': lambda: tagger('GRU', tag_dls(str.lower, chars=True), letters=None, shape_emb=4),
     'tagger arch': lambda: rf.tagger_learner(tag_dls(str.lower), 'AWD_LSTM', config=CONFIG, crf=True),
     'tagger vectors': lambda: tagger(dls=tag_dls(str.lower), vectors=VECTORS),
+    'tagger lms': lambda: tagger(dls=tag_dls(str.lower, chars=True), letter_hid=3, letter_emb=3, lms=readers()),
     'tagger own cell': lambda: tagger(Mean),
     'next': lambda: rnn(series()), 'next words': lambda: rnn(series(['one', 'two', 'one', 'three']*3), 'LSTM'),
     'next numbers': lambda: rnn(series([1, 2, 3, 1, 2, 1]*3), 'sLSTM'),

@@ -165,7 +165,7 @@ TRAININGS = {   # what is trained, with which callbacks, and how
     'entropy': ('clas words', [EntropyMinimization], {})}
 LEARNERS = ['lm AWD_LSTM', 'lm AWD_QRNN', 'lm untied', 'lm adaptive', 'lm adaptive untied', 'lm mixture',
             'clas words', 'clas bidir', 'clas both', 'clas lists', 'clas value', 'tagger chars', 'tagger filters',
-            'tagger shapes', 'tagger lower', 'tagger arch', 'tagger vectors', 'next', 'next words', 'next zoneout',
+            'tagger shapes', 'tagger lower', 'tagger arch', 'tagger vectors', 'tagger lms', 'next', 'next words', 'next zoneout',
             'next one-hot', 'next torch', 'next own net', 'rnn one-to-many', 'rnn many-to-many',
             'rnn encoder-decoder', 'rnn attention', 'rnn pool', 'rnn both ends']
 LOSSES = {'OneHotMSE': losses.OneHotMSE(),

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bundles import clas, clas_dls, lm, lm_dls, pairs, quiet, rnn, series, tag_dls, tagger, texts
+from bundles import clas, clas_dls, lm, lm_dls, pairs, quiet, rewrite, rnn, series, tag_dls, tagger, texts
 from fastai.text import all as ft
 from torch import nn
 from torch.testing import assert_close
 
 from rnn_fastai import all as rf
 from rnn_fastai.ship.bundle import load_bundle, load_learner
-from rnn_fastai.ship.storage import BundleError, read_files, write_files
+from rnn_fastai.ship.storage import BundleError, read_files
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch): monkeypatch.setattr(fastai.text.core, 'parallelable', lambda *a, **k: False)
@@ -391,16 +391,6 @@ def test_losses_set_back_can_be_kept(tmp_path):
     learn.save_bundle(tmp_path/'m')
 
 # ---- Hostile configs: their checksums are right, what they say is not
-
-def rewrite(folder, change=lambda c: None, tensors=lambda t: t, texts=lambda t: t):
-    "A bundle that says something else, written with right checksums."
-    stored = read_files(folder)
-    config = json.loads(json.dumps(stored.config))
-    change(config)
-    found = texts({n: stored.text(n) for n in stored.texts})
-    wgts = tensors(stored.tensors())
-    shutil.rmtree(folder)
-    return write_files(folder, config, wgts, found)
 
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory): return lm().save_bundle(tmp_path_factory.mktemp('kept')/'m')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CRFLoss', 'best_tags', 'tag_probs', 'tag_field', 'TagMetric', 'TagAccuracy', 'EntityF1', 'Tagging', 'FoundEntity',
-           'TaggerLearner', 'tag_rules', 'tagger_learner', 'TaggerPlan', 'tagger_plan', 'train_tagger']
+           'TaggerLearner', 'lm_reader', 'tag_rules', 'tagger_learner', 'TaggerPlan', 'tagger_plan', 'train_tagger']
 
 # %% ../../nbs/630_learner.tagger.ipynb #0bc13483
 from collections.abc import Iterator
@@ -39,17 +39,20 @@ from rnn_fastai.data.schemes import (
 from ..callback.schedule import KeepBest
 from ..core import check_count, suggest
 from ..data.loaders import text_vocab
-from ..data.tags import TagDataLoaders, TagDataset, word_parts
+from ..data.tags import LMWords, TagDataLoaders, TagDataset, read_loaders, word_parts
 from ..data.task import IGNORE
-from ..data.tokenize import CorpusTokenizer, WordTokenizer
+from ..data.tokenize import CorpusTokenizer, TextTokenizer, WordTokenizer
 from ..data.vectors import join_loaders
 from ..devices import fewer_rows, suggest_less
 from ..generate.decode import evaluating
-from ..models.awd import archs
+from ..models.awd import LanguageModel, archs
 from ..models.cells import cells
 from ..models.crf import CRF
+from ..models.origin import origin_of
 from ..models.state import fresh_logits
-from ..models.tagger import Tagger, arch_tagger, cell_tagger, letter_kinds
+from ..models.tagger import LMStates, Tagger, arch_tagger, cell_tagger, letter_kinds, lm_states
+from .lm import LMLearner
+from .pretrained import SHIPPED, read_pretrained, shipped_vocab
 from .text import TextLearner, need_batches
 
 # %% ../../nbs/630_learner.tagger.ipynb #d11280ef
@@ -316,6 +319,33 @@ class TaggerLearner(_TagReader):
         rows = [dl.dataset.decode(r) for r,_ in zip(found, range(max_n), strict=False)]
         display_df(pd.DataFrame(rows, columns=['text', *['target']*len(y), 'prediction']))
 
+# %% ../../nbs/630_learner.tagger.ipynb #8b339c6f
+def _shipped_states(arch:str) -> tuple[LMStates, LMWords]:
+    "A model that comes with the package, and how it reads words. Raises `ValueError` for another name."
+    vocab = shipped_vocab(arch) if arch in archs else []
+    if not vocab:
+        raise ValueError(f"lms={arch!r} is no model that comes with the package. Give 'AWD_LSTM_small', or a learner "
+                         "of a language model.")
+    words = LMWords(TextTokenizer(), vocab)
+    states = lm_states(arch, len(vocab), None, words.bos, words.pad)
+    wgts = read_pretrained(SHIPPED/archs.facts(arch)['file'])
+    states.encoder.load_state_dict({k[2:]: w for k,w in wgts.items() if k.startswith('0.')})
+    return states,words
+
+def lm_reader(
+    lm:Any, # A learner of a language model, or the name of a model that comes with the package
+) -> tuple[LMStates, LMWords]: # Its encoder, a copy; how it reads words
+    "Make a language model a reader of a tagger's sentences. Raises `TypeError` or `ValueError` for what is none."
+    if isinstance(lm, str): return _shipped_states(lm)
+    model = get_model(lm.model) if isinstance(lm, LMLearner) else None
+    if not isinstance(model, LanguageModel):
+        raise TypeError(f"lms holds {type(lm).__name__} {str(lm):.40}; give learners of `language_model_learner`.")
+    ds,args = lm.dls.train_ds,origin_of(model).args
+    words = LMWords(ds.tokenizer, ds.vocab, ds.backwards)
+    states = lm_states(args['arch'], args['vocab_sz'], args['config'], words.bos, words.pad, words.backwards)
+    states.encoder.load_state_dict(model[0].state_dict())
+    return states,words
+
 # %% ../../nbs/630_learner.tagger.ipynb #d9d79dcb
 def _tag_lists(ds:TagDataset) -> list[list[str]]:
     "Tags of each sentence."
@@ -338,7 +368,7 @@ def tag_rules(
 
 # %% ../../nbs/630_learner.tagger.ipynb #de7480e1
 def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool, vectors:Any=None,
-                  letters:str|None='LSTM', shape_emb:int=0):
+                  letters:str|None='LSTM', shape_emb:int=0, lms:Any=()):
     "Raise `TypeError` or `ValueError` where loaders and arguments do not go together."
     if not isinstance(dls.train_ds, TagDataset):
         raise TypeError(f"{type(dls).__name__} has no tags; make loaders with `TagDataLoaders.from_df`.")
@@ -357,7 +387,8 @@ def _check_tagger(dls:Any, arch:Any, config:dict|None, crf:bool, vectors:Any=Non
         raise ValueError(f"config is for a registered architecture; arch={arch!r} is a cell.")
     if vectors is not None and arch in archs:
         raise ValueError(f"vectors are for a tagger over a cell; arch={arch!r} has an embedding of its own.")
-
+    if lms and arch in archs:
+        raise ValueError(f"lms are for a tagger over a cell; arch={arch!r} is given a model by `load_encoder`.")
 def _tagger(dls:Any, arch:Any, config:dict|None, drop:float, crf:bool, vectors:Any,
             allowed:Any=None, **layers) -> Tagger:
     "A tagger over an architecture's encoder, or over a cell, for the words, letters and tags of loaders."
@@ -390,17 +421,21 @@ def tagger_learner(
     tune_vectors:bool=True, # Train those of the training words; otherwise words keep the vectors that they have
     metrics:Any=None, # Accuracy by default, and F1 where tags name entities, see `name_entities`
     scheme:str|None='auto', # With `crf`, the scheme whose rules hold; by default that of the tags. None for no rules
+    lms:Any=None, # Language models whose states at each word are features too: learners, or 'AWD_LSTM_small'
     **kwargs
 ) -> TaggerLearner:
     "Make a `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
     arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
-    _check_tagger(dls, arch, config, crf, vectors, letters, check_count('shape_emb', shape_emb, 0))
+    lms = L(lms)
+    _check_tagger(dls, arch, config, crf, vectors, letters, check_count('shape_emb', shape_emb, 0), lms)
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     allowed = tag_rules(dls, scheme) if crf else None
     if vectors is not None and arch not in archs: dls,vectors = join_loaders(dls, vectors, tune_vectors)
+    states,words = zip(*map(lm_reader, lms), strict=True) if lms else ((), ())
+    if lms: dls = read_loaders(dls, words)
     model = _tagger(dls, arch, config, drop, crf, vectors, allowed, emb_sz=emb_sz, n_hid=n_hid,
                     num_layers=num_layers, letter_emb=letter_emb, letter_hid=letter_hid, embed_p=embed_p,
-                    letters=letters, shape_emb=shape_emb)
+                    letters=letters, shape_emb=shape_emb, lms=states)
     tags = dls.train_ds.tags
     if metrics is None: metrics = [TagAccuracy(), *([EntityF1()] if name_entities(tags) else [])]
     elif any(isinstance(m, EntityF1) for m in L(metrics)): entities(tags)   # refuses at once tags without a place
@@ -428,6 +463,7 @@ def tagger_plan(
 def train_tagger(
     df:pd.DataFrame, # Sentences, a row each
     vectors:Any=None, # Word vectors, see `tagger_learner`
+    lms:Any=None, # Language models that read along, see `tagger_learner`; what helps most where sentences are few
     crf:bool|None=None, # Score neighbouring tags too; by default where tags name entities
     epochs:int|None=None, # Times that each sentence is read, by default as `tagger_plan` says
     lr:float=4e-3, # The largest rate
@@ -442,7 +478,7 @@ def train_tagger(
     settings = dict(tok=str.lower, chars=True, bs=plan.bs, min_freq=plan.min_freq)
     dls = TagDataLoaders.from_df(df, **{**settings, **kwargs})
     crf = name_entities(dls.train_ds.tags) if crf is None else crf
-    args = dict(crf=crf, vectors=vectors, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)
+    args = dict(crf=crf, vectors=vectors, lms=lms, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)
     if dls.train_ds.chars: args |= dict(letters='CNN', shape_emb=16)
     learn = tagger_learner(dls, **{**args, **(learner_args or {})})
     judge = learn.metrics[-1].name if learn.metrics else 'valid_loss'

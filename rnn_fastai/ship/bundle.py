@@ -360,7 +360,7 @@ def _are_notes(v:Any) -> bool:
     return _is_dict(v) and all(_is_note(n) or _is_dict(n) and all(map(_is_note, n.values())) for n in v.values())
 
 # %% ../../nbs/720_ship.bundle.ipynb #a7564cdf
-_LISTS = 'vocab', 'y_vocab', 'tags', 'chars'   # of the loaders; they have a text of their own
+_LISTS = 'vocab', 'y_vocab', 'tags', 'chars', 'lm_vocabs'   # of the loaders; they have a text of their own
 
 def _as_json(facts:Any) -> str: return json.dumps(facts, allow_nan=False)
 
@@ -392,7 +392,10 @@ def check_vocabs(
     ids = torch.tensor([[*range(min(len(task.vocab), 4)), len(task.vocab) - 1]], device=device)
     x = (ids[0] if task.kind == 'one-to-many' else ids,)
     if task.n_inp == 2: x = *x,torch.full((len(x[0]), 1), n_out - 1, device=device)
-    elif getattr(ds, 'n_inp', 1) == 3: x = *x,ids.new_full((1, 1), len(ds.chars.names) - 1),torch.zeros_like(ids)
+    elif getattr(ds, 'chars', None) is not None:
+        names = ds.chars.names,*(lm.vocab for lm in ds.chars.lms)
+        last,*more = (ids.new_full((1, 1), len(n) - 1) for n in names)
+        x = *x,last,torch.zeros_like(ids),*more
     try:
         with evaluating(model): out = fresh_logits(model, *x)
     except IndexError as e:
@@ -446,7 +449,7 @@ def _open(stored:Any, known:Known, path:Path, device:Any) -> SafeLearner:
 def _versions(data:dict) -> dict[str, str]:
     "Versions of what the bundle depends on."
     found = dict(rnn_fastai=rnn_fastai.__version__, torch=str(torch.__version__), fastai=fastai.__version__)
-    if '"words"' in _as_json(data.get('tok')):
+    if '"words"' in _as_json([data.get('tok'), data.get('lms')]):
         import spacy
         found['spacy'] = spacy.__version__
     return found

@@ -82,6 +82,7 @@ def _classifier(m:TextClassifier) -> NetParts:
 def _tagger(m:Tagger) -> NetParts:
     if type(m[0]) is ArchEncoder: return NetParts(*_encoder(m[0].module), m[1])
     enc = _is(m[0], WordEncoder)
+    if enc.lms: raise ValueError("A tagger that language models read for cannot be exported; keep it as a bundle.")
     return NetParts(enc.words, [enc.rnn], m[1], spelling=tuple(enc.spelling))
 
 def _sequence_model(m:SequenceModel) -> NetParts:

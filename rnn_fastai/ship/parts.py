@@ -45,7 +45,7 @@ from ..data.lm import LMDataLoader, LMDataset
 from ..data.loaders import TextDataLoaders
 from ..data.sequences import SeqDataLoader, SeqDataLoaders
 from ..data.subwords import ByteLevelTokenizer, CharTokenizer
-from ..data.tags import TagDataLoader, TagDataLoaders, TagDataset, WordChars
+from ..data.tags import LMWords, TagDataLoader, TagDataLoaders, TagDataset, WordChars
 from ..data.task import SeqTask
 from ..data.tokenize import TextTokenizer, WordTokenizer
 from ..data.vectors import JoinedVocab
@@ -409,14 +409,27 @@ def make_labels(
 _DATA = {LMDataLoader: ('texts', LMDataset), DocDataLoader: ('documents', DocDataset),
          TagDataLoader: ('tags', TagDataset), SeqDataLoader: ('sequences', None)}
 
+def _text_name(i:int, name:str) -> str: return f'lm{i}-{name}'   # of the tokenizer of a tagger's language model
+
+def _spelling_facts(chars:WordChars|None, texts:dict, seen:dict|None) -> dict:
+    "Letters, and how language models read words."
+    if chars is None: return dict(chars=None)
+    facts:dict[str, Any] = dict(chars=chars.names)
+    if not chars.lms: return facts
+    facts.update(lms=[], lm_vocabs=[list(lm.vocab) for lm in chars.lms])
+    for i,lm in enumerate(chars.lms):
+        facts['lms'].append(dict(tok=tokenizer_facts(lm.tok, own := {}, seen), backwards=lm.backwards))
+        texts.update({_text_name(i, name): text for name,text in own.items()})
+    return facts
+
 def _text_facts(ds:Any, texts:dict, seen:dict|None) -> dict:
     "What the three data sets of texts have in common, and what each has of its own."
     vocab = ds.corpus.vocab
     facts = dict(vocab=list(vocab), backwards=bool(ds.backwards))
     if isinstance(vocab, JoinedVocab): facts['n_own'] = vocab.n_own
     if isinstance(ds, TagDataset):
-        chars = None if ds.chars is None else ds.chars.names
-        return dict(facts, tok=tokenizer_facts(ds.tok, texts, seen), tags=ds.tags, cols=list(ds.cols), chars=chars)
+        facts.update(tok=tokenizer_facts(ds.tok, texts, seen), tags=ds.tags, cols=list(ds.cols))
+        return dict(facts, **_spelling_facts(ds.chars, texts, seen))
     facts.update(tok=tokenizer_facts(ds.tokenizer, texts, seen), text_col=ds.text_col)
     return dict(facts, labels=label_facts(ds.labels, ds.read_labels, seen)) if isinstance(ds, DocDataset) else facts
 
@@ -447,13 +460,18 @@ _OF_DATA:dict[str, dict[str, Callable]] = dict(
     documents=_OF_TEXTS | dict(text_col=_are_columns, labels=_is_anything),
     tags=_OF_TEXTS | dict(tags=_all(_is_text), chars=_is_anything, cols=lambda v: _all(_is_column)(v) and len(v) == 2),
     sequences=_OF_LOADERS | dict(task=_is_text, pad=_or_none(_is_count), trim=_is_flag, y_vocab=_is_anything))
+_JOINED:dict[str, Callable] = dict(n_own=_is_count)   # of a vocabulary that has the words of vectors too
+_LMS:dict[str, Callable] = dict(lms=lambda v: isinstance(v, list), lm_vocabs=_all(lambda v: isinstance(v, list)))
+_SOME_HAVE = dict(texts=_JOINED, documents=_JOINED, tags=_JOINED | _LMS)
 
 def _check_vocab(facts:dict):
     "Raise `ValueError` where a list of tokens or tags is none."
-    for name,kinds in dict(vocab=str, tags=str, chars=str).items():
-        odd = [t for t in facts.get(name) or () if not isinstance(t, kinds)]
-        if odd or not isinstance(facts.get(name), (list, type(None))):
-            raise ValueError(f"{name} must be a list of texts; it is {type(facts[name]).__name__} of "
+    lists = {**{n: facts.get(n) for n in ('vocab', 'tags', 'chars')},
+             **{f'lm_vocabs[{i}]': v for i,v in enumerate(facts.get('lm_vocabs', ()))}}
+    for name,names in lists.items():
+        odd = [t for t in names or () if not isinstance(t, str)]
+        if odd or not isinstance(names, (list, type(None))):
+            raise ValueError(f"{name} must be a list of texts; it is {type(names).__name__} of "
                              f"{type(odd[0]).__name__ if odd else 'other things'}.")
 
 def _sequence_loader(facts:dict, device:Any) -> SeqDataLoader:
@@ -465,6 +483,20 @@ def _sequence_loader(facts:dict, device:Any) -> SeqDataLoader:
     tensors = (x, y, y) if task.n_inp == 2 else (x, y)
     return SeqDataLoader(tensors, task, facts['bs'], facts['seq_len'], trim=facts['trim'], device=device)
 
+_OF_LM = dict(tok=_is_anything, backwards=_is_flag)
+
+def _spelling(facts:dict, read:Callable, known:Known|None) -> WordChars|None:
+    "Letters, and language models as readers of words. Raises `ValueError` where they do not go together."
+    if facts['chars'] is None: return None
+    said,vocabs,lms = facts.get('lms', []),facts.get('lm_vocabs', []),[]
+    if len(said) != len(vocabs):
+        raise ValueError(f"There are {len(said)} language models and {len(vocabs)} vocabularies for them.")
+    for i,(lm,vocab) in enumerate(zip(said, vocabs, strict=True)):
+        check_facts(lm, _OF_LM, f'Language model {i}')
+        tok = make_tokenizer(lm['tok'], lambda name, i=i: read(_text_name(i, name)), known)
+        lms.append(LMWords(tok, vocab, lm['backwards']))
+    return WordChars([], facts['chars'], lms=lms)
+
 def _text_loader(facts:dict, read:Callable, device:Any, known:Known|None) -> Any:
     "A loader of texts, without texts."
     _check_vocab(facts)
@@ -472,9 +504,8 @@ def _text_loader(facts:dict, read:Callable, device:Any, known:Known|None) -> Any
     kind,corpus,tok = facts['kind'],Corpus.from_ids([], vocab),make_tokenizer(facts['tok'], read, known)
     args = dict(bs=facts['bs'], device=device)
     if kind == 'tags':
-        chars = None if facts['chars'] is None else WordChars([], facts['chars'])
         return TagDataLoader(TagDataset(corpus, None, np.zeros(0, dtype=np.int64), facts['tags'], tok,
-                                        tuple(facts['cols']), chars=chars), **args)
+                                        tuple(facts['cols']), chars=_spelling(facts, read, known)), **args)
     if kind == 'texts':
         ds = LMDataset(corpus, None, tok, facts['backwards'], text_col=facts['text_col'])
         return LMDataLoader(ds, seq_len=facts['seq_len'], **args)
@@ -493,7 +524,7 @@ def make_loaders(
     kinds = dict(texts=TextDataLoaders, documents=TextDataLoaders, tags=TagDataLoaders, sequences=SeqDataLoaders)
     kind,device = str(facts.get('kind')),ifnone(device, default_device())
     if kind not in kinds: raise ValueError(f"The kind of loaders {kind!r} is unknown. {suggest(kind, kinds)}")
-    joined = {'n_own': _is_count} if 'n_own' in facts and kind != 'sequences' else {}   # of vectors' words too
-    check_facts(facts, _OF_DATA[kind] | joined, 'The data')
+    more = {k: v for k,v in _SOME_HAVE.get(kind, {}).items() if k in facts}
+    check_facts(facts, _OF_DATA[kind] | more, 'The data')
     one = _sequence_loader(facts, device) if kind == 'sequences' else _text_loader(facts, read, device, known)
     return kinds[kind](one, one.new(), path=path, device=device)
