@@ -239,3 +239,6 @@ def test_a_learner_that_cannot_be_explored_says_what_can():
     set_seed(0)
     dls = rf.SeqDataLoaders.from_pairs(['ab', 'ba']*8, ['ba', 'ab']*8, 'encoder-decoder', bs=4, device='cpu')
     with pytest.raises(TypeError, match='RNNLearner cannot be explored; language models, classifiers and taggers can'): rf.rnn_learner(dls, 'GRU').explore()
+
+def test_a_folder_without_a_recording_is_refused_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match='There is no recording in'): rf.serve(tmp_path, port=0, recording=tmp_path/'none')

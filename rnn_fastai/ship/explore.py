@@ -288,10 +288,11 @@ def learner_facts(
     elif isinstance(learn, RNNLearner): labels = learn.task.y_vocab
     else: labels = getattr(learn.dls.train_ds, 'tags', None) or label_vocab(learn.dls)
     backwards = bool(getattr(learn.dls.train_ds, 'backwards', False))
+    known = None if recording is None else f"{len(recording):,} texts, {recording.n_steps:,} tokens"
     return dict(status='ok', version=__version__, learner=type(learn).__name__,
                 tasks=list(explorer_fields(learn, limits)), labels=list(map(str, labels)),
                 explains=not isinstance(learn, RNNLearner), streams=writes and not backwards, backwards=backwards,
-                layers=list_layers(learn), recording=None if recording is None else f"{len(recording):,} texts, {recording.n_steps:,} tokens",
+                layers=list_layers(learn), recording=known,
                 parameters=sum(p.numel() for p in model.parameters()), limits=vars(limits))
 
 # %% ../../nbs/745_ship.explore.ipynb #f4bc746c
