@@ -52,6 +52,7 @@ bench: install                 ## fastai and this package side by side, in one p
 	$(PY) benchmarks/human_numbers.py
 	$(PY) benchmarks/exported.py
 	$(PY) benchmarks/serve.py
+	$(PY) benchmarks/explorer.py
 	$(PY) benchmarks/checkpoint.py
 	$(PY) benchmarks/half.py
 	$(PY) benchmarks/scale.py

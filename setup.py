@@ -11,7 +11,7 @@ cfg.read(here/"settings.ini", encoding="utf8")
 meta = cfg["DEFAULT"]
 version = re.search(r'__version__ = "(.+)"', (here/"rnn_fastai"/"__init__.py").read_text(encoding="utf8"))[1]
 
-names = "hub", "onnx", "serve", "ranks", "vectors", "big", "docs", "dev"
+names = "hub", "onnx", "serve", "explore", "ranks", "vectors", "big", "docs", "dev"
 pages = {"Documentation": "#readme", "Changes": "/blob/main/CHANGELOG.md", "Issues": "/issues"}
 extras = {name: meta[f"{name}_requirements"].split() for name in names}
 extras["dev"] += [p for name, packages in extras.items() if name not in ("dev", "vectors") for p in packages]

@@ -82,7 +82,8 @@ from rnn_fastai.inside.interventions import (
     Edit, clamp, ablate, patch_states, edit_states, next_token_loss, unit_effects, memory_length, saliency,
 )
 from rnn_fastai.inside.probes import (
-    position_labels, token_labels, bracket_depth, rank_units, Probe, probe, top_contexts, nearest_states,
+    position_labels, token_labels, bracket_depth, rank_units, Probe, probe, top_contexts, nearest_contexts,
+    nearest_states,
 )
 from rnn_fastai.inside.style import picture_colors, picture_style, save_plot
 from rnn_fastai.inside.plots import (
@@ -131,3 +132,4 @@ from rnn_fastai.ship.hub import HubError, from_hub
 from rnn_fastai.ship.onnx import export_onnx
 from rnn_fastai.ship.onnx_model import OnnxModel
 from rnn_fastai.ship.serve import serve
+from rnn_fastai.ship import widget as _widget   # gives learners `explore`

@@ -53,11 +53,11 @@ def client(kind, limits=None, **kwargs):
     with TestClient(make_app(learner(kind, **kwargs), limits)) as c: yield c
 
 @contextmanager
-def live(kind, limits=None):
+def live(kind, limits=None, recording=None):
     "A server of its own on a free port; gives the address and the worker's state through /health."
     sock = socket.socket()
     sock.bind(('127.0.0.1', 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(learner(kind), limits), log_level='error'))
+    server = uvicorn.Server(uvicorn.Config(make_app(learner(kind), limits, recording=recording), log_level='error'))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
     thread.start()
     url = f'http://127.0.0.1:{sock.getsockname()[1]}'

@@ -36,6 +36,7 @@ def small(output: dict) -> dict | None:
         text = shown("".join(output["text"]))
         return {**output, "text": text.splitlines(keepends=True)} if text.strip() else None
     data = dict(output.get("data", {}))
+    if data.pop("application/vnd.jupyter.widget-view+json", None): data.pop("text/plain", None)   # the kernel that it asks is gone
     html = "".join(data.get("text/html", "x"))
     if 'class="fastprogress"' in html: data.pop("text/markdown", None)   # the source of the table once more
     if not re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).strip(): return None   # the style of a bar, or a bar that is gone

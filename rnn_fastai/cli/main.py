@@ -249,13 +249,14 @@ def serve(
     port:int=8000, # Port to listen at; 0 takes any that is free
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
+    recording:str=None, # Folder of a recording: the page then shows where it held similar states
 ):
     "Answer over HTTP, with a page, until interrupted."
     _check_model(model)
     _jobs().use_device(device)
     paths = _jobs().allowed_paths(allow)
     from rnn_fastai.ship.serve import serve as serve_folder
-    serve_folder(model, host, port, allow=paths)
+    serve_folder(model, host, port, allow=paths, recording=recording)
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def main():

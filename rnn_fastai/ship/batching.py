@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['explain_class', 'explain_tag', 'classify', 'tag', 'classify_each', 'tag_each', 'score', 'list_layers', 'states',
-           'learner_tasks', 'Writing', 'settle', 'TextWriter', 'ModelWorker']
+           'token_ids', 'learner_tasks', 'Writing', 'settle', 'TextWriter', 'ModelWorker']
 
 # %% ../../nbs/744_ship.batching.ipynb #aa07e0ba
 import math
@@ -194,11 +194,14 @@ def states(
     layers = list_layers(learn)
     _check_there('layer', layer, len(layers))
     name = layers[layer]['name']
-    rec = learn.record([t if isinstance(t, str) else _ids(learn, t) for t in texts], name, 'h', no_bar=True)
+    rec = learn.record([t if isinstance(t, str) else token_ids(learn, t) for t in texts], name, 'h', no_bar=True)
     if unit is not None: _check_there('unit', unit, rec[0, 'h', 0].shape[1])
     return [_units(rec, d, n_units, unit) | dict(layer=name) for d in range(len(texts))]
 
-def _ids(learn:TextLearner, tokens:tuple[str, ...]) -> Tensor:
+def token_ids(
+    learn:TextLearner, # A learner
+    tokens:tuple[str, ...], # Tokens
+) -> Tensor: # Of each its id
     "Ids of tokens. Raises `ValueError` for one that is not in the vocabulary."
     ids = {t: i for i,t in enumerate(loaders_vocab(learn.dls)['vocab'])}
     odd = [t for t in tokens if t not in ids]
@@ -455,8 +458,10 @@ class ModelWorker:
     def __init__(self,
         learn:TextLearner, # Is not to be used elsewhere meanwhile
         limits:Limits|None=None, # Of the server; see `Limits` for those by default
+        tasks:dict[str, Callable]|None=None, # What may be asked; by default what `learner_tasks` finds
     ):
-        self.learn,self.limits,self.tasks = learn,limits or Limits(),learner_tasks(learn)
+        self.learn,self.limits = learn,limits or Limits()
+        self.tasks = learner_tasks(learn) if tasks is None else tasks
         self.writer = TextWriter(learn, self.limits.max_rows) if isinstance(learn, WritingLearner) else None
         self.jobs:deque[_Job] = deque()
         self.writings:deque[Writing] = deque()
@@ -465,7 +470,7 @@ class ModelWorker:
         self.thread.start()
 
     def ask(self,
-        task:str, # One of `tasks`
+        task:str, # One of its `tasks`
         texts:list[str], # Texts
         **options # Of the task
     ) -> Future: # Of a list of answers

@@ -25,16 +25,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from fastai.torch_core import get_model
-
 from .. import __version__
-from ..data.loaders import label_vocab
-from ..generate.texts import Generated
-from ..learner.rnn import RNNLearner
+from ..inside.recording import Recording
 from ..learner.text import TextLearner
-from .batching import ModelWorker, Writing, list_layers
+from .batching import ModelWorker, Writing
 from .bundle import load_bundle
-from .requests import Limits, RequestError, check_request, openapi, read_json, request_fields
+from .explore import explorer_fields, explorer_tasks, generated_json, learner_facts
+from .requests import Limits, RequestError, check_request, openapi, read_json
 
 # %% ../../nbs/746_ship.serve.ipynb #eccbf965
 def _needs_extra():
@@ -53,8 +50,8 @@ _HEADERS = {'Content-Security-Policy': _POLICY, 'X-Content-Type-Options': 'nosni
             'Cache-Control': 'no-store', 'Cross-Origin-Resource-Policy': 'same-origin'}
 _PAGE = files('rnn_fastai')/'ship'/'page'
 _FILES = {'/': ('index.html', 'text/html'), '/app.js': ('app.js', 'text/javascript'),
-          '/style.css': ('style.css', 'text/css'), '/docs': ('docs.html', 'text/html'),
-          '/docs.js': ('docs.js', 'text/javascript')}
+          '/explorer.js': ('explorer.js', 'text/javascript'), '/style.css': ('style.css', 'text/css'),
+          '/docs': ('docs.html', 'text/html'), '/docs.js': ('docs.js', 'text/javascript')}
 
 def _json(content:Any, status:int=200) -> Any:
     "An answer in JSON, in ASCII, so that any text can be sent."
@@ -128,17 +125,14 @@ def _refusal(error:Exception, fields:list, asked:dict) -> Exception:
     return RequestError(str(error), 422, field.name, asked.get(field.name), field.allowed)
 
 # %% ../../nbs/746_ship.serve.ipynb #77723df2
-def _written(t:Generated) -> dict:
-    return dict(text=t.text, tokens=[str(x) for x in t.tokens], logps=[round(p, 5) for p in t.logps.tolist()],
-                ended=t.ended)
-
 def _event(name:str, data:dict) -> str: return f'event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n'
 
 def _last_event(writing:Writing, fields:list, asked:dict) -> str:
     "The end of a stream: the whole text, or why there is none."
     if writing.future.cancelled(): return ''
     e = writing.future.exception()
-    if e is None: return _event('done', dict(seed=writing.seed, texts=[_written(t) for t in writing.future.result()]))
+    if e is None:
+        return _event('done', dict(seed=writing.seed, texts=[generated_json(t) for t in writing.future.result()]))
     e = _refusal(e, fields, asked)
     return _event('failed', e.as_json() if isinstance(e, RequestError) else dict(error='The model failed to answer.'))
 
@@ -181,26 +175,11 @@ async def _events(news:_News, writing:Writing, last:Callable) -> AsyncIterator[s
     finally: writing.future.cancel()
 
 # %% ../../nbs/746_ship.serve.ipynb #2900ad8c
-def _facts(learn:TextLearner, worker:ModelWorker, fields:dict, limits:Limits) -> dict:
-    "What a client must know to ask."
-    model,can_write = get_model(learn.model),'generate' in fields
-    if can_write: labels = []
-    elif isinstance(learn, RNNLearner): labels = learn.task.y_vocab
-    else: labels = getattr(learn.dls.train_ds, 'tags', None) or label_vocab(learn.dls)
-    backwards = bool(getattr(learn.dls.train_ds, 'backwards', False))
-    return dict(status='ok', version=__version__, learner=type(learn).__name__, tasks=list(fields),
-                labels=list(map(str, labels)), explains=not isinstance(learn, RNNLearner),
-                streams=can_write and not backwards, backwards=backwards, layers=list_layers(learn),
-                parameters=sum(p.numel() for p in model.parameters()), limits=vars(limits))
-
 class _Service:
     "The answers to requests."
-    def __init__(self, learn:TextLearner, limits:Limits):
-        self.worker,self.limits,known = ModelWorker(learn, limits),limits,request_fields(limits)
-        tasks = [*(['generate'] if self.worker.writer else []), *self.worker.tasks]
-        if self.worker.writer is None: known['states'] = [f for f in known['states'] if f.name != 'tokens']
-        self.fields = {t: known[t] for t in tasks}
-        self.facts = _facts(learn, self.worker, self.fields, limits)
+    def __init__(self, learn:TextLearner, limits:Limits, recording:Recording|None):
+        self.worker,self.limits = ModelWorker(learn, limits, explorer_tasks(learn, recording)),limits
+        self.fields,self.facts = explorer_fields(learn, limits),learner_facts(learn, limits, recording)
 
     async def health(self, request): return _json(self.facts | dict(waiting=len(self.worker.open)))
 
@@ -226,7 +205,7 @@ class _Service:
         work = self.worker.write(writing)
         try: texts = await _answered(request, asyncio.wrap_future(work), work, self.limits)
         except (ValueError, TypeError) as e: raise _refusal(e, self.fields['generate'], options) from e
-        return _json(dict(seed=writing.seed, texts=[_written(t) for t in texts]))
+        return _json(dict(seed=writing.seed, texts=[generated_json(t) for t in texts]))
 
     async def _stream(self, request, writing:Writing, asked:dict):
         "A stream of events; what the model refuses is answered as to a request without a stream."
@@ -263,6 +242,7 @@ def make_app(
     learn:TextLearner, # A language model, a classifier or a tagger; not to be used elsewhere while the app runs
     limits:Limits|None=None, # What is taken from a request; see `Limits` for what is taken by default
     hosts:set[str]|None=None, # Names by which the server may be asked; any by default
+    recording:Recording|None=None, # Of texts, for the contexts in which states were similar
 ) -> Any: # A Starlette app
     """Make the app that answers for a learner. Raises `ImportError` where the extra `serve` is not installed,
     `TypeError` for a learner that has no answers to texts."""
@@ -272,7 +252,7 @@ def make_app(
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect
     from starlette.routing import Route
-    service = _Service(learn, limits or Limits())
+    service = _Service(learn, limits or Limits(), recording)
     asks = {t: service.generate if t == 'generate' else partial(service.ask, t) for t in service.fields}
     routes = [*(Route(path, _static(*file)) for path,file in _FILES.items()), Route('/health', service.health),
               Route('/openapi.json', service.openapi), *(Route(f'/{t}', f, methods=['POST']) for t,f in asks.items())]
@@ -345,6 +325,7 @@ def serve(
     port:int=8000, # Port to listen at; 0 takes any that is free
     limits:Limits|None=None, # What is taken from a request; see `Limits` for what is taken by default
     allow:Iterable=(), # Classes and functions of others that the bundle may use, or their import paths
+    recording:str|Path|None=None, # A folder that `Recording.save` wrote, for the contexts in which states were similar
 ):
     """Answer over HTTP until interrupted. Raises `ImportError` where the extra `serve` is not installed, `OSError` for
     a port in use; and what `load_bundle` raises."""
@@ -352,7 +333,8 @@ def serve(
     import uvicorn
     with suppress(KeyboardInterrupt), _bind(host, port) as sock:
         hosts = _hosts(sock, host)
-        app = make_app(load_bundle(folder, allow), limits, hosts)
+        rec = None if recording is None else Recording.load(recording)
+        app = make_app(load_bundle(folder, allow), limits, hosts, rec)
         with closing(app.state.worker) as worker:
             at = f"[{host}]" if ':' in host else host
             config = uvicorn.Config(app, log_level='warning', access_log=False, server_header=False,

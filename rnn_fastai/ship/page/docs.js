@@ -9,7 +9,10 @@ function make(tag, text, ...children) {
 }
 function allowed(s) {
   const kind = [].concat(s.type).join(' or ');
-  if (s.items) return `${kind} of ${s.minItems} to ${s.maxItems} ${s.items.type}s`;
+  if (s.items) {
+    const fields = s.items.properties ? ` with ${Object.keys(s.items.properties).join(', ')}` : '';
+    return `${kind} of ${s.minItems} to ${s.maxItems} ${s.items.type}s${fields}`;
+  }
   const low = s.minimum ?? s.minLength, high = s.maximum ?? s.maxLength;
   return low === undefined ? kind : `${kind}, ${low} to ${high}${s.maxLength === undefined ? '' : ' characters'}`;
 }
