@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core import check_count
+from ..core import check_count, shows
 from ..devices import check_device
 from .conll import read_columns, read_conllu
 from .corpus import Corpus, Vocab
@@ -32,7 +32,7 @@ from .device import send
 from .documents import DocDataLoader, PaddedDataset, pad_rows
 from .lm import show_ids
 from .splits import check_training, column_splitter, random_splitter
-from .task import IGNORE, SeqTask
+from .task import IGNORE, LOADERS_ABOUT, SeqTask
 from .texts import check_column
 from .tokenize import CorpusTokenizer, WordTokenizer
 
@@ -267,6 +267,7 @@ class TagDataLoader(DocDataLoader):
         display_df(pd.DataFrame(rows, columns=['text', 'tags'][:len(b)]))
 
 # %% ../../nbs/160_data.tags.ipynb #58769eff
+@shows(LOADERS_ABOUT)
 class TagDataLoaders(DataLoaders):
     "Loaders of tagged sentences."
     @classmethod

@@ -343,6 +343,7 @@ class TextTokenizer(CorpusTokenizer):
     ) -> str: # A text
         "Tokens joined with `sep`, or as the `CorpusTokenizer` inside joins them."
         return self.tok.decode(toks) if isinstance(self.tok, CorpusTokenizer) else self.sep.join(toks)
+    def __repr__(self): return f"TextTokenizer({self.tok!r}, {len(self.rules) + len(self.post_rules)} rules)"
 
 # %% ../../nbs/125_data.tokenize.ipynb #b79d0e63
 def as_tokenizer(
