@@ -454,6 +454,25 @@ def test_the_share_of_unknown_tokens(models, run, tmp_path):
     assert f'known: loss {loss:.4f}, accuracy' in out
     assert 'unknown' not in run('eval', models/'lm', models/'a.csv')[1]
 
+def test_classifiers_and_taggers_are_scored_where_words_are_known_and_where_not(models, run, tmp_path):
+    "`zebra` is known to neither; the figures are those of their answers one by one, and so are those of each class."
+    from rnn_fastai.cli.jobs import load_task
+    texts,labels = ['good zebra', 'good one', 'zebra', 'awful day'],['pos', 'neg', 'neg', 'neg']
+    pd.DataFrame(dict(text=texts, label=labels)).to_csv(tmp_path/'a.csv', index=False)
+    learn = load_task(models/'classifier', '')[0]
+    right = [learn.predict(t)[0] == l for t,l in zip(texts, labels, strict=True)]
+    code,out,_ = run('eval', models/'classifier', tmp_path/'a.csv')
+    assert f'Accuracy: {(right[1] + right[3])/2:.4f} on texts without an unknown token (2), {(right[0] + right[2])/2:.4f} on texts with one (2).' in out
+    assert re.search(r'^pos +[0-9.]+ +[0-9.]+ +[0-9.]+ +1$', out, re.M) and re.search(r'^neg +.* 3$', out, re.M)
+    (tmp_path/'t.tsv').write_text('The\tDET\nzebra\tNOUN\n\nGo\tVERB\n\n')
+    learn = load_task(models/'tagger', '')[0]
+    (_,the),(_,zebra) = learn.predict(['The', 'zebra'])
+    (_,go), = learn.predict(['Go'])
+    code,out,_ = run('eval', models/'tagger', tmp_path/'t.tsv')
+    assert f"Accuracy: {((the == 'DET') + (go == 'VERB'))/2:.4f} on known words (2), {float(zebra == 'NOUN'):.4f} on unknown words (1)." in out
+    assert re.search(r'^NOUN +.* 1$', out, re.M) and out.startswith('2 rows: loss ')
+    assert 'unknown' not in run('eval', models/'tagger', models/'t.tsv')[1]
+
 def test_columns_and_rows_are_named_as_in_the_file(run, tmp_path):
     def said(name, text, *args):
         (tmp_path/name).write_text(text)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'run_demo', 'run_honest', 'use_device', 'allowed_paths', 'load_allowed', 'load_task', 'build_learner',
-           'make_tokenizer', 'task_loaders', 'check_drop', 'scores_of', 'KnownTokens', 'unknown_note', 'fit_or_resume',
-           'size_note', 'train_model', 'score_model', 'print_scores', 'input_lines', 'one_line', 'answer_texts',
-           'typed_lines', 'continue_prompts']
+           'make_tokenizer', 'task_loaders', 'check_drop', 'scores_of', 'KnownTokens', 'unknown_note', 'KnownAnswers',
+           'fit_or_resume', 'size_note', 'train_model', 'score_model', 'print_scores', 'input_lines', 'one_line',
+           'answer_texts', 'typed_lines', 'continue_prompts']
 
 # %% ../../nbs/758_cli.jobs.ipynb #d5c11f19
 import inspect
@@ -62,16 +62,17 @@ from ..data.sets import human_numbers_100
 from ..data.splits import random_splitter
 from ..data.subwords import ByteLevelTokenizer, CharTokenizer
 from ..data.tags import TagDataLoaders
+from ..data.task import IGNORE
 from ..data.tokenize import TextTokenizer, WordTokenizer
 from ..devices import check_device
 from ..generate.beam import Beam
 from ..generate.sampling import Sampling
 from ..generate.texts import Generated
 from ..learner.checkpoint import Checkpoint, last_checkpoint, list_checkpoints
-from ..learner.classifier import ClassifierLearner, text_classifier_learner
+from ..learner.classifier import text_classifier_learner
 from ..learner.lm import LMLearner, language_model_learner
 from ..learner.snapshot import differences
-from ..learner.tagger import tagger_learner
+from ..learner.tagger import TaggerLearner, best_tags, tagger_learner
 from ..learner.text import SafeLearner, TextLearner
 from ..learner.ulmfit import ANSWER_METRICS, new_classifier
 from ..models.awd import archs
@@ -279,17 +280,56 @@ class KnownTokens(Metric):
         "All figures; none where there was no known token."
         return dict(loss=self.value, accuracy=self.right/self.n, perplexity=math.exp(self.value)) if self.n else {}
 
+    def note(self,
+        learn:TextLearner, # The learner
+    ) -> str: # A sentence; empty where there was no known token
+        "The figures in words."
+        return f" Where the next token is known: {_figures(self.scores())}." if self.n else ''
+
 def unknown_note(
-    learn:TextLearner, # A learner
     dl:Any, # A loader of texts or sentences
-    known:dict, # Figures where only tokens count that the model knows; none where there are none
+    rest:str='', # How the model does on the others
 ) -> str: # A line; empty where the model knows all tokens
-    "Tell how many tokens a model does not know, and how it does on the others."
+    "Tell how many tokens a model does not know."
     ids = dl.dataset.corpus.ids
     n = int((ids == 0).sum())
-    if not n: return ''
-    rest = f" Where the next token is known: {_figures(known)}." if known else ''
-    return f"Of {len(ids):,} tokens, {n/len(ids):.1%} are unknown to the model, and read as xxunk.{rest}\n"
+    return f"Of {len(ids):,} tokens, {n/len(ids):.1%} are unknown to the model, and read as xxunk.{rest}\n" if n else ''
+
+# %% ../../nbs/758_cli.jobs.ipynb #02a44982
+class KnownAnswers(Metric):
+    "How often a classifier is right about texts with and without an unknown token, a tagger about words of each kind."
+    def reset(self):
+        "Begin again."
+        self.n,self.right = [0, 0],[0., 0.]   # known, unknown
+
+    def accumulate(self,
+        learn:TextLearner, # A learner that has read a batch
+    ):
+        "Count a batch."
+        y,unknown = learn.y,learn.xb[0] == 0   # the id of unknown tokens
+        if isinstance(learn, TaggerLearner):
+            real = y != IGNORE
+            right,unknown = (best_tags(learn.loss_func, learn.pred, real) == y)[real],unknown[real]
+        else:
+            guess,unknown = learn.loss_func.decodes(learn.loss_func.activation(learn.pred)),unknown.any(1)
+            right = (guess == y).float().flatten(1).mean(1) if y.ndim > 1 else guess == y   # several labels, or one
+        for i,which in enumerate((~unknown, unknown)):
+            self.n[i] += int(which.sum())
+            self.right[i] += float(right[which].sum())
+
+    @property
+    def value(self) -> float:
+        "The share of right answers about what is known."
+        return self.right[0]/self.n[0] if self.n[0] else math.nan
+
+    def note(self,
+        learn:TextLearner, # The learner
+    ) -> str: # A sentence; empty where nothing is unknown
+        "The figures in words."
+        kinds = ('known words', 'unknown words') if isinstance(learn, TaggerLearner) else \
+            ('texts without an unknown token', 'texts with one')
+        parts = [f"{r/n:.4f} on {kind} ({n:,})" for n,r,kind in zip(self.n, self.right, kinds, strict=True) if n]
+        return f" Accuracy: {', '.join(parts)}." if self.n[1] else ''
 
 # %% ../../nbs/758_cli.jobs.ipynb #939e8442
 def _check_resume(fit:partial, folder:Path, resume:bool):
@@ -437,13 +477,13 @@ def print_scores(
     n:int, # How many rows
 ):
     "Print the figures over a loader, those of each class, and how many tokens are unknown."
-    counted = KnownTokens()
-    if isinstance(learn, LMLearner): learn.metrics = [*learn.metrics, counted]
-    scores = {k: v for k,v in scores_of(learn, dl).items() if k != counted.name}
-    print(f"{n:,} rows: {_figures(scores)}.")
-    print(unknown_note(learn, dl, counted.scores() if isinstance(learn, LMLearner) else {}), end='')
-    if isinstance(learn, ClassifierLearner) and answer_kind(learn.loss_func) != 'values':
-        print(learn.class_report(dl=dl).to_string(float_format='%.4f'))
+    writes,values = isinstance(learn, LMLearner),answer_kind(learn.loss_func) == 'values'
+    counted = None if values else KnownTokens() if writes else KnownAnswers()
+    if counted is not None: learn.metrics = [*learn.metrics, counted]
+    scores = {k: v for k,v in scores_of(learn, dl).items() if counted is None or k != counted.name}
+    print(f"{n:,} row{'s'*(n != 1)}: {_figures(scores)}.")
+    print(unknown_note(dl, '' if counted is None else counted.note(learn)), end='')
+    if not (writes or values): print(learn.class_report(dl=dl).to_string(float_format='%.4f'))
 
 # %% ../../nbs/758_cli.jobs.ipynb #730c3bc6
 def input_lines(
