@@ -65,7 +65,6 @@ from ..data.tags import TagDataLoaders
 from ..data.task import IGNORE
 from ..data.tokenize import TextTokenizer, WordTokenizer
 from ..devices import check_device
-from ..generate.beam import Beam
 from ..generate.sampling import Sampling
 from ..generate.texts import Generated
 from ..learner.checkpoint import Checkpoint, last_checkpoint, list_checkpoints
@@ -99,14 +98,18 @@ class EpochLines(Callback):
         "Put the logger back."
         self.learn.logger = self.old_logger
 
+class NoLines(EpochLines):
+    "Print no figures while training."
+    def _line(self, values:list): pass
+
 @contextmanager
 def plain_output(
     quiet:bool=False, # Print nothing at all
 ):
     "Let learners that are made in this block print lines instead of bars, where output is not a terminal."
     was = defaults.callbacks
-    if quiet: defaults.callbacks = [c for c in was if c is not ProgressCallback]
-    elif not can_draw(): defaults.callbacks = [EpochLines if c is ProgressCallback else c for c in was]
+    shown = NoLines if quiet else ProgressCallback if can_draw() else EpochLines
+    defaults.callbacks = [shown if c is ProgressCallback else c for c in was]
     try: yield
     finally: defaults.callbacks = was
 
@@ -117,15 +120,16 @@ def in_ranks(
     return learn.distrib_ctx() if num_distrib() > 1 else nullcontext()
 
 # %% ../../nbs/758_cli.jobs.ipynb #76ed7efc
-@plain_output()
 def run_demo(
     seed:int, # Seed of the split, the weights and the batches
     out:Path, # Folder for the picture and the models
+    quiet:bool=False, # Print the texts and figures of the model alone
 ):
     "The demo: train, continue two prompts and draw."
-    print(f"2,000 rows counting from one to one hundred. AWD_LSTM {DEMO_CONFIG}, {DEMO}, no pretrained weights.")
+    what = f"2,000 rows counting from one to one hundred. AWD_LSTM {DEMO_CONFIG}, {DEMO}, no pretrained weights."
+    if not quiet: print(what)
     df = human_numbers_100()
-    learn,took = train_demo(df, seed, out)
+    with plain_output(quiet): learn,took = train_demo(df, seed, out)
     for prompt in PROMPTS:
         text = learn.predict(prompt, n_words=50, temperature=0, no_bar=True)
         print(f"\n{prompt!r} goes on:\n{text}\n{'exact' if is_exact(text, df.text[0]) else 'NOT exact'}")
@@ -134,14 +138,15 @@ def run_demo(
     print(f"Losses drawn in {save_picture(learn, out/'demo_losses.png')}. The model is in "
           f"{learn.save_bundle(out/'demo')}.")
 
-@plain_output()
 def run_honest(
     seed:int, # Seed of the cuts, the weights and the batches
     out:Path, # Folder for the picture and the models
+    quiet:bool=False, # Print the figures of the model alone
 ):
     "The honest split: train, score and draw."
-    print(f"First 1 to 999, then 1 to 7,999; 8,001 to 9,999 held out. AWD_LSTM {HONEST_CONFIG}, {HONEST}, {STAGES}.")
-    learn,took = train_honest(seed, out)
+    what = f"First 1 to 999, then 1 to 7,999; 8,001 to 9,999 held out. AWD_LSTM {HONEST_CONFIG}, {HONEST}, {STAGES}."
+    if not quiet: print(what)
+    with plain_output(quiet): learn,took = train_honest(seed, out)
     s = stream_scores(learn)
     print(f"\nOn 8,001 to 9,999 ({s['tokens']:,} tokens): accuracy {s['accuracy']:.4f}, "
           f"perplexity {s['perplexity']:.3f}. Trained in {took:.0f} s on {torch.get_num_threads()} CPU threads.")
@@ -424,7 +429,7 @@ def train_model(
         learn = _new_learner(task, df, lm, arch, sizes, drop, bs, seed, out, tok)
         if not quiet: print(size_note(learn, sizes), end='')
         fit = _fit_of(learn, task, epochs, lr, lm, checkpoints)
-        with in_ranks(learn), learn.no_logging() if quiet else nullcontext():
+        with in_ranks(learn):
             fit_or_resume(learn, fit, checkpoints, resume)
             took,scores = time.perf_counter() - start,scores_of(learn)
     learn.notes = dict(notes or {}, rows=len(df), epochs=epochs, lr=fit.args[1], bs=bs, drop=drop, seed=seed)
@@ -455,6 +460,7 @@ def score_model(
     label:str|None=None, # Column of labels; that of the training by default
     encoding:str|None=None, # Of a CSV file; UTF-8 by default
     allow:str='', # As `load_allowed` takes it
+    quiet:bool=False, # Print one line of figures alone
 ):
     "Print the figures of a model on data."
     learn,task = load_task(model, allow)
@@ -465,16 +471,18 @@ def score_model(
     known = 'data' in notes and notes.get('sha256', notes['data']) == this.get('sha256', this['data'])
     rows = read_data(task, data, text, label, cols.get('valid') if known else None, encoding)
     df = _held_out(rows, notes, known)
-    if known: print(f"The model was trained on {data}: of its {len(rows):,} rows, the {len(df):,} held out are scored.")
+    what = f"The model was trained on {data}: of its {len(rows):,} rows, the {len(df):,} held out are scored."
+    if known and not quiet: print(what)
     if task == 'classifier': _check_labels(learn, df.label, label)
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
     else: dl = learn.dls.test_dl(df, with_labels=True)
-    print_scores(learn, dl, len(df))
+    print_scores(learn, dl, len(df), quiet)
 
 def print_scores(
     learn:TextLearner, # A learner
     dl:Any, # A loader of rows with answers
     n:int, # How many rows
+    quiet:bool=False, # Print one line alone
 ):
     "Print the figures over a loader, those of each class, and how many tokens are unknown."
     writes,values = isinstance(learn, LMLearner),answer_kind(learn.loss_func) == 'values'
@@ -482,6 +490,7 @@ def print_scores(
     if counted is not None: learn.metrics = [*learn.metrics, counted]
     scores = {k: v for k,v in scores_of(learn, dl).items() if counted is None or k != counted.name}
     print(f"{n:,} row{'s'*(n != 1)}: {_figures(scores)}.")
+    if quiet: return
     print(unknown_note(dl, '' if counted is None else counted.note(learn)), end='')
     if not (writes or values): print(learn.class_report(dl=dl).to_string(float_format='%.4f'))
 
@@ -514,7 +523,7 @@ def _answer(learn:TextLearner, task:str, text:str, **options) -> str:
 
 def answer_texts(
     model:str, # Folder of a trained model
-    texts:tuple, # Texts; lines from the standard input if there are none
+    texts:tuple, # Texts; lines of the standard input, or what is typed at a terminal, if there are none
     n_words:int=20, # Words that a language model goes on by
     temperature:float=Sampling.temperature, # 0 always takes the likeliest word
     seed:int|None=None, # Seed of what is drawn
@@ -528,7 +537,7 @@ def answer_texts(
     options['int8'] = int8
     if seed is not None: set_seed(seed)
     failed = 0
-    for i,text in enumerate(texts or input_lines(), 1):
+    for i,text in enumerate(texts or (typed_lines() if sys.stdin.isatty() else input_lines()), 1):
         try: print(_answer(learn, task, text, **options), flush=True)
         except ValueError as e:
             failed += 1
@@ -583,7 +592,7 @@ def _load_writer(model:str, allow:str) -> LMLearner:
 
 def _check_beam(beam:int, n:int, drawing:dict):
     "Raise `ValueError` for a width out of range, and for options that are for drawing alone."
-    Beam(check_count('beam', beam), n)
+    if n > check_count('beam', beam): raise ValueError(f"n={n} texts are more than beam={beam} finds.")
     for name,value in drawing.items():
         if value != getattr(Sampling, name, ()):   # `stop` is empty by default, the others are those of `Sampling`
             raise ValueError(f"beam={beam} searches the likeliest text, and {name}={value!r} is for texts that are "
