@@ -499,6 +499,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rnn_fastai.cli.jobs.score_model': ('cli.jobs.html#score_model', 'rnn_fastai/cli/jobs.py'),
                                      'rnn_fastai.cli.jobs.scores_of': ('cli.jobs.html#scores_of', 'rnn_fastai/cli/jobs.py'),
                                      'rnn_fastai.cli.jobs.size_note': ('cli.jobs.html#size_note', 'rnn_fastai/cli/jobs.py'),
+                                     'rnn_fastai.cli.jobs.steps_note': ('cli.jobs.html#steps_note', 'rnn_fastai/cli/jobs.py'),
                                      'rnn_fastai.cli.jobs.task_loaders': ('cli.jobs.html#task_loaders', 'rnn_fastai/cli/jobs.py'),
                                      'rnn_fastai.cli.jobs.train_model': ('cli.jobs.html#train_model', 'rnn_fastai/cli/jobs.py'),
                                      'rnn_fastai.cli.jobs.typed_lines': ('cli.jobs.html#typed_lines', 'rnn_fastai/cli/jobs.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'run_demo', 'run_honest', 'use_device', 'allowed_paths', 'load_allowed', 'load_task', 'build_learner',
            'make_tokenizer', 'task_loaders', 'check_drop', 'scores_of', 'KnownTokens', 'unknown_note', 'KnownAnswers',
-           'fit_or_resume', 'size_note', 'train_model', 'score_model', 'print_scores', 'input_lines', 'one_line',
-           'answer_texts', 'typed_lines', 'continue_prompts']
+           'fit_or_resume', 'size_note', 'steps_note', 'train_model', 'score_model', 'print_scores', 'input_lines',
+           'one_line', 'answer_texts', 'typed_lines', 'continue_prompts']
 
 # %% ../../nbs/758_cli.jobs.ipynb #d5c11f19
 import inspect
@@ -392,6 +392,21 @@ def size_note(
     return (f"The model has {n/1e6:.0f} million parameters, and the training texts {n_toks:,} tokens: it is too large, "
             f"and slow. One that fits: --emb-sz {fits[0]} --n-hid {fits[1]} --n-layers 2\n")
 
+# %% ../../nbs/758_cli.jobs.ipynb #89dedeeb
+_FEW = 50   # steps, after which a model of random weights has hardly begun to learn
+
+def steps_note(
+    learn:TextLearner, # A learner of random weights
+    epochs:int, # Epochs of its training
+    bs:int, # Rows of a batch
+) -> str: # A line; empty where there are steps enough
+    "Tell of a training that is too short to learn from, with what makes it longer."
+    n = len(learn.dls.train)
+    if n*epochs >= _FEW: return ''
+    tries = [f"--bs {max(bs//8, 1)}"]*(bs > 1) + [f"--epochs {-(-2*_FEW//max(n, 1))}"]
+    return (f"The training has {n*epochs} step{'s'*(n*epochs > 1)}, of a batch each, and the model will learn little: "
+            f"try {' or '.join(tries)}.\n")
+
 # %% ../../nbs/758_cli.jobs.ipynb #2c9102c0
 def _new_learner(task:str, df:pd.DataFrame, lm:LMLearner|None, arch:str, sizes:dict, drop:float, bs:int, seed:int,
                  out:str, tok:Any) -> TextLearner:
@@ -427,7 +442,9 @@ def train_model(
     start,checkpoints = time.perf_counter(),Path(out)/'checkpoints'
     with plain_output(quiet):
         learn = _new_learner(task, df, lm, arch, sizes, drop, bs, seed, out, tok)
-        if not quiet: print(size_note(learn, sizes), end='')
+        if not quiet:
+            print(size_note(learn, sizes), end='', flush=True)
+            print(steps_note(learn, epochs, bs) if lm is None else '', end='', file=sys.stderr)
         fit = _fit_of(learn, task, epochs, lr, lm, checkpoints)
         with in_ranks(learn):
             fit_or_resume(learn, fit, checkpoints, resume)
