@@ -193,16 +193,16 @@ def _read_file(task:str, file:Path, text:str, label:str, valid:str|None, encodin
         if task != 'tagger': raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
         return read_conllu(file, ('upos',)).rename(columns={'upos': 'tags'})
     if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file)
-    texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else {'--text': text}
-    needed = {k: v for k,v in {'--label': label if task == 'classifier' else None, '--valid': valid}.items() if v}
+    texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else dict(text=text)
+    needed = {k: v for k,v in dict(label=label if task == 'classifier' else None, valid=valid).items() if v}
     df = _frame(file, texts, needed, encoding)
     if len(df) == 0: raise ValueError(f"{file} has no rows.")
     df.index += 1 if '.parquet' in file.suffixes else 2   # as a spreadsheet counts: names are in row 1
     cols = {k: df[check_column(df, v, k)] for k,v in {**texts, **needed}.items()}
     for col in cols.values(): _check_filled(col)
     for k in texts: cols[k] = _words(cols[k]) if task == 'tagger' else check_texts(cols[k])
-    if valid: _check_held(cols['--valid'])
-    return pd.DataFrame({k.removeprefix('--'): v for k,v in cols.items()}).rename(columns={'valid': 'held_out'})
+    if valid: _check_held(cols['valid'])
+    return pd.DataFrame(cols).rename(columns={'valid': 'held_out'})
 
 def read_data(
     task:str, # 'lm', 'classifier' or 'tagger'
@@ -219,7 +219,8 @@ def read_data(
     except (ValueError, TypeError) as e:
         said = str(e) if str(file) in str(e) else f"{file}: {e}"
         said = said.replace('Convert them, e.g. with `df.astype(str)`.', 'Write them as texts.')
-        if 'is not valid UTF-8' in said: said += " Or name its encoding: --encoding, encoding=."
+        said = said.replace('is not a column of the frame', 'is not a column of the file')
+        if 'is not valid UTF-8' in said: said += " Or name its encoding, such as encoding='cp949'."
         raise ValueError(said) from e
 
 # %% ../nbs/750_recipes.ipynb #63d6cba1

@@ -370,7 +370,7 @@ def test_a_model_is_pushed_with_the_card_of_its_folder(hub, models, run, tmp_pat
     assert 'Trained on' in text and hub.repos['me/days'].private
     assert from_hub('me/days').last_scores == from_hub('me/days').last_scores != {}
     code,out,err = run('push', folder, 'me/days/x')
-    assert code.startswith("rnn_fastai push: repo='me/days/x' is no name of a repository.")
+    assert code.startswith("rnn_fastai push: repo 'me/days/x' is no name of a repository.")
     (folder/'README.md').write_bytes(b'\xff')
     assert 'README.md is not UTF-8' in run('push', folder, 'me/days')[0]
 
@@ -397,12 +397,57 @@ def test_a_place_that_takes_no_model_is_refused_before_the_training(models, run,
     assert 'new may not be written to. Name another' in code and not (models/'new').exists()
 
 @pytest.mark.parametrize('args,said', [
-    (('--lr', '-3'), 'lr=-3.0 must be a rate above 0 and at most 10'), (('--lr', '1000'), 'lr=1000.0 must be a rate'),
-    (('--lr', 'nan'), 'lr=nan must be a rate'), (('--epochs', '0'), 'epochs=0 must be a whole number of at least 1'),
-    (('--drop', '7'), 'drop=7.0 must be at least 0 and below 4: it multiplies dropouts of AWD_LSTM')], ids=str)
+    (('--lr', '-3'), '--lr -3 must be a rate above 0 and at most 10'), (('--lr', '1000'), '--lr 1000 must be a rate'),
+    (('--lr', 'nan'), '--lr nan must be a rate'), (('--epochs', '0'), '--epochs 0 must be a whole number of at least 1'),
+    (('--drop', '7'), '--drop 7 must be at least 0 and below 4: it multiplies dropouts of AWD_LSTM')], ids=str)
 def test_numbers_out_of_range_are_refused_before_the_training(models, run, tmp_path, args, said):
     code,_,_ = run('train', 'lm', models/'a.csv', '--out', tmp_path/'m', *SMALL, *args)
     assert said in code and not (tmp_path/'m').exists()
+
+NUMBERS = [(name, k.replace('_', '-'), '-1' if p.annotation is int else 'nan') for name in COMMANDS
+           for k,p in inspect.signature(inspect.unwrap(commands.get(name))).parameters.items() if p.annotation in (int, float)]
+
+@pytest.mark.parametrize('name,option,value', NUMBERS, ids=str)
+@pytest.mark.parametrize('task', ['lm', 'tagger'])
+def test_every_number_out_of_range_is_named_as_it_was_typed(models, run, tmp_path, task, name, option, value):
+    "In one line, with what it must be, and before anything is trained or written."
+    data = models/('t.tsv' if task == 'tagger' else 'a.csv')
+    args = dict(train=(task, data, '--out', tmp_path/'m'), demo=('--out', tmp_path/'m'), eval=(models/task, data), predict=(models/task, 'good'),
+                generate=(models/'lm', 'good'), serve=(models/task,))[name]
+    code,out,_ = run(name, *args, f'--{option}', value)
+    if task == 'tagger' and name == 'predict' and option != 'seed' and not isinstance(code, str): return   # it writes nothing
+    assert code.startswith(f'rnn_fastai {name}: --{option} {value} must be ') and code.endswith('.') and '\n' not in code and 'None' not in code
+    assert out == '' and not (tmp_path/'m').exists()
+
+@pytest.mark.parametrize('name,option,value', NUMBERS, ids=str)
+def test_what_is_no_number_is_refused_by_the_option_it_stands_for(run, name, option, value):
+    code,_,err = run(name, f'--{option}', 'x')
+    assert code == 2 and re.search(rf"argument --{option}: invalid (int|float) value: 'x'$", err.strip())
+
+def test_options_that_exclude_each_other_are_named_as_typed(models, run):
+    assert run('generate', models/'lm', 'good', '--beam', '2', '--n', '3')[0] == 'rnn_fastai generate: --n 3 texts are more than --beam 2 finds.'
+    code,_,_ = run('generate', models/'lm', 'good', '--beam', '2', '--top-k', '3')
+    assert code == 'rnn_fastai generate: --beam 2 searches the likeliest text, and --top-k 3 is for texts that are drawn; leave one out.'
+
+def test_a_warning_is_one_line(models):
+    "As a shell shows it: the command, and what is odd; not a line of the source."
+    done = subprocess.run([sys.executable, '-m', 'rnn_fastai', 'predict', str(models/'lm'), 'zebra', '--n-words', '2'], capture_output=True, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(rnn_fastai.__file__).parents[1])})
+    assert done.returncode == 0 and re.fullmatch(r"rnn_fastai predict: The prompt 'zebra' holds no word that the model knows\. .*\n", done.stderr)
+
+def test_quiet_leaves_the_figures_alone(models, run, tmp_path, monkeypatch):
+    "Without progress, notes and tables; the figures are those of the loud command."
+    pd.DataFrame(dict(text=['good zebra', 'bad two'], label=['pos', 'neg'])).to_csv(tmp_path/'a.csv', index=False)
+    for task,data in (('lm', tmp_path/'a.csv'), ('classifier', tmp_path/'a.csv'), ('tagger', models/'t.tsv')):
+        loud,(_,quiet,err) = run('eval', models/task, data)[1].splitlines(),run('eval', models/task, data, '--quiet')
+        assert quiet.splitlines() == [l for l in loud if re.match('[0-9]+ rows?: ', l)] and len(loud) > 1 and err == ''
+    from rnn_fastai import recipes
+    from rnn_fastai.cli import jobs
+    monkeypatch.setitem(recipes.DEMO, 'epochs', 1)
+    monkeypatch.setattr(jobs, 'human_numbers_100', partial(jobs.human_numbers_100, 40))
+    code,out,_ = run('demo', '--quiet', '--out', tmp_path/'demo')
+    assert code is None and 'epoch' not in out and '2,000 rows' not in out and out.count('goes on:') == 2 and (tmp_path/'demo'/'demo'/'config.json').exists()
+    assert 'epoch' in run('demo', '--out', tmp_path/'demo')[1]
 
 def test_a_model_is_replaced_only_where_that_is_asked_for(models, run, tmp_path):
     args = 'train', 'lm', models/'a.csv', '--out', tmp_path/'m', *SMALL, '--epochs', '1'
@@ -454,13 +499,32 @@ def test_the_share_of_unknown_tokens(models, run, tmp_path):
     assert f'known: loss {loss:.4f}, accuracy' in out
     assert 'unknown' not in run('eval', models/'lm', models/'a.csv')[1]
 
+def test_classifiers_and_taggers_are_scored_where_words_are_known_and_where_not(models, run, tmp_path):
+    "`zebra` is known to neither; the figures are those of their answers one by one, and so are those of each class."
+    from rnn_fastai.cli.jobs import load_task
+    texts,labels = ['good zebra', 'good one', 'zebra', 'awful day'],['pos', 'neg', 'neg', 'neg']
+    pd.DataFrame(dict(text=texts, label=labels)).to_csv(tmp_path/'a.csv', index=False)
+    learn = load_task(models/'classifier', '')[0]
+    right = [learn.predict(t)[0] == l for t,l in zip(texts, labels, strict=True)]
+    code,out,_ = run('eval', models/'classifier', tmp_path/'a.csv')
+    assert f'Accuracy: {(right[1] + right[3])/2:.4f} on texts without an unknown token (2), {(right[0] + right[2])/2:.4f} on texts with one (2).' in out
+    assert re.search(r'^pos +[0-9.]+ +[0-9.]+ +[0-9.]+ +1$', out, re.M) and re.search(r'^neg +.* 3$', out, re.M)
+    (tmp_path/'t.tsv').write_text('The\tDET\nzebra\tNOUN\n\nGo\tVERB\n\n')
+    learn = load_task(models/'tagger', '')[0]
+    (_,the),(_,zebra) = learn.predict(['The', 'zebra'])
+    (_,go), = learn.predict(['Go'])
+    code,out,_ = run('eval', models/'tagger', tmp_path/'t.tsv')
+    assert f"Accuracy: {((the == 'DET') + (go == 'VERB'))/2:.4f} on known words (2), {float(zebra == 'NOUN'):.4f} on unknown words (1)." in out
+    assert re.search(r'^NOUN +.* 1$', out, re.M) and out.startswith('2 rows: loss ')
+    assert 'unknown' not in run('eval', models/'tagger', models/'t.tsv')[1]
+
 def test_columns_and_rows_are_named_as_in_the_file(run, tmp_path):
     def said(name, text, *args):
         (tmp_path/name).write_text(text)
         return run('train', 'classifier', tmp_path/name, '--out', tmp_path/'m', *args)[0]
     body = 'My text,My label,Held?\n' + 'a b,x,0\nb c,y,1\n'*10
     cols = '--text', 'My text', '--label', 'My label', '--valid', 'Held?'
-    assert "--text='text' is not a column" in said('a.csv', body)
+    assert "--text 'text' is not a column of the file" in said('a.csv', body)
     assert "Column 'My label' has 1 empty fields, the first in row 22. Fill them, or remove these rows." in said('a.csv', body + 'c,,0\n', *cols)
     assert "Column 'Held?' must be true or false in every row; row 22 holds 'maybe'." in said('a.csv', body + 'c,x,maybe\n', *cols)
     assert "Column 'Held?' is 0 in every row" in said('a.csv', body.replace(',1\n', ',0\n'), *cols)
@@ -494,6 +558,13 @@ def test_a_model_that_is_too_large_is_told():
     net.dls.train_ds.lens *= 100
     assert size_note(net, {}) == ''
 
+def test_a_training_of_few_steps_is_told(models, run, tmp_path):
+    "On the standard error, with what makes it longer; where it is long enough, or quiet, nothing is said."
+    args = 'train', 'classifier', models/'a.csv', '--out', tmp_path/'m', '--overwrite', '--emb-sz', '4', '--n-hid', '4', '--bs', '16'
+    said = 'The training has 2 steps, of a batch each, and the model will learn little: try --bs 2 or --epochs 100.\n'   # 18 rows
+    assert run(*args, '--epochs', '2')[2] == said
+    assert run(*args, '--epochs', '2', '--quiet')[2] == '' == run(*args, '--epochs', '50')[2]
+
 def test_arrow_keys_at_the_prompt(models):
     "At a pseudo-terminal, the arrow up brings the line before back: it is answered twice."
     pexpect = pytest.importorskip('ptyprocess')
@@ -518,7 +589,7 @@ def test_files_in_another_encoding(run, tmp_path, monkeypatch):
     code,out,_ = run('train', 'lm', 'k.csv', '--out', 'm', *SMALL, '--epochs', '1', '--encoding', 'cp949')
     assert code is None and 'The model is in m' in out
     assert run('eval', 'm', 'k.csv', '--encoding', 'cp949')[0] is None
-    assert "encoding='cp99' is not known" in run('eval', 'm', 'k.csv', '--encoding', 'cp99')[0]
+    assert "--encoding cp99 is not known" in run('eval', 'm', 'k.csv', '--encoding', 'cp99')[0]
 
 OWN_CELL = '''
 import torch
@@ -545,7 +616,7 @@ def test_models_of_classes_of_ones_own(run, tmp_path, monkeypatch):
         assert code is None and out, code
         del sys.modules['own_cell']
         sys.path.remove(str(tmp_path))
-    assert "allow='own_cell.Fast' cannot be imported" in run('predict', 'm', 'a', '--allow', 'own_cell.Fast')[0]
+    assert "--allow own_cell.Fast cannot be imported" in run('predict', 'm', 'a', '--allow', 'own_cell.Fast')[0]
 
 # ---- A training that is cut
 
@@ -587,9 +658,9 @@ def test_a_device_that_is_not_there(run, tmp_path, monkeypatch):
     for args in (('train', 'classifier', file, '--out', tmp_path/'m'), ('eval', tmp_path, file), ('predict', tmp_path, 'a'),
                  ('generate', tmp_path, 'a'), ('serve', tmp_path)):
         code,out,_ = run(*args, '--device', 'cuda')
-        assert (code, out) == (f"rnn_fastai {args[0]}: device='cuda' is not there. This machine has cpu.", '')
+        assert (code, out) == (f"rnn_fastai {args[0]}: --device cuda is not there. This machine has cpu.", '')
     assert not (tmp_path/'m').exists()
-    assert "device='gpu' is not known. This machine has cpu" in run('predict', tmp_path, 'a', '--device', 'gpu')[0]
+    assert "--device gpu is not known. This machine has cpu" in run('predict', tmp_path, 'a', '--device', 'gpu')[0]
 
 def test_a_device_that_is_there(run, tmp_path, monkeypatch):
     monkeypatch.setattr(defaults, 'use_cuda', None)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'run_demo', 'run_honest', 'use_device', 'allowed_paths', 'load_allowed', 'load_task', 'build_learner',
-           'make_tokenizer', 'task_loaders', 'check_drop', 'scores_of', 'KnownTokens', 'unknown_note', 'fit_or_resume',
-           'size_note', 'train_model', 'score_model', 'print_scores', 'input_lines', 'one_line', 'answer_texts',
-           'typed_lines', 'continue_prompts']
+           'make_tokenizer', 'task_loaders', 'check_drop', 'scores_of', 'KnownTokens', 'unknown_note', 'KnownAnswers',
+           'fit_or_resume', 'size_note', 'steps_note', 'train_model', 'score_model', 'print_scores', 'input_lines',
+           'one_line', 'answer_texts', 'typed_lines', 'continue_prompts']
 
 # %% ../../nbs/758_cli.jobs.ipynb #d5c11f19
 import inspect
@@ -62,16 +62,16 @@ from ..data.sets import human_numbers_100
 from ..data.splits import random_splitter
 from ..data.subwords import ByteLevelTokenizer, CharTokenizer
 from ..data.tags import TagDataLoaders
+from ..data.task import IGNORE
 from ..data.tokenize import TextTokenizer, WordTokenizer
 from ..devices import check_device
-from ..generate.beam import Beam
 from ..generate.sampling import Sampling
 from ..generate.texts import Generated
 from ..learner.checkpoint import Checkpoint, last_checkpoint, list_checkpoints
-from ..learner.classifier import ClassifierLearner, text_classifier_learner
+from ..learner.classifier import text_classifier_learner
 from ..learner.lm import LMLearner, language_model_learner
 from ..learner.snapshot import differences
-from ..learner.tagger import tagger_learner
+from ..learner.tagger import TaggerLearner, best_tags, tagger_learner
 from ..learner.text import SafeLearner, TextLearner
 from ..learner.ulmfit import ANSWER_METRICS, new_classifier
 from ..models.awd import archs
@@ -98,14 +98,18 @@ class EpochLines(Callback):
         "Put the logger back."
         self.learn.logger = self.old_logger
 
+class NoLines(EpochLines):
+    "Print no figures while training."
+    def _line(self, values:list): pass
+
 @contextmanager
 def plain_output(
     quiet:bool=False, # Print nothing at all
 ):
     "Let learners that are made in this block print lines instead of bars, where output is not a terminal."
     was = defaults.callbacks
-    if quiet: defaults.callbacks = [c for c in was if c is not ProgressCallback]
-    elif not can_draw(): defaults.callbacks = [EpochLines if c is ProgressCallback else c for c in was]
+    shown = NoLines if quiet else ProgressCallback if can_draw() else EpochLines
+    defaults.callbacks = [shown if c is ProgressCallback else c for c in was]
     try: yield
     finally: defaults.callbacks = was
 
@@ -116,15 +120,16 @@ def in_ranks(
     return learn.distrib_ctx() if num_distrib() > 1 else nullcontext()
 
 # %% ../../nbs/758_cli.jobs.ipynb #76ed7efc
-@plain_output()
 def run_demo(
     seed:int, # Seed of the split, the weights and the batches
     out:Path, # Folder for the picture and the models
+    quiet:bool=False, # Print the texts and figures of the model alone
 ):
     "The demo: train, continue two prompts and draw."
-    print(f"2,000 rows counting from one to one hundred. AWD_LSTM {DEMO_CONFIG}, {DEMO}, no pretrained weights.")
+    what = f"2,000 rows counting from one to one hundred. AWD_LSTM {DEMO_CONFIG}, {DEMO}, no pretrained weights."
+    if not quiet: print(what)
     df = human_numbers_100()
-    learn,took = train_demo(df, seed, out)
+    with plain_output(quiet): learn,took = train_demo(df, seed, out)
     for prompt in PROMPTS:
         text = learn.predict(prompt, n_words=50, temperature=0, no_bar=True)
         print(f"\n{prompt!r} goes on:\n{text}\n{'exact' if is_exact(text, df.text[0]) else 'NOT exact'}")
@@ -133,14 +138,15 @@ def run_demo(
     print(f"Losses drawn in {save_picture(learn, out/'demo_losses.png')}. The model is in "
           f"{learn.save_bundle(out/'demo')}.")
 
-@plain_output()
 def run_honest(
     seed:int, # Seed of the cuts, the weights and the batches
     out:Path, # Folder for the picture and the models
+    quiet:bool=False, # Print the figures of the model alone
 ):
     "The honest split: train, score and draw."
-    print(f"First 1 to 999, then 1 to 7,999; 8,001 to 9,999 held out. AWD_LSTM {HONEST_CONFIG}, {HONEST}, {STAGES}.")
-    learn,took = train_honest(seed, out)
+    what = f"First 1 to 999, then 1 to 7,999; 8,001 to 9,999 held out. AWD_LSTM {HONEST_CONFIG}, {HONEST}, {STAGES}."
+    if not quiet: print(what)
+    with plain_output(quiet): learn,took = train_honest(seed, out)
     s = stream_scores(learn)
     print(f"\nOn 8,001 to 9,999 ({s['tokens']:,} tokens): accuracy {s['accuracy']:.4f}, "
           f"perplexity {s['perplexity']:.3f}. Trained in {took:.0f} s on {torch.get_num_threads()} CPU threads.")
@@ -279,17 +285,56 @@ class KnownTokens(Metric):
         "All figures; none where there was no known token."
         return dict(loss=self.value, accuracy=self.right/self.n, perplexity=math.exp(self.value)) if self.n else {}
 
+    def note(self,
+        learn:TextLearner, # The learner
+    ) -> str: # A sentence; empty where there was no known token
+        "The figures in words."
+        return f" Where the next token is known: {_figures(self.scores())}." if self.n else ''
+
 def unknown_note(
-    learn:TextLearner, # A learner
     dl:Any, # A loader of texts or sentences
-    known:dict, # Figures where only tokens count that the model knows; none where there are none
+    rest:str='', # How the model does on the others
 ) -> str: # A line; empty where the model knows all tokens
-    "Tell how many tokens a model does not know, and how it does on the others."
+    "Tell how many tokens a model does not know."
     ids = dl.dataset.corpus.ids
     n = int((ids == 0).sum())
-    if not n: return ''
-    rest = f" Where the next token is known: {_figures(known)}." if known else ''
-    return f"Of {len(ids):,} tokens, {n/len(ids):.1%} are unknown to the model, and read as xxunk.{rest}\n"
+    return f"Of {len(ids):,} tokens, {n/len(ids):.1%} are unknown to the model, and read as xxunk.{rest}\n" if n else ''
+
+# %% ../../nbs/758_cli.jobs.ipynb #02a44982
+class KnownAnswers(Metric):
+    "How often a classifier is right about texts with and without an unknown token, a tagger about words of each kind."
+    def reset(self):
+        "Begin again."
+        self.n,self.right = [0, 0],[0., 0.]   # known, unknown
+
+    def accumulate(self,
+        learn:TextLearner, # A learner that has read a batch
+    ):
+        "Count a batch."
+        y,unknown = learn.y,learn.xb[0] == 0   # the id of unknown tokens
+        if isinstance(learn, TaggerLearner):
+            real = y != IGNORE
+            right,unknown = (best_tags(learn.loss_func, learn.pred, real) == y)[real],unknown[real]
+        else:
+            guess,unknown = learn.loss_func.decodes(learn.loss_func.activation(learn.pred)),unknown.any(1)
+            right = (guess == y).float().flatten(1).mean(1) if y.ndim > 1 else guess == y   # several labels, or one
+        for i,which in enumerate((~unknown, unknown)):
+            self.n[i] += int(which.sum())
+            self.right[i] += float(right[which].sum())
+
+    @property
+    def value(self) -> float:
+        "The share of right answers about what is known."
+        return self.right[0]/self.n[0] if self.n[0] else math.nan
+
+    def note(self,
+        learn:TextLearner, # The learner
+    ) -> str: # A sentence; empty where nothing is unknown
+        "The figures in words."
+        kinds = ('known words', 'unknown words') if isinstance(learn, TaggerLearner) else \
+            ('texts without an unknown token', 'texts with one')
+        parts = [f"{r/n:.4f} on {kind} ({n:,})" for n,r,kind in zip(self.n, self.right, kinds, strict=True) if n]
+        return f" Accuracy: {', '.join(parts)}." if self.n[1] else ''
 
 # %% ../../nbs/758_cli.jobs.ipynb #939e8442
 def _check_resume(fit:partial, folder:Path, resume:bool):
@@ -347,6 +392,21 @@ def size_note(
     return (f"The model has {n/1e6:.0f} million parameters, and the training texts {n_toks:,} tokens: it is too large, "
             f"and slow. One that fits: --emb-sz {fits[0]} --n-hid {fits[1]} --n-layers 2\n")
 
+# %% ../../nbs/758_cli.jobs.ipynb #89dedeeb
+_FEW = 50   # steps, after which a model of random weights has hardly begun to learn
+
+def steps_note(
+    learn:TextLearner, # A learner of random weights
+    epochs:int, # Epochs of its training
+    bs:int, # Rows of a batch
+) -> str: # A line; empty where there are steps enough
+    "Tell of a training that is too short to learn from, with what makes it longer."
+    n = len(learn.dls.train)
+    if n*epochs >= _FEW: return ''
+    tries = [f"--bs {max(bs//8, 1)}"]*(bs > 1) + [f"--epochs {-(-2*_FEW//max(n, 1))}"]
+    return (f"The training has {n*epochs} step{'s'*(n*epochs > 1)}, of a batch each, and the model will learn little: "
+            f"try {' or '.join(tries)}.\n")
+
 # %% ../../nbs/758_cli.jobs.ipynb #2c9102c0
 def _new_learner(task:str, df:pd.DataFrame, lm:LMLearner|None, arch:str, sizes:dict, drop:float, bs:int, seed:int,
                  out:str, tok:Any) -> TextLearner:
@@ -382,9 +442,11 @@ def train_model(
     start,checkpoints = time.perf_counter(),Path(out)/'checkpoints'
     with plain_output(quiet):
         learn = _new_learner(task, df, lm, arch, sizes, drop, bs, seed, out, tok)
-        if not quiet: print(size_note(learn, sizes), end='')
+        if not quiet:
+            print(size_note(learn, sizes), end='', flush=True)
+            print(steps_note(learn, epochs, bs) if lm is None else '', end='', file=sys.stderr)
         fit = _fit_of(learn, task, epochs, lr, lm, checkpoints)
-        with in_ranks(learn), learn.no_logging() if quiet else nullcontext():
+        with in_ranks(learn):
             fit_or_resume(learn, fit, checkpoints, resume)
             took,scores = time.perf_counter() - start,scores_of(learn)
     learn.notes = dict(notes or {}, rows=len(df), epochs=epochs, lr=fit.args[1], bs=bs, drop=drop, seed=seed)
@@ -415,6 +477,7 @@ def score_model(
     label:str|None=None, # Column of labels; that of the training by default
     encoding:str|None=None, # Of a CSV file; UTF-8 by default
     allow:str='', # As `load_allowed` takes it
+    quiet:bool=False, # Print one line of figures alone
 ):
     "Print the figures of a model on data."
     learn,task = load_task(model, allow)
@@ -425,25 +488,28 @@ def score_model(
     known = 'data' in notes and notes.get('sha256', notes['data']) == this.get('sha256', this['data'])
     rows = read_data(task, data, text, label, cols.get('valid') if known else None, encoding)
     df = _held_out(rows, notes, known)
-    if known: print(f"The model was trained on {data}: of its {len(rows):,} rows, the {len(df):,} held out are scored.")
+    what = f"The model was trained on {data}: of its {len(rows):,} rows, the {len(df):,} held out are scored."
+    if known and not quiet: print(what)
     if task == 'classifier': _check_labels(learn, df.label, label)
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
     else: dl = learn.dls.test_dl(df, with_labels=True)
-    print_scores(learn, dl, len(df))
+    print_scores(learn, dl, len(df), quiet)
 
 def print_scores(
     learn:TextLearner, # A learner
     dl:Any, # A loader of rows with answers
     n:int, # How many rows
+    quiet:bool=False, # Print one line alone
 ):
     "Print the figures over a loader, those of each class, and how many tokens are unknown."
-    counted = KnownTokens()
-    if isinstance(learn, LMLearner): learn.metrics = [*learn.metrics, counted]
-    scores = {k: v for k,v in scores_of(learn, dl).items() if k != counted.name}
-    print(f"{n:,} rows: {_figures(scores)}.")
-    print(unknown_note(learn, dl, counted.scores() if isinstance(learn, LMLearner) else {}), end='')
-    if isinstance(learn, ClassifierLearner) and answer_kind(learn.loss_func) != 'values':
-        print(learn.class_report(dl=dl).to_string(float_format='%.4f'))
+    writes,values = isinstance(learn, LMLearner),answer_kind(learn.loss_func) == 'values'
+    counted = None if values else KnownTokens() if writes else KnownAnswers()
+    if counted is not None: learn.metrics = [*learn.metrics, counted]
+    scores = {k: v for k,v in scores_of(learn, dl).items() if counted is None or k != counted.name}
+    print(f"{n:,} row{'s'*(n != 1)}: {_figures(scores)}.")
+    if quiet: return
+    print(unknown_note(dl, '' if counted is None else counted.note(learn)), end='')
+    if not (writes or values): print(learn.class_report(dl=dl).to_string(float_format='%.4f'))
 
 # %% ../../nbs/758_cli.jobs.ipynb #730c3bc6
 def input_lines(
@@ -474,7 +540,7 @@ def _answer(learn:TextLearner, task:str, text:str, **options) -> str:
 
 def answer_texts(
     model:str, # Folder of a trained model
-    texts:tuple, # Texts; lines from the standard input if there are none
+    texts:tuple, # Texts; lines of the standard input, or what is typed at a terminal, if there are none
     n_words:int=20, # Words that a language model goes on by
     temperature:float=Sampling.temperature, # 0 always takes the likeliest word
     seed:int|None=None, # Seed of what is drawn
@@ -488,7 +554,7 @@ def answer_texts(
     options['int8'] = int8
     if seed is not None: set_seed(seed)
     failed = 0
-    for i,text in enumerate(texts or input_lines(), 1):
+    for i,text in enumerate(texts or (typed_lines() if sys.stdin.isatty() else input_lines()), 1):
         try: print(_answer(learn, task, text, **options), flush=True)
         except ValueError as e:
             failed += 1
@@ -543,7 +609,7 @@ def _load_writer(model:str, allow:str) -> LMLearner:
 
 def _check_beam(beam:int, n:int, drawing:dict):
     "Raise `ValueError` for a width out of range, and for options that are for drawing alone."
-    Beam(check_count('beam', beam), n)
+    if n > check_count('beam', beam): raise ValueError(f"n={n} texts are more than beam={beam} finds.")
     for name,value in drawing.items():
         if value != getattr(Sampling, name, ()):   # `stop` is empty by default, the others are those of `Sampling`
             raise ValueError(f"beam={beam} searches the likeliest text, and {name}={value!r} is for texts that are "

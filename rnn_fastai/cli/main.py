@@ -7,11 +7,18 @@ __all__ = ['commands', 'TOKENS', 'demo', 'train', 'evaluate', 'predict', 'genera
 
 # %% ../../nbs/760_cli.main.ipynb #a089b10c
 import gc
+import inspect
 import io
 import os
+import re
+import shlex
 import sys
+import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +49,11 @@ def demo(
     honest:bool=False, # Train on 1 to 7,999 and test on 8,001 to 9,999
     seed:int=42, # Seed of the split, the weights and the batches
     out:str='out', # Folder for the picture, and for the model, in a folder of its own
+    quiet:store_true=False, # Print only texts and figures of the model
 ):
     "Train a language model on human numbers, continue two prompts, and draw the losses."
     check_count('seed', seed, 0); check_place(out)
-    (_jobs().run_honest if honest else _jobs().run_demo)(seed, Path(out))
+    (_jobs().run_honest if honest else _jobs().run_demo)(seed, Path(out), quiet)
 
 # %% ../../nbs/760_cli.main.ipynb #cb27a2f8
 def _check_model(model:str):
@@ -77,7 +85,8 @@ def _check_tokens(task:str, encoder:str|None, tok:str|None, lang:str|None):
 def _check_training(task:str, data:str, out:str, encoder:str|None, lr:float|None, overwrite:bool, **counts):
     "Raise for what `train` cannot do, before anything is read or trained for it."
     data_file(data, check_task(task))
-    for name,value in counts.items(): check_count(name, value, 0 if name == 'seed' else 1)
+    for name,value in counts.items():
+        if value is not None: check_count(name, value, 0 if name == 'seed' else 1)
     if lr is not None: check_number('lr', lr, 'a rate above 0 and at most 10, such as 1e-3', lambda v: 0 < v <= 10)
     if encoder is not None:
         if task != 'classifier': raise ValueError(f"--encoder is for a classifier, not for the task {task!r}.")
@@ -117,13 +126,14 @@ def train(
     """Train a language model, a classifier or a tagger, and keep it in a folder. For a tagger, each line of a .tsv file
     has a word, a tab and its tag, and a blank line ends a sentence; a .csv file has columns tokens and tags, with
     blanks between words and between tags."""
-    _check_training(task, data, out, encoder, lr, overwrite, epochs=epochs, bs=bs, seed=seed)
+    sizes = dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers)
+    _check_training(task, data, out, encoder, lr, overwrite, epochs=epochs, bs=bs, seed=seed, **sizes)
     _check_tokens(task, encoder, tok, lang)
     _jobs().use_device(device)
     arch = arch or ('LSTM' if task == 'tagger' else 'AWD_LSTM')
     drop = (0.3 if task == 'tagger' else 0.5) if drop is None else drop
     _jobs().check_drop(task, arch, drop)
-    sizes = {k: v for k,v in dict(emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers).items() if v is not None}
+    sizes = {k: v for k,v in sizes.items() if v is not None}
     df = _jobs().read_data(task, data, text, label, valid, encoding)
     tokens = _jobs().make_tokenizer(tok or 'words', lang or 'en') if tok or lang else None
     _jobs().train_model(task, df, out, arch, sizes, drop, encoder, epochs, lr, bs, seed, resume, allow, tokens, quiet,
@@ -138,20 +148,21 @@ def evaluate(
     text:str=None, # Column of texts; that of the training by default
     label:str=None, # Column of labels; that of the training by default
     encoding:str=None, # Of a CSV file, such as cp949; UTF-8 by default
+    quiet:store_true=False, # Print one line of figures alone
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Score a trained model on data."
     _check_model(model); data_file(data)
     _jobs().use_device(device)
-    _jobs().score_model(model, data, text, label, encoding, allow)
+    _jobs().score_model(model, data, text, label, encoding, allow, quiet)
 
 # %% ../../nbs/760_cli.main.ipynb #88914c5e
 @commands.register()
 @call_parse
 def predict(
     model:str, # Folder of a trained model
-    *texts:str, # Texts; lines from the standard input by default
+    *texts:str, # Texts; by default lines of the standard input, or what is typed at a terminal
     n_words:int=20, # Words that a language model goes on by
     temperature:float=1., # 0 always takes the likeliest word
     seed:int=None, # Seed of what is drawn
@@ -230,15 +241,17 @@ def push(
     private:store_true=False, # Only for those whom its owner lets in
     license:str=None, # Licence, as the hub names it, such as apache-2.0
     message:str='Save a bundle of rnn_fastai', # What the commit is called
+    quiet:store_true=False, # Print the address alone, and show no progress of the upload
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
 ):
     "Upload a model to the Hugging Face hub, with the card of its folder."
     _check_model(model)
     learn,file = _jobs().load_allowed(model, allow),Path(model)/'README.md'
+    if quiet: os.environ['HF_HUB_DISABLE_PROGRESS_BARS'] = '1'   # which the library reads when it is imported
     from rnn_fastai.ship.hub import read_card
     card = read_card(file) if file.exists() else None
     url = learn.push_to_hub(repo, private, license=license, message=message, card=card)
-    print(f"The model is at {url}.")
+    print(url if quiet else f"The model is at {url}.")
 
 # %% ../../nbs/760_cli.main.ipynb #b3fdaf4e
 @commands.register()
@@ -258,7 +271,22 @@ def serve(
     from rnn_fastai.ship.serve import serve as serve_folder
     serve_folder(model, host, port, allow=paths, recording=recording)
 
+# %% ../../nbs/760_cli.main.ipynb #d7be0876
+def _as_typed(said:str, command:Callable, given:list[str]) -> str:
+    "A message in which `n_words=0` is `--n-words 0`, with what was given for it."
+    params = inspect.signature(command).parameters
+    def typed(m:re.Match) -> str:
+        (name,value),option = m.groups(),f"--{m[1].replace('_', '-')}"
+        if params[name].default is inspect.Parameter.empty: return f'{name} {value}'
+        if params[name].annotation in (bool, store_true): return option
+        return f'{option} {next((shlex.quote(b) for a,b in pairwise(given) if a == option), value)}'
+    value = r"('[^']*'|[^\s,;:]+?(?=\.?(?:[\s,;:]|$)))"   # without the full stop of a sentence
+    return re.sub(rf"(?<![\w.-])({'|'.join(params)})={value}", typed, said).replace(', or None', '')
+
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
+def _one_line(name:str, message:Any, *where) -> str:   # in place of `warnings.formatwarning`
+    return f"rnn_fastai {name}: {' '.join(str(message).split())}\n"
+
 def main():
     "Run the command that the first argument names."
     name,*rest = sys.argv[1:]
@@ -266,9 +294,12 @@ def main():
     except ValueError as e: sys.exit(f"rnn_fastai: {e}")
     sys.argv = [f'rnn_fastai {name}', *('--as-json' if a == '--json' else a for a in rest)]
     args,kwargs,_ = parse_cli(command.__wrapped__)
+    was,warnings.formatwarning = warnings.formatwarning,partial(_one_line, name)
     try:
         with redirect_stdout(io.StringIO() if int(os.environ.get('RANK', 0)) else sys.stdout): command(*args, **kwargs)
+    except KeyboardInterrupt: sys.exit(f"rnn_fastai {name}: interrupted.")
     except BrokenPipeError:   # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as e:   # bad input, a disk, a missing extra
-        sys.exit(f"rnn_fastai {name}: {' '.join(str(e).splitlines())}")
+        sys.exit(f"rnn_fastai {name}: {_as_typed(' '.join(str(e).splitlines()), command.__wrapped__, rest)}")
+    finally: warnings.formatwarning = was

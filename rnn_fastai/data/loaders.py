@@ -26,13 +26,14 @@ from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 
-from ..core import check_count, suggest
+from ..core import check_count, shows, suggest
 from ..devices import check_device
 from .cache import cached_corpus
 from .corpus import Corpus
 from .documents import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels, label_keys
 from .lm import LMDataLoader, LMDataset
 from .splits import column_splitter, random_splitter
+from .task import LOADERS_ABOUT
 from .texts import CheckedTexts, frame_texts, read_csv, texts_of
 from .tokenize import CorpusTokenizer, as_tokenizer
 
@@ -280,6 +281,7 @@ class _CorpusDataLoaders(_FrameDataLoaders):
         return cls(*dls, path=path, device=dls[0].device)
 
 # %% ../../nbs/170_data.loaders.ipynb #554d9c3e
+@shows(LOADERS_ABOUT)
 class TextDataLoaders(_CorpusDataLoaders):
     "fastai's `TextDataLoaders`, with loaders that slice one flat array: streams, or documents of like length."
     @classmethod

@@ -19,12 +19,12 @@ from fastai.torch_core import default_device
 from fastcore.basics import ifnone
 from torch import Tensor
 
-from ..core import check_count, suggest
+from ..core import check_count, shows, suggest
 from ..devices import check_device
 from .device import send
 from .ranks import SharedLoader, checksum
 from .splits import check_valid_pct
-from .task import IGNORE, SeqTask, ids_of, pad_ids, seq_kinds, seq_tokens
+from .task import IGNORE, LOADERS_ABOUT, SeqTask, ids_of, pad_ids, seq_kinds, seq_tokens
 
 # %% ../../nbs/165_data.sequences.ipynb #3b7ce2d4
 def _trimmed(t:Tensor, empty:int|None) -> Tensor:
@@ -178,6 +178,7 @@ def _split_rows(n:int, valid_pct:float, seed:int|None) -> tuple[np.ndarray, np.n
     return (order[n_valid:], order[:n_valid]) if n_valid else (order, order)
 
 # %% ../../nbs/165_data.sequences.ipynb #99d32885
+@shows(LOADERS_ABOUT)
 class SeqDataLoaders(DataLoaders):
     "Loaders of small sequences: `from_series` for the next token, `from_pairs` for all other kinds."
     def new_empty(self) -> 'SeqDataLoaders':

@@ -26,7 +26,7 @@ from fastcore.foundation import L
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core import check_count
+from ..core import check_count, shows
 from ..devices import check_device
 from .conll import read_columns, read_conllu
 from .corpus import Corpus, Vocab
@@ -34,7 +34,7 @@ from .device import send
 from .documents import DocDataLoader, PaddedDataset, pad_rows
 from .lm import show_ids
 from .splits import check_training, column_splitter, random_splitter
-from .task import IGNORE, SeqTask
+from .task import IGNORE, LOADERS_ABOUT, SeqTask
 from .texts import check_column
 from .tokenize import CorpusTokenizer, WordTokenizer
 
@@ -55,12 +55,16 @@ def _token_lists(df:pd.DataFrame, name:Any) -> list[list[str]]:
         if odd: raise TypeError(f"Column {name!r}, row {row!r}: {odd[0]!r} is no string.")
     return [list(map(str, v)) for v in df[name]]
 
+_TAKES = ("The words of a tagger are cut already: leave tok out, or pass a function from word to word, such as "
+          "str.lower. To read parts of words, pass a tokenizer, such as CharTokenizer() or ByteLevelTokenizer().")
+
 def _checked(tok:Callable, word:str) -> tuple[str]:
     "A word after a function."
-    new = tok(word)
-    if not isinstance(new, str): raise TypeError(f"tok must give a string for a word; for {word!r} it gave {new!r}, a "
-                                                 f"{type(new).__name__}. To cut words, pass a tokenizer.")
-    return (new,)
+    try: new = tok(word)
+    except Exception as e:   # of a function that is for other things
+        raise TypeError(f"tok={tok!r} cannot take the word {word!r} ({type(e).__name__}: {e}). {_TAKES}") from e
+    if isinstance(new, str): return (new,)
+    raise TypeError(f"tok must give a string for a word; for {word!r} it gave a {type(new).__name__}. {_TAKES}")
 
 def word_parts(
     words:list[str], # Different words
@@ -68,7 +72,7 @@ def word_parts(
 ) -> dict[str, tuple[str, ...]]: # Parts of each, one at least
     "What the net reads of each word."
     if tok is None: return {w: (w,) for w in words}
-    if not callable(tok): raise TypeError(f"tok={tok!r} is no tokenizer and no function.")
+    if not callable(tok): raise TypeError(f"tok={tok!r} is no tokenizer and no function. {_TAKES}")
     if not isinstance(tok, (CorpusTokenizer, WordTokenizer)): return {w: _checked(tok, w) for w in words}
     if isinstance(tok, WordTokenizer): cut = (tuple(tok.tokenize(w)) for w in words)
     else: cut = (tuple(t for t in toks if t != BOS) for toks in tok(words))
@@ -301,6 +305,7 @@ class TagDataLoader(DocDataLoader):
         display_df(pd.DataFrame(rows, columns=['text', 'tags'][:len(b)]))
 
 # %% ../../nbs/160_data.tags.ipynb #58769eff
+@shows(LOADERS_ABOUT)
 class TagDataLoaders(DataLoaders):
     "Loaders of tagged sentences."
     @classmethod

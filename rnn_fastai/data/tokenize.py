@@ -259,7 +259,7 @@ def _piece_table(lang:str, special_toks:tuple, buf_sz:int, post_rules:tuple) -> 
 def _tokens_of(tok:Callable, texts:Iterable[str]) -> Iterator[Iterable[str]]:
     "What a word tokenizer gives for texts. Raises `TypeError` for one that does not take them together."
     try: return iter(tok(texts))
-    except TypeError as e:
+    except (TypeError, AttributeError) as e:   # it is no function, or one of a single text
         raise TypeError(f"{tok!r} must take an iterable of texts and give a list of tokens for each ({e}). To cut at "
                         "blanks, use BaseTokenizer().") from e
 
@@ -343,6 +343,7 @@ class TextTokenizer(CorpusTokenizer):
     ) -> str: # A text
         "Tokens joined with `sep`, or as the `CorpusTokenizer` inside joins them."
         return self.tok.decode(toks) if isinstance(self.tok, CorpusTokenizer) else self.sep.join(toks)
+    def __repr__(self): return f"TextTokenizer({self.tok!r}, {len(self.rules) + len(self.post_rules)} rules)"
 
 # %% ../../nbs/125_data.tokenize.ipynb #b79d0e63
 def as_tokenizer(

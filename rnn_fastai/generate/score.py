@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core import check_count, full_precision
+from ..core import check_count, full_precision, shows
 from ..devices import fewer_rows, suggest_less
 from ..models.state import detach_state, take_rows
 from ..progress import OnProgress, counter
@@ -26,6 +26,10 @@ def _mean_loss(logps:Tensor) -> float: return -logps.double().mean().item()
 
 def _perplexity(logps:Tensor) -> float: return logps.double().mean().neg().exp().item()
 
+_ABOUT = dict(text=lambda s: repr(s.text), tokens=lambda s: len(s.tokens), loss=lambda s: f'{s.loss:.4f}',
+              perplexity=lambda s: f'{s.perplexity:.4g}')
+
+@shows(_ABOUT, in_line=True)
 class Score(NamedTuple):
     "The probabilities that a model gives to a text."
     text:str           # the text

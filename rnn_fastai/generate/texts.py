@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_count, suggest
+from ..core import check_count, shows, suggest
 from ..devices import fewer_rows, suggest_less
 from ..models.state import takes_lengths
 from ..progress import OnProgress, counter, part_of
@@ -70,6 +70,10 @@ class Codec:
         return new[len(old):]
 
 # %% ../../nbs/330_generate.texts.ipynb #45005270
+_ABOUT = dict(prompt=lambda t: repr(t.prompt), text=lambda t: repr(t.text), tokens=lambda t: len(t.tokens),
+              ended=lambda t: t.ended, **{'log-probability': lambda t: f'{float(t.logps.sum()):.2f}'})
+
+@shows(_ABOUT, in_line=True)
 class Generated(NamedTuple):
     "A text that a model wrote."
     prompt:str      # what it goes on from

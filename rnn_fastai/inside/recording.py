@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import suggest
+from ..core import known_facts, suggest
 from ..files import sweep, write_folder, write_whole
 
 if TYPE_CHECKING:   # loaded when a frame is asked for
@@ -406,18 +406,20 @@ class _Tables(_Readable):
                 for (l,p),(n,t) in self.sizes.items()]
         return pd.DataFrame(rows, columns=['layer', 'part', 'units', 'dtype', 'MB'])
 
-    def __repr__(self) -> str:
-        layers = ', '.join(f"{l} ({' '.join(self.parts(l))})" for l in self.layers)
-        return f"Recording of {self._size()}: {layers or 'empty'}"
-
     def _size(self) -> str: return f"{len(self):,} documents, {self.n_steps:,} steps, {self.nbytes/1e6:,.1f} MB"
+    def _held(self) -> str: return ', '.join(f"{l} ({' '.join(self.parts(l))})" for l in self.layers)
+    def _start(self) -> str: return ' '.join(self.tokens(0)[:20]).strip() if len(self) else ''
+
+    def __repr__(self) -> str:
+        found = known_facts(self, dict(size=_Tables._size, held=_Tables._held))
+        return f"Recording of {found.get('size', 'nothing yet')}: {found.get('held', 'empty')}"
 
     def _repr_html_(self) -> str:
-        head = f"<p><b>Recording</b>: {self._size()}</p>"
-        notes = ''.join(f"<p>{html.escape(n)}</p>" for n in self.notes)
-        table = self.summary().to_html(index=False, float_format=lambda x: f"{x:,.1f}")
-        first = ' '.join(self.tokens(0)[:20]) if len(self) else ''
-        return head + notes + table + (f"<p>First document: {html.escape(first)} …</p>" if first.strip() else '')
+        parts = dict(head=lambda r: f"<p><b>Recording</b>: {r._size()}</p>",
+                     notes=lambda r: ''.join(f"<p>{html.escape(n)}</p>" for n in r.notes),
+                     table=lambda r: r.summary().to_html(index=False, float_format=lambda x: f"{x:,.1f}"),
+                     first=lambda r: r._start() and f"<p>First document: {html.escape(r._start())} …</p>")
+        return ''.join(known_facts(self, parts).values())
 
 # %% ../../nbs/405_inside.recording.ipynb #c2d69ecd
 def _cut_segments(documents:_Documents, blocks:list[dict], idx:int) -> np.ndarray:

@@ -181,7 +181,8 @@ class _Call:
         "Whether this fit was done before the training was cut."
         return self.saved is not None and self.fit < self.saved.fit
 
-_SHOWN = 'ProgressCallback','EpochLines','ShowGraphCallback','CSVLogger','Checkpoint'   # which change no result
+# Callbacks that change no result.
+_SHOWN = 'ProgressCallback','EpochLines','NoLines','ShowGraphCallback','CSVLogger','Checkpoint'
 
 def _described(cb:Callback) -> str:
     "The name of a callback, with those of its arguments that are numbers, texts or truth values, and stay so."

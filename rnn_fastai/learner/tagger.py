@@ -17,7 +17,7 @@ from fastai.learner import Metric
 from fastai.text.core import PAD
 from fastai.text.models import awdlstm as fastai_awd
 from fastai.torch_core import display_df, get_model, trainable_params
-from fastcore.basics import ifnone
+from fastcore.basics import ifnone, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastprogress import progress_bar
@@ -30,6 +30,7 @@ from rnn_fastai.data.schemes import (
     check_scheme,
     entities,
     entity_f1,
+    entity_scores,
     find_scheme,
     joins_entity,
     name_entities,
@@ -51,6 +52,7 @@ from ..models.crf import CRF
 from ..models.origin import origin_of
 from ..models.state import fresh_logits
 from ..models.tagger import LMStates, Tagger, arch_tagger, cell_tagger, letter_kinds, lm_states
+from .calibration import class_scores
 from .lm import LMLearner
 from .pretrained import SHIPPED, read_pretrained, shipped_vocab
 from .text import TextLearner, need_batches
@@ -445,6 +447,21 @@ def tagger_learner(
     splitter = archs.facts(arch)['split_clas'] if arch in archs else trainable_params
     kwargs = dict(dict(loss_func=CRFLoss(model.crf) if crf else None, splitter=splitter), **kwargs)
     return TaggerLearner(dls, model, alpha=0., beta=0., metrics=metrics, **kwargs)
+
+# %% ../../nbs/630_learner.tagger.ipynb #1ce80046
+@patch
+def class_report(self:TaggerLearner,
+    ds_idx:int=1, # 0 for training sentences, 1 for validation sentences
+    dl:Any=None, # A loader of other sentences with tags instead
+) -> pd.DataFrame: # A row a tag or a kind, and means or the whole
+    """Precision, recall, F1 and number of tokens of each tag, see `class_scores`; of each kind of entity, where tags
+    name entities, see `entity_scores`. Raises `ValueError` where the sentences have no tags."""
+    names,(_,y,best) = self.dls.train_ds.tags,self.get_preds(ds_idx, dl, with_decoded=True)
+    real = y != IGNORE
+    if not real.any(): raise ValueError("The sentences have no tags; make the loader with_labels=True.")
+    if not name_entities(names): return class_scores(best[real], y[real], names)
+    return entity_scores(*([[names[i] for i in row[m].tolist()] for row,m in zip(t, real, strict=True)]
+                           for t in (best, y)))
 
 # %% ../../nbs/630_learner.tagger.ipynb #3d5127a1
 class TaggerPlan(NamedTuple):

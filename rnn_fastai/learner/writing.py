@@ -17,7 +17,7 @@ from fastai.text.core import UNK
 from fastai.torch_core import get_model
 from fastcore.meta import delegates
 
-from ..core import check_count, suggest
+from ..core import ShownList, check_count, suggest
 from ..data.tokenize import decode_spec_tokens
 from ..generate.adapt import DynamicEvaluation, NeuralCache
 from ..generate.beam import Beam
@@ -153,8 +153,9 @@ class ScoringLearner(TextLearner):
             beam = Beam(forbidden=self._banned(codec, forbidden, no_unk, *stops), stops=stops,
                         min_new_tokens=min_words, **kwargs)
             beam.check(len(codec.vocab), check_count('n_words', n_words))
-        return search_texts(self.stepper(int8, True), codec, _as_list('prompts', prompts), n_words, beam, bs,
-                            self._on_progress(no_bar))
+        texts = search_texts(self.stepper(int8, True), codec, _as_list('prompts', prompts), n_words, beam, bs,
+                             self._on_progress(no_bar))
+        return ShownList(texts)
 
     def score(self,
         texts:Any, # A text, or a list
@@ -170,7 +171,8 @@ class ScoringLearner(TextLearner):
         ids,vocab = self._ids(texts),self._codec(decode_spec_tokens).vocab
         with evaluating(self._with_state()) as model:
             logps = score_ids(model, ids, bs, cache, dynamic, self._on_progress(no_bar))
-        return [Score(t, [vocab[i] for i in d[1:].tolist()], l) for t,d,l in zip(texts, ids, logps, strict=True)]
+        found = zip(texts, ids, logps, strict=True)
+        return ShownList(Score(t, [vocab[i] for i in d[1:].tolist()], l) for t,d,l in found)
 
 # %% ../../nbs/610_learner.writing.ipynb #0b7576ea
 class WritingLearner(ScoringLearner):
@@ -226,7 +228,7 @@ class WritingLearner(ScoringLearner):
         and options that exclude each other."""
         _check_adaptation(cache, dynamic)
         codec,end,sampling = self.writing(n_words, **kwargs)
-        prompts,texts = _as_list('prompts', prompts),[]
+        prompts,texts = _as_list('prompts', prompts),ShownList()
         for model,some in self._steppers(prompts, codec, dynamic, int8, _is_settled(seed, sampling)):
             texts += write_texts(model, codec, some, end, sampling, n, seed, bs, cache, self._on_progress(no_bar))
         return texts

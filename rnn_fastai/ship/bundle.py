@@ -50,13 +50,13 @@ from ..learner.classifier import ClassifierLearner
 from ..learner.lm import LMLearner
 from ..learner.rnn import NextTokenLearner, RNNLearner, loaders_task
 from ..learner.tagger import CRFLoss, TaggerLearner
-from ..learner.text import SafeLearner
+from ..learner.text import SafeLearner, data_sizes
 from ..learner.weights import TransferReport
 from ..models.awd import StatefulEncoder
 from ..models.losses import answer_kind
 from ..models.origin import Origin, origin_of
 from ..models.state import fresh_logits
-from .card import data_sizes, folder_card, model_card
+from .card import folder_card, model_card
 from .parts import Known, as_plain, check_facts, data_facts, make_loaders, make_parts
 from .storage import BundleError, read_files, write_files, write_zip
 
