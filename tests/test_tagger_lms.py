@@ -151,3 +151,13 @@ def test_gradients_pass_by():
     states = lm_states('AWD_LSTM', 9, b.CONFIG, 2)
     out = states(torch.tensor([[5, 3]]), torch.tensor([[0]]), torch.tensor([[True]]))
     assert not out.requires_grad
+
+def test_states_of_the_tagger_are_recorded():
+    "The tagger's own layers by default, one state a word; the language models' by name, one a token of theirs."
+    learn = tagger()
+    assert learn.record([['The', 'CAT', 'sat']]).layers == ['0.rnn.l0', '0.rnn.l0_reverse']
+    own, = (n for n in learn.record([['The', 'CAT', 'sat']], '0.lms.1.encoder.rnns.0').layers)
+    assert own == '0.lms.1.encoder.rnns.0'
+    before = learn.predict('The CAT', with_probs=True)
+    with rf.edit_states(learn.model, rf.clamp('0.rnn.l0', 0, 5.)): assert learn.predict('The CAT', with_probs=True) != before
+    assert learn.predict('The CAT', with_probs=True) == before

@@ -200,10 +200,13 @@ class _TagReader(TextLearner):
         ds_idx:int=1, # 0 for training sentences, 1 for validation sentences
         dl:Any=None, # A loader instead
         with_decoded:bool=False, # Give the best tags too
+        inner:bool=False, # Read one training batch and give its scores, for the hooks of fastai's `summary`
+        reorder:bool=True, # Ignored; kept for compatibility with fastai
     ) -> tuple: # Probabilities: sentences,sl,tags; targets: sentences,sl; best tags: sentences,sl
         """Probabilities and targets of all sentences, in order; after a sentence's end 0, and `IGNORE` for targets
         and tags. With a CRF, a tag's probability is its share of all sentences of tags, see `CRF.marginals`; the best
         tags are those of the best sentence, which may hold another tag than a token's likeliest."""
+        if inner: return self._scores(self.dls.train.one_batch(), self.dls.train)   # `summary` would cut off letters
         if dl is None: need_batches(self, ds_idx, 'predict')
         dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
         ds,n = dl.dataset,int(dl.dataset.lens.max(initial=0))

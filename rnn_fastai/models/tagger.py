@@ -114,6 +114,7 @@ class WordShape(nn.Module):
 # %% ../../nbs/250_models.tagger.ipynb #ab181efb
 class LMStates(nn.Module):
     "A language model's states at each word of sentences. Its weights are not trained, and it drops nothing."
+    own_steps = True   # it reads tokens of its own, where the layers around it read words
     def __init__(self,
         encoder:nn.Module, # Takes ids, state and lengths, and gives states (bs,sl,hid) and the last state
         n_out:int, # Features of the states
