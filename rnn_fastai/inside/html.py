@@ -53,7 +53,7 @@ _STYLE = '''
 body{font:16px/1.5 system-ui,sans-serif;margin:1rem auto;max-width:70rem;padding:0 1rem;overflow-wrap:anywhere}
 .controls{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,13rem),1fr));gap:.5rem 1rem;margin:1em 0}
 label{display:block;font-weight:600;font-size:.9rem;min-width:0}
-select,input{font:inherit;width:100%;min-height:2.4rem;display:block}
+select,input{font:inherit;width:100%;min-height:2.4rem;display:block;text-overflow:ellipsis}
 #text span{padding:1px 3px;cursor:pointer;border-radius:2px}
 #text .at{outline:2px solid currentColor}
 canvas{width:100%;display:block;margin:.5rem 0}
@@ -152,7 +152,7 @@ function drawMap() {
   const [g, width, height] = sized($('map'), mapHeight()), w = width/n(), h = height/units.length;
   axis(g, width, height);
   g.textAlign = 'right';
-  units.forEach((u, i) => { if (i % Math.ceil(14/h) == 0) g.fillText(u, LEFT - 5, (i + .5)*h); });
+  units.forEach((u, i) => { if (i % Math.ceil(14/h) == 0) g.fillText(u, LEFT - 5, Math.max((i + .5)*h, 6)); });
   units.forEach((u, i) => { for (let t = 0; t < n(); t++) {
     g.fillStyle = css(value(t, u)); g.fillRect(LEFT + t*w, i*h, Math.ceil(w), Math.ceil(h)); } });
   g.strokeStyle = '#000'; g.lineWidth = 2; g.strokeRect(LEFT + at*w, units.indexOf(unit)*h, w, h);

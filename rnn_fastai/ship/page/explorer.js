@@ -630,7 +630,7 @@ export function mount(host, transport, {text = ''} = {}) {
     g.drawImage(picture, LEFT, 0, width - LEFT, height - FOOT);
     g.font = '11px system-ui, sans-serif'; g.fillStyle = colours.soft; g.textAlign = 'right'; g.textBaseline = 'middle';
     const every = Math.max(1, Math.ceil(14/h));
-    for (let y = 0; y < order.length; y += every) g.fillText(data.units[order[y]], LEFT - 5, (y + .5)*h);
+    for (let y = 0; y < order.length; y += every) g.fillText(data.units[order[y]], LEFT - 5, Math.max((y + .5)*h, 6));
     tokenAxis(g, data.shown, LEFT, width - LEFT, height - FOOT);
     const y = order.indexOf(data.units.indexOf(unit));
     g.strokeStyle = colours.ink; g.lineWidth = 1.5;
