@@ -234,7 +234,7 @@ def test_learners_of_sequences_answer_too():
         learn = rf.rnn_learner(rf.SeqDataLoaders.from_pairs(xs, ys, kind, bs=4, device='cpu'), 'GRU', 5)
         with TestClient(make_app(learn)) as c:
             health,path = c.get('/health').json(),'classify' if kind == 'many-to-one' else 'tag'
-            assert (health['tasks'], health['explains']) == ([path, 'states'], False)
+            assert (health['tasks'], health['explains']) == ([path, 'states', 'explore', 'traces', 'nearest'], False)
             assert health['labels'] == [str(l) for l in learn.task.y_vocab]
             a, = c.post(f'/{path}', json=dict(texts=['ab'])).json()['answers']
             if path == 'tag': assert list(zip(a['words'], a['tags'], strict=True)) == learn.predict('ab')
@@ -248,11 +248,12 @@ def test_learners_of_sequences_answer_too():
 
 # ---- refusals ----
 def test_only_what_the_model_can_do_is_offered():
-    for kind,can in (('lm', ['generate', 'score', 'states']), ('classifier', ['classify', 'states']), ('tagger', ['tag', 'states'])):
+    every = ['states', 'explore', 'traces', 'nearest']
+    for kind,can in (('lm', ['generate', 'score', *every, 'compare']), ('classifier', ['classify', *every]), ('tagger', ['tag', *every])):
         with client(kind) as c:
             assert c.get('/health').json()['tasks'] == can
             assert [p.strip('/') for p in c.get('/openapi.json').json()['paths']] == ['health', *can]
-            for other in {'generate', 'classify', 'tag', 'score', 'states'} - {*can}:
+            for other in {'generate', 'classify', 'tag', 'score', 'states', 'compare'} - {*can}:
                 answer = c.post(f'/{other}', json=dict(texts=['a']))
                 assert answer.status_code == 404 and 'error' in answer.json()
 
@@ -396,7 +397,7 @@ def test_a_model_that_fails_does_not_end_the_server(monkeypatch):
 # ---- the page's files, hosts, the door ----
 def test_files_come_with_a_strict_policy_and_nothing_else_is_served():
     with client('lm') as c:
-        for path,kind in (('/', 'text/html'), ('/app.js', 'text/javascript'), ('/style.css', 'text/css'), ('/docs', 'text/html'), ('/docs.js', 'text/javascript')):
+        for path,kind in (('/', 'text/html'), ('/app.js', 'text/javascript'), ('/explorer.js', 'text/javascript'), ('/style.css', 'text/css'), ('/docs', 'text/html'), ('/docs.js', 'text/javascript')):
             answer = c.get(path)
             assert answer.headers['content-type'] == f'{kind}; charset=utf-8'
             assert "default-src 'none'; script-src 'self'" in answer.headers['content-security-policy']

@@ -28,7 +28,7 @@ from typing import Any
 from .. import __version__
 from ..inside.recording import Recording
 from ..learner.text import TextLearner
-from .batching import ModelWorker, Writing
+from .batching import ModelWorker, Writing, learner_tasks
 from .bundle import load_bundle
 from .explore import explorer_fields, explorer_tasks, generated_json, learner_facts
 from .requests import Limits, RequestError, check_request, openapi, read_json
@@ -178,6 +178,7 @@ async def _events(news:_News, writing:Writing, last:Callable) -> AsyncIterator[s
 class _Service:
     "The answers to requests."
     def __init__(self, learn:TextLearner, limits:Limits, recording:Recording|None):
+        learner_tasks(learn)   # says what cannot be served
         self.worker,self.limits = ModelWorker(learn, limits, explorer_tasks(learn, recording)),limits
         self.fields,self.facts = explorer_fields(learn, limits),learner_facts(learn, limits, recording)
 

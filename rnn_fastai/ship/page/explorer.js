@@ -301,7 +301,7 @@ export function mount(host, transport, {text = ''} = {}) {
   const root = host.attachShadow({mode: 'open'}), sheet = new CSSStyleSheet();
   sheet.replaceSync(STYLE);
   root.adoptedStyleSheets = [sheet];
-  root.innerHTML = PAGE;
+  root.append(new DOMParser().parseFromString(PAGE, 'text/html').body.firstElementChild);
   host.setAttribute('data-lm-suppress-shortcuts', 'true');   // keys are ours, not those of JupyterLab's cells
   const $ = id => root.getElementById(id);
   const facts = transport.facts, kind = task(facts), writes = kind === 'generate';
