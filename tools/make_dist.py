@@ -36,9 +36,9 @@ def try_wheel(wheel: Path, python: str) -> None:
     shutil.rmtree(env, ignore_errors=True)
     subprocess.run([python, "-m", "venv", env], check=True)
     own = env/("Scripts" if sys.platform == "win32" else "bin")/"python"
-    subprocess.run([own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel], check=True)
-    subprocess.run([own, "-m", "pip", "check"], check=True)
-    subprocess.run([own, "-I", ROOT/"tools"/"smoke.py"], check=True, cwd=env)
+    for cmd in (["-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel], ["-m", "pip", "check"],
+                [ROOT/"tools"/"smoke.py"]):
+        subprocess.run([own, "-I", *cmd], check=True, cwd=env)   # -I: nothing of the repository is seen
 
 
 def main(pythons: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Makes outputs of notebooks smaller and the same at every run: pictures of at most 256 colours, no remains of progress
+"""Makes outputs of notebooks smaller and the same at every run: pictures of at most 64 colours, no remains of progress
 bars, no names of temporary folders. Run it after notebooks ran."""
 import base64
 import io
@@ -10,13 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+COLORS = 64
 
 def small_png(png: str) -> str:
     "A PNG, base64, with a palette; the same where that is no smaller."
     image = Image.open(io.BytesIO(base64.b64decode(png)))
-    if image.mode == "P": return png
+    if image.mode == "P" and len(image.getpalette())//3 <= COLORS: return png
     out = io.BytesIO()
-    few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few = image.convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(out, "png", optimize=True)
     new = base64.b64encode(out.getvalue()).decode()
     return new if len(new) < len(png) else png
