@@ -561,9 +561,9 @@ def test_a_model_that_is_too_large_is_told():
 def test_a_training_of_few_steps_is_told(models, run, tmp_path):
     "On the standard error, with what makes it longer; where it is long enough, or quiet, nothing is said."
     args = 'train', 'classifier', models/'a.csv', '--out', tmp_path/'m', '--overwrite', '--emb-sz', '4', '--n-hid', '4', '--bs', '16'
-    said = 'The training has 2 steps, of a batch each, and the model will learn little: try --bs 2 or --epochs 100.\n'   # 18 rows
+    said = 'The training has 2 steps, of a batch each, and the model will learn little: try --bs 2 or --epochs 40.\n'   # 18 rows
     assert run(*args, '--epochs', '2')[2] == said
-    assert run(*args, '--epochs', '2', '--quiet')[2] == '' == run(*args, '--epochs', '50')[2]
+    assert run(*args, '--epochs', '2', '--quiet')[2] == '' == run(*args, '--epochs', '20')[2]
 
 def test_arrow_keys_at_the_prompt(models):
     "At a pseudo-terminal, the arrow up brings the line before back: it is answered twice."

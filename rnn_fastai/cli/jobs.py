@@ -393,7 +393,7 @@ def size_note(
             f"and slow. One that fits: --emb-sz {fits[0]} --n-hid {fits[1]} --n-layers 2\n")
 
 # %% ../../nbs/758_cli.jobs.ipynb #89dedeeb
-_FEW = 50   # steps, after which a model of random weights has hardly begun to learn
+_FEW = 20   # steps, after which a model of random weights has hardly begun to learn
 
 def steps_note(
     learn:TextLearner, # A learner of random weights
