@@ -75,13 +75,6 @@ TASKS = [
         Row("The same, and the states of the small model that comes with the package (`lms`)", "tagger",
             "UD EWT, coarse tags, one call, glove-6b-50d, AWD_LSTM_small", "test", "{:.1%}", "`tagger.py`"),
     ], []),
-    Task("Parts of speech from 500 sentences (UD English EWT)", "accuracy on the validation sentences, mean of three draws of 500 "
-         "training sentences", [
-        Row("`train_tagger`: words, letters, shapes", "tagger", "UD EWT, coarse tags, 500 sentences", "valid", "{:.1%}",
-            "`tagger.py few`"),
-        Row("with the states of the small model", "tagger", "UD EWT, coarse tags, 500 sentences, AWD_LSTM_small", "valid", "{:.1%}",
-            "`tagger.py few`"),
-    ], []),
     Task("Names in tweets (Broad Twitter Corpus)", "F1 of entities in part f (training leaves out sentences of part b with user names, which "
          "it tags otherwise than the others)", [
         Row("`train_tagger`: words, letters by convolution, shapes, CRF; mean of three nets", "entities", "BTC, names",
