@@ -1084,14 +1084,14 @@ def test_command_typed(run, folders):
     assert code == 0 and [l for l in out.splitlines() if l] == want and "'Zebra'" in err
 
 @pytest.mark.parametrize('args,words', [
-    (('--bs', 0), ['bs=0']), (('--bs', -1), ['bs=-1']), (('--n', 0), ['n=0']), (('--beam', 0), ['beam']),
-        (('--top-k', 0), ['top_k=0']),
-    (('--top-k', 99999), ['top_k=99999']), (('--seed', -1), ['seed=-1']), (('--temperature', -1), ['temperature=-1']),
-    (('--temperature', 0, '--top-p', .5), ['temperature=0', 'top_p=0.5']), (('--n-words', 0), ['n_words=0']),
+    (('--bs', 0), ['--bs 0']), (('--bs', -1), ['--bs -1']), (('--n', 0), ['--n 0']), (('--beam', 0), ['beam']),
+        (('--top-k', 0), ['--top-k 0']),
+    (('--top-k', 99999), ['--top-k 99999']), (('--seed', -1), ['--seed -1']), (('--temperature', -1), ['--temperature -1']),
+    (('--temperature', 0, '--top-p', .5), ['--temperature 0', '--top-p 0.5']), (('--n-words', 0), ['--n-words 0']),
     (('--stop', 'qqzz'), ['qqzz']), (('--forbidden', 'zebra'), ['forbidden', 'zebra']),
-        (('--beam', 2, '--top-k', 3), ['beam', 'top_k']),
+        (('--beam', 2, '--top-k', 3), ['--beam', '--top-k']),
     (('--beam', 2, '--temperature', .5), ['beam', 'temperature']), (('--beam', 2, '--stop', 'two'), ['beam', 'stop']),
-    (('--beam', 2, '--n', 3), ['n=3', '2'])],
+    (('--beam', 2, '--n', 3), ['--n 3', '2'])],
     ids=lambda a: ' '.join(map(str, a)))
 def test_command_refuses_at_once(run, args, words):
     "One message, no text, and not one complaint for each prompt."
