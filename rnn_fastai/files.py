@@ -186,10 +186,11 @@ def check_place(
     whole = Path(folder).absolute()
     place = next(p for p in (whole, *whole.parents) if p.exists())
     if not place.is_dir():
-        raise OSError(errno.ENOTDIR, f"{folder} cannot be made a folder: {place} is a file. Name another")
+        named = folder if place == whole else place   # as it was given
+        raise OSError(errno.ENOTDIR, f"{folder} cannot be made a folder: {named} is a file. Name another one.")
     try:
         with tempfile.TemporaryFile(dir=place): pass   # without a name, where a system has such: a kill leaves nothing
-    except OSError as e: raise OSError(e.errno, f"{folder} may not be written to. Name another") from e
+    except OSError as e: raise OSError(e.errno, f"{folder} may not be written to. Name another one.") from e
 
 # %% ../nbs/020_files.ipynb #96af575c
 def parse_json(

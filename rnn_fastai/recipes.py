@@ -10,6 +10,7 @@ __all__ = ['REFERENCE_S', 'DEMO_CONFIG', 'DEMO', 'PROMPTS', 'HONEST_CONFIG', 'HO
 # %% ../nbs/750_recipes.ipynb #1b7ae226
 import hashlib
 import math
+import re
 import time
 from pathlib import Path
 
@@ -191,8 +192,8 @@ def _read_file(task:str, file:Path, text:str, label:str, valid:str|None, encodin
     "Data for a task from a file, see `read_data`."
     if '.conllu' in file.suffixes:
         if task != 'tagger': raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
-        return read_conllu(file, ('upos',)).rename(columns={'upos': 'tags'})
-    if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file)
+        return read_conllu(file, ('upos',), encoding).rename(columns={'upos': 'tags'})
+    if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file, encoding=encoding)
     texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else dict(text=text)
     needed = {k: v for k,v in dict(label=label if task == 'classifier' else None, valid=valid).items() if v}
     df = _frame(file, texts, needed, encoding)
@@ -210,7 +211,7 @@ def read_data(
     text:str='text', # Column of texts
     label:str='label', # Column of labels
     valid:str|None=None, # Column that is true for rows held out
-    encoding:str|None=None, # Of a CSV file; UTF-8 by default
+    encoding:str|None=None, # Of a file of text; UTF-8 by default
 ) -> pd.DataFrame: # Columns `text`, or `tokens` and `tags`; `label`; `held_out` where that is known
     "Read data for a task. Raises `ValueError` for an unknown set, a missing file or column, or a faulty row."
     file = data_file(data, check_task(task))
@@ -220,7 +221,9 @@ def read_data(
         said = str(e) if str(file) in str(e) else f"{file}: {e}"
         said = said.replace('Convert them, e.g. with `df.astype(str)`.', 'Write them as texts.')
         said = said.replace('is not a column of the frame', 'is not a column of the file')
-        if 'is not valid UTF-8' in said: said += " Or name its encoding, such as encoding='cp949'."
+        if 'is not valid UTF-8' in said:
+            likely = re.search('iconv -f ([^ ]+)', said)
+            said += f" Or name its encoding, such as encoding='{likely[1].lower() if likely else 'cp949'}'."
         raise ValueError(said) from e
 
 # %% ../nbs/750_recipes.ipynb #63d6cba1

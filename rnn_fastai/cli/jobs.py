@@ -488,7 +488,8 @@ def score_model(
     known = 'data' in notes and notes.get('sha256', notes['data']) == this.get('sha256', this['data'])
     rows = read_data(task, data, text, label, cols.get('valid') if known else None, encoding)
     df = _held_out(rows, notes, known)
-    what = f"The model was trained on {data}: of its {len(rows):,} rows, the {len(df):,} held out are scored."
+    what = (f"The model was trained on {data}: of its {len(rows):,} rows, the {len(df):,} held out "
+            f"{'is' if len(df) == 1 else 'are'} scored.")
     if known and not quiet: print(what)
     if task == 'classifier': _check_labels(learn, df.label, label)
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()

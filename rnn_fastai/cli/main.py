@@ -113,7 +113,7 @@ def train(
     text:str='text', # Column of texts
     label:str='label', # Column of labels
     valid:str=None, # Column that is true for rows held out; a tenth at random by default
-    encoding:str=None, # Of a CSV file, such as cp949; UTF-8 by default
+    encoding:str=None, # Of a text file, such as cp949; UTF-8 by default
     tok:str=None, # words (by default), chars, or parts of words that are learnt from the texts: bpe or unigram
     lang:str=None, # Language of the words, as spaCy names it, such as de, ko or xx (any); en by default
     seed:int=42, # Seed of the split, the weights and the batches
@@ -147,7 +147,7 @@ def evaluate(
     data:str, # A set or a file; of a set, and of what the model was trained on, held-out rows count
     text:str=None, # Column of texts; that of the training by default
     label:str=None, # Column of labels; that of the training by default
-    encoding:str=None, # Of a CSV file, such as cp949; UTF-8 by default
+    encoding:str=None, # Of a text file, such as cp949; UTF-8 by default
     quiet:store_true=False, # Print one line of figures alone
     device:str=None, # cpu, cuda, cuda:1 or mps; a GPU, where there is one, by default
     allow:str='', # Import paths of classes and functions of others that the model uses, separated by blanks
@@ -272,6 +272,8 @@ def serve(
     serve_folder(model, host, port, allow=paths, recording=recording)
 
 # %% ../../nbs/760_cli.main.ipynb #d7be0876
+_PYTHON = re.compile(r"^\[Errno -?\d+\] |, or None| Others enter with `register`\.")   # what a shell has no use for
+
 def _as_typed(said:str, command:Callable, given:list[str]) -> str:
     "A message in which `n_words=0` is `--n-words 0`, with what was given for it."
     params = inspect.signature(command).parameters
@@ -281,7 +283,7 @@ def _as_typed(said:str, command:Callable, given:list[str]) -> str:
         if params[name].annotation in (bool, store_true): return option
         return f'{option} {next((shlex.quote(b) for a,b in pairwise(given) if a == option), value)}'
     value = r"('[^']*'|[^\s,;:]+?(?=\.?(?:[\s,;:]|$)))"   # without the full stop of a sentence
-    return re.sub(rf"(?<![\w.-])({'|'.join(params)})={value}", typed, said).replace(', or None', '')
+    return _PYTHON.sub('', re.sub(rf"(?<![\w.-])({'|'.join(params)})={value}", typed, said))
 
 # %% ../../nbs/760_cli.main.ipynb #0f6099fe
 def _one_line(name:str, message:Any, *where) -> str:   # in place of `warnings.formatwarning`
@@ -291,7 +293,7 @@ def main():
     "Run the command that the first argument names."
     name,*rest = sys.argv[1:]
     try: command = commands.get(name)
-    except ValueError as e: sys.exit(f"rnn_fastai: {e}")
+    except ValueError as e: sys.exit(f"rnn_fastai: {_PYTHON.sub('', str(e))}")
     sys.argv = [f'rnn_fastai {name}', *('--as-json' if a == '--json' else a for a in rest)]
     args,kwargs,_ = parse_cli(command.__wrapped__)
     was,warnings.formatwarning = warnings.formatwarning,partial(_one_line, name)

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO, TextIOWrapper
-from itertools import dropwhile
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
 
@@ -73,13 +73,13 @@ def likely_encoding(
 
 def _not_utf8(name:str, lines:Iterable[bytes]) -> ValueError:
     "The error for bytes that are not UTF-8, which says where the first of them stand."
-    at,n = 0,1   # bytes and lines before; a line may end at CR alone
+    at,n,lines = 0,1,iter(lines)   # bytes and lines before; a line may end at CR alone
     for line in lines:
         try: line.decode()
         except UnicodeDecodeError as e:
             n += len((line[:e.start] + b'x').splitlines()) - 1
             marked = at == 0 and line.startswith((b'\xff\xfe', b'\xfe\xff'))
-            likely = 'UTF-16' if marked else likely_encoding(line)
+            likely = 'UTF-16' if marked else likely_encoding(line + b''.join(islice(lines, 99)))   # a line may be short
             hint = f" It starts as {likely} does." if marked else f" It may be {likely}." if likely else ""
             return ValueError(f"{name} is not valid UTF-8: byte {line[e.start]:#04x} at position {at + e.start}, "
                               f"line {n}.{hint} Convert the file to UTF-8 first"
@@ -110,10 +110,11 @@ def _file_name(file:str|Path|IO) -> str:
 # %% ../../nbs/100_data.conll.ipynb #0c5b7a15
 def file_text(
     file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zst, .zip), or an open stream
+    encoding:str|None=None, # Of a file; UTF-8 by default
 ) -> str: # Its text, with the ends of lines as they are, without a byte order mark
-    "Text of a UTF-8 file. Raises as `open_text` does."
+    "Text of a file. Raises as `open_text` does."
     if not hasattr(file, 'read'):
-        with open_text(file) as f: return f.read()
+        with open_text(file, encoding=encoding) as f: return f.read()
     try:
         data = file.read()
         return data.removeprefix('\ufeff') if isinstance(data, str) else data.decode('utf-8-sig')
@@ -173,13 +174,14 @@ def _no_sentence(name:str) -> ValueError:
 def read_conllu(
     file:str|Path|IO, # A path, plain or packed (.xz, .gz, .bz2, .zst, .zip), or an open stream
     fields:Iterable[str]=('lemma', 'upos', 'xpos', 'feats', 'head', 'deprel'), # Also `deps`, `misc`; fewer are faster
+    encoding:str|None=None, # Of a file; UTF-8 by default
 ) -> pd.DataFrame: # Columns `sent_id` and `text` (None where missing), `tokens`, and `fields`: lists, an item a word
     "Sentences of a CoNLL-U file. Raises `ValueError` naming the line at fault, `FileNotFoundError` without a file."
     fields,known = list(fields),_CONLLU[2:]
     for f in fields:
         if f not in known: raise ValueError(f"fields has {f!r}, which is no column of CoNLL-U. {suggest(f, known)}")
     name,sents = _file_name(file),[]
-    for block in _blocks(file_text(file)):
+    for block in _blocks(file_text(file, encoding)):
         if not (rows := _words(name, block)): continue
         cols,about = dict(zip(_CONLLU, zip(*rows, strict=True), strict=True)),_comments(block)
         sents.append([about.get('sent_id'), about.get('text'), *(_column(f, cols[f]) for f in ('form', *fields))])
@@ -223,10 +225,11 @@ def read_columns(
     token_col:int=0, # Number of the column of tokens; negative numbers count from the last
     tag_col:int=-1, # Number of the column of tags
     comment:str|None=None, # How comments start, '' for none; by default those that can be nothing else are skipped
+    encoding:str|None=None, # Of a file; UTF-8 by default
 ) -> pd.DataFrame: # Columns `tokens` and `tags`: lists, an item a word
     "Sentences of a file of columns. Raises `ValueError` naming the line at fault, `FileNotFoundError` without a file."
     name,sents = _file_name(file),[]
-    blocks = _drop_comments(list(_blocks(file_text(file), ('-DOCSTART-',))), comment, sep)
+    blocks = _drop_comments(list(_blocks(file_text(file, encoding), ('-DOCSTART-',))), comment, sep)
     if not blocks: raise _no_sentence(name)
     line1,first = blocks[0][0]
     cut = _cutter(first, sep)

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
 from fastcore.xdg import xdg_cache_home
@@ -24,6 +25,7 @@ from fastcore.xdg import xdg_cache_home
 import rnn_fastai
 
 from .. import __version__
+from ..core import suggest
 from ..files import write_whole
 
 # %% ../../nbs/123_data.words.ipynb #a9582eb4
@@ -47,9 +49,11 @@ def load_spacy(
     try: blank = spacy.blank(lang)
     except ImportError as e:
         if not (lang.isidentifier() and find_spec(f'spacy.lang.{lang}')):
-            raise ValueError(f"lang={lang!r} is not a language that spaCy has: {e}") from e
-        raise ImportError(f"To cut words of lang={lang!r}, spaCy needs a library that is missing here: {e} Without it, "
-                          "lang='xx' cuts at blanks and signs, in every language.") from e
+            known = [m.name for m in iter_modules(spacy.lang.__path__) if m.ispkg]
+            raise ValueError(f"lang={lang!r} is not a language that spaCy has. {suggest(lang, known)}") from e
+        raise ImportError(f"To cut words of lang={lang!r}, spaCy needs a library that is missing here: "
+                          f"{str(e).rstrip('.')}. Without it, lang='xx' cuts at blanks and signs, in every "
+                          "language.") from e
     blank.vocab.lex_attr_getters = {}   # shapes, prefixes and the like of each new token, which nobody reads
     if isinstance(blank.tokenizer, spacy.tokenizer.Tokenizer):
         for w in special_toks: blank.tokenizer.add_special_case(w, [{ORTH: w}])

@@ -292,6 +292,10 @@ class ColoredText:
         head = f'<div><b>{html.escape(self.title)}</b> {legend}</div>'
         return f'<div style="line-height:1.8;font-family:sans-serif">{head}<div dir="auto">{spans}</div></div>'
 
+    def __repr__(self) -> str:
+        pairs = ' '.join(f'{t} ({v:.3g})' for t,v in zip(self.tokens, self.values, strict=True))
+        return textwrap.shorten(f'{self.title}: {pairs}', 400, placeholder=' …')
+
     def _repr_html_(self) -> str: return str(self)
 
 # %% ../../nbs/425_inside.plots.ipynb #d3634814

@@ -112,6 +112,7 @@ class ClassifierLearner(TextLearner):
     ):
         "fastai's `fine_tune` where the encoder's weights were loaded; otherwise one cycle over all epochs."
         if self.transfer is None:
+            check_count('epochs', epochs, 0); check_count('freeze_epochs', freeze_epochs, 0)
             self.unfreeze()
             return self.fit_one_cycle(freeze_epochs + epochs, base_lr, pct_start=pct_start, div=div, **kwargs)
         super().fine_tune(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, **kwargs)

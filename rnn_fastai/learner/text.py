@@ -283,9 +283,9 @@ def check_rates(
             check_number('lr', r, f'a rate from 0 to {_MOST:g}, such as 1e-3', lambda v: 0 <= v <= _MOST)
 
 def _scheduled(cbs:Any) -> list:
-    "Rates that schedules among callbacks begin with, come by and end with."
+    "Rates of schedules among callbacks: about the largest first, which is the one that was asked for, begin and end."
     scheds = [cb.scheds['lr'] for cb in L(cbs) if isinstance(cb, ParamScheduler) and 'lr' in cb.scheds]
-    return [s(at) for s in scheds for at in (0., 0.25, 1.)]
+    return [s(at) for s in scheds for at in (0.25, 0., 1.)]
 
 # %% ../../nbs/605_learner.text.ipynb #a6c40752
 def data_sizes(
@@ -370,6 +370,20 @@ class SafeLearner(_StepLearner):
                 raise
             finally:   # fastai runs no event of its callbacks after an interrupt or error
                 for cb in self.cbs: getattr(cb, 'end_fit', noop)()
+
+    @delegates(Learner.fit_one_cycle)
+    def fine_tune(self,
+        epochs:int, # Epochs with all layers unfrozen
+        base_lr:float=2e-3, # Rate of the head while it trains alone
+        freeze_epochs:int=1, # Epochs of the head alone
+        lr_mult:float=100, # The lowest layers train that much more slowly than the head
+        pct_start:float=0.3, # Part of the unfrozen epochs in which the rate rises
+        div:float=5., # The unfrozen epochs start from the rate divided by this
+        **kwargs
+    ):
+        "As fastai's. Raises `ValueError` for a number of epochs that cannot be meant before either training."
+        check_count('epochs', epochs, 0); check_count('freeze_epochs', freeze_epochs, 0)
+        super().fine_tune(epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, **kwargs)
 
     def _forget_calibration(self):
         "Answer without temperature and thresholds, which were those of other weights, and warn."
