@@ -1465,6 +1465,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rnn_fastai.data.tags.WordChars.__init__': ( 'data.tags.html#wordchars.__init__',
                                                                                    'rnn_fastai/data/tags.py'),
                                       'rnn_fastai.data.tags.WordChars.batch': ('data.tags.html#wordchars.batch', 'rnn_fastai/data/tags.py'),
+                                      'rnn_fastai.data.tags._as_frame': ('data.tags.html#_as_frame', 'rnn_fastai/data/tags.py'),
                                       'rnn_fastai.data.tags._check_tags': ('data.tags.html#_check_tags', 'rnn_fastai/data/tags.py'),
                                       'rnn_fastai.data.tags._checked': ('data.tags.html#_checked', 'rnn_fastai/data/tags.py'),
                                       'rnn_fastai.data.tags._column': ('data.tags.html#_column', 'rnn_fastai/data/tags.py'),

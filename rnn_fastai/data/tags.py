@@ -201,6 +201,11 @@ def _split(text:Any) -> Any:
     "Words of a text; white space, which spaCy keeps as tokens, is no word."
     return [w for w in WordTokenizer().tokenize(text) if not w.isspace()] if isinstance(text, str) else text
 
+def _as_frame(texts:Any, col:Any) -> pd.DataFrame:
+    "A frame of tokens: of one text, or of texts and lists of tokens."
+    if isinstance(texts, pd.DataFrame): return texts
+    return pd.DataFrame({col: list(map(_split, [texts] if isinstance(texts, str) else texts))})
+
 # %% ../../nbs/160_data.tags.ipynb #101c30a3
 class TagDataset(PaddedDataset):
     "Sentences with a target for each token; an item is a `TensorText` and, where there are tags, targets."
@@ -275,8 +280,7 @@ class TagDataset(PaddedDataset):
         vocab:Vocab|None=None, # Another vocabulary to read them by
     ) -> 'TagDataset':
         "A data set of other sentences: a frame, texts, or lists of tokens. Raises `ValueError` for unknown tags."
-        if isinstance(texts, str): texts = [texts]
-        if not isinstance(texts, pd.DataFrame): texts = pd.DataFrame({self.cols[0]: list(map(_split, texts))})
+        texts = _as_frame(texts, self.cols[0])
         sents = _token_lists(texts, _column(texts, self.cols[0], 'token_col'))
         tags = _token_lists(texts, _column(texts, self.cols[1], 'tag_col')) if with_labels else None
         corpus,y = tag_corpus(sents, tags, self.tags, self.tok, ifnone(vocab, self.corpus.vocab))

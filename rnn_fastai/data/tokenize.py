@@ -267,8 +267,7 @@ def _tokens_of(tok:Callable, texts:Iterable[str]) -> Iterator[Iterable[str]]:
 class TextTokenizer(CorpusTokenizer):
     """Rules before, a word tokenizer, rules after: what turns a text into tokens, and tokens into a text.
 
-    Around a `CorpusTokenizer`, such as one of characters, there are no rules by default, and texts are put together
-    as it does."""
+    Around a `CorpusTokenizer`, such as one of characters, there are no rules by default, and it joins the tokens."""
     def __init__(self,
         tok:Any=None, # Called with texts, gives tokens of each; a class is instantiated; `WordTokenizer()` by default
         rules:Iterable[Callable]|None=None, # Text to text, in order; fastai's `defaults.text_proc_rules` by default

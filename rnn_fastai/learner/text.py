@@ -88,6 +88,8 @@ class _SmoothLoss(AvgSmoothLoss):
         self.val = torch.lerp(new, was, self.beta)
         if self.val.isnan() and not was.isnan() and not hasattr(learn, 'lr_finder'): _warn_of_nan(learn)
 
+_FASTAI_CBS = fastai_rnn.ModelResetter,fastai_rnn.RNNCallback   # for models that keep their state inside
+
 # %% ../../nbs/605_learner.text.ipynb #b7c1d2e3
 def need_batches(
     learn:Learner, # A learner
@@ -321,8 +323,6 @@ LEARNER_ABOUT = {'model': _model, 'parameters': _parameters, **{k: _of_data(f) f
                  'last epoch': lambda learn: _listed(learn.last_scores), 'notes': lambda learn: _listed(learn.notes)}
 
 # %% ../../nbs/605_learner.text.ipynb #3efc090f
-_FASTAI_CBS = fastai_rnn.ModelResetter,fastai_rnn.RNNCallback   # for models that keep their state inside
-
 @shows(LEARNER_ABOUT)
 @delegates(Learner.__init__)
 class SafeLearner(_StepLearner):

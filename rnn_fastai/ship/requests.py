@@ -51,7 +51,7 @@ class Limits:
             if name != 'max_seconds': check_count(name, value)
         check_number('max_seconds', self.max_seconds, 'a number of seconds above 0', lambda s: s > 0)
 
-# %% ../../nbs/742_ship.requests.ipynb #23ff4920
+# %% ../../nbs/742_ship.requests.ipynb #70665a27
 def _is_text(v:Any, least:int, most:int) -> bool:
     "Whether a value is a text of some length that can be written as UTF-8: half of a surrogate pair cannot."
     return isinstance(v, str) and least <= len(v) <= most and not re.search('[\ud800-\udfff]', v)
@@ -59,6 +59,7 @@ def _is_text(v:Any, least:int, most:int) -> bool:
 def _is_whole(v:Any) -> bool: return isinstance(v, int) and not isinstance(v, bool)
 def _is_number(v:Any) -> bool: return isinstance(v, float) or _is_whole(v)
 
+# %% ../../nbs/742_ship.requests.ipynb #23ff4920
 _LISTS = 'texts','tokens','wholes','objects'
 
 @dataclass(frozen=True)
