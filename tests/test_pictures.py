@@ -230,6 +230,19 @@ def test_dark_paper(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_colours_are_those_of_the_style_wherever_it_is_drawn(name):
+    "'C0' and the like would be looked up when the picture is drawn or saved, after the style has ended."
+    fig = drawn_axes(EVERY[name](TEXTS["words"]))[0].figure.figure
+    def pixels():
+        fig.canvas.draw()
+        return np.asarray(fig.canvas.buffer_rgba()).copy()
+    pixels()
+    fig.set_layout_engine("none")   # which may move things by a pixel each time
+    before = pixels()
+    with mpl.rc_context({"axes.prop_cycle": mpl.cycler(color=["#FF00FF"])}): assert (pixels() == before).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_dark_axes_that_are_given(name):
     with plt.style.context("dark_background"): fig, ax = plt.subplots(layout="constrained")
     axs = drawn_axes(EVERY[name](TEXTS["words"], ax))

@@ -542,10 +542,10 @@ def plot_losses(
     "Draw training loss by batch and validation loss by epoch, on a logarithmic scale; dotted lines end the epochs."
     if not hist.losses: raise ValueError("There are no losses to draw yet; train first.")
     ax = _axes(ax, 7, 4)
-    ax.plot(np.arange(1, len(hist.losses)+1), hist.losses, color='C0', label='training (smoothed)')
-    frame = hist.frame
-    if 'valid_loss' in frame: ax.plot(hist.ends, frame.valid_loss, 'o--', color='C1', label='validation')
-    for x in hist.ends: ax.axvline(x, color=picture_colors().faint, ls=':', lw=1)
+    frame,colors = hist.frame,picture_colors()
+    ax.plot(np.arange(1, len(hist.losses)+1), hist.losses, color=colors.lines[0], label='training (smoothed)')
+    if 'valid_loss' in frame: ax.plot(hist.ends, frame.valid_loss, 'o--', color=colors.lines[1], label='validation')
+    for x in hist.ends: ax.axvline(x, color=colors.faint, ls=':', lw=1)
     ax.set(xlabel='batch', ylabel='cross-entropy, nats a token', yscale='log', title=_loss_finding(hist))
     low,high = ax.get_ylim()
     ax.yaxis.set_minor_locator(LogLocator(subs=range(2, 10) if high < 10*low else (2, 5)))
@@ -612,15 +612,15 @@ def plot_reliability(
 ) -> Axes:
     "Draw accuracy by confidence, with the expected calibration error as the title."
     ax = _axes(ax, 5, 4.2)
-    edges,accuracy = found.edges.numpy(),found.accuracy.numpy()
-    ax.bar(edges[:-1], accuracy, np.diff(edges), align='edge', color='C0', alpha=0.5, edgecolor='C0',
-           label='answers' if before is None else 'after')
-    ax.plot([0, 1], [0, 1], '--', color=picture_colors().faint, lw=1)
+    edges,accuracy,colors = found.edges.numpy(),found.accuracy.numpy(),picture_colors()
+    ax.bar(edges[:-1], accuracy, np.diff(edges), align='edge', alpha=0.5, color=colors.lines[0],
+           edgecolor=colors.lines[0], label='answers' if before is None else 'after')
+    ax.plot([0, 1], [0, 1], '--', color=colors.faint, lw=1)
     counts = [ax.text(x, y + 0.02, f'{n:,}', ha='center', va='bottom', rotation=90, fontsize=7, in_layout=False)
               for x,y,n in zip((edges[1:] + edges[:-1])/2, accuracy, found.n.tolist(), strict=True) if n]
     title = f'expected calibration error {found.error:.3f}'
     if before is not None:
-        ax.plot(before.confidence, before.accuracy, 'o', color='C1', ms=5, mec='white', label='before')
+        ax.plot(before.confidence, before.accuracy, 'o', color=colors.lines[1], ms=5, mec=colors.paper, label='before')
         title = f'expected calibration error {before.error:.3f} before, {found.error:.3f} after'
         ax.legend(loc='upper left')
     ax.set(xlim=(0, 1), ylim=(0, 1.18), xlabel='confidence', ylabel='accuracy', title=title)
