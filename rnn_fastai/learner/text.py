@@ -71,6 +71,7 @@ from ..models.layers import arch_name, layer_sizes
 from ..models.losses import CalibratedLoss, plain_loss, with_answers
 from ..models.seq2seq import JoinedEmbedding
 from .pretrained import SHIPPED, read_pretrained
+from .summary import ModelSummary, learner_summary
 
 # %% ../../nbs/605_learner.text.ipynb #f495edc9
 def _warn_of_nan(learn:Learner):
@@ -153,6 +154,11 @@ class _DeviceLearner(fastai_learner.TextLearner):
     def to_bf16(self) -> Learner:
         "The same in bfloat16."
         return self.add_cb(MixedPrecision('bf16'))
+
+    def summary(self) -> ModelSummary: # Text, and a table in a notebook
+        "What fastai's tells, with all weights, each counted once; see `learner_summary`."
+        need_batches(self, 0, 'read')
+        return learner_summary(self)
 
 # %% ../../nbs/605_learner.text.ipynb #3f6af238
 _FILES = '.safetensors','.pth'
