@@ -172,7 +172,9 @@ def test_draws_in_the_style(name):
     style = picture_style()
     for ax in axs:
         assert ax.title.get_size() == style["axes.titlesize"] and ax.xaxis.label.get_size() == style["axes.labelsize"]
-        assert {t.get_size() for t in (*ax.get_xticklabels(), *ax.get_yticklabels())} <= {style["xtick.labelsize"]}
+        size = style["xtick.labelsize"]
+        for t in (*ax.get_xticklabels(), *ax.get_yticklabels()):   # a comma has so little ink that it is written larger
+            assert t.get_size() == size or t.get_size() == 1.5*size and t.get_text() in (",", "."), t
     assert axs[0].figure.figure.get_layout_engine() is not None
 
 
@@ -289,6 +291,43 @@ def test_text_and_lines_stand_out_from_the_paper(dark):
     assert contrast(c.ink, c.paper) > 7 and contrast(c.faint, c.paper) > 3
     assert min(contrast(x, c.paper) for x in c.lines) > 3
     assert min(contrast(ink_on(c.share(x)), c.share(x)) for x in np.linspace(0, 1, 50)) > 4.5
+
+
+# Titles and words
+
+def test_what_the_title_of_states_says_holds_for_every_recording():
+    "The numbers of the title, computed in another way: they are means of the unit that varies most."
+    pattern = re.compile(r"unit (\d+) varies most, (-?[\d.]+) on average after “(.+)”, (-?[\d.]+) over all$")
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n, units = int(rng.integers(2, 30)), int(rng.integers(1, 6))
+        a, ids = rng.normal(size=(n, units)).cumsum(0).astype(np.float32), rng.integers(0, 4, n)   # drifts, as a cell state may
+        ax = plots.plot_states(Recording.from_arrays({("rnn", "c"): a}, [n], ids=ids, vocab=list("abcd")), part="c")
+        unit, after, token, over = pattern.search(" ".join(ax.get_title().split())).groups()
+        frame = pd.DataFrame(a).groupby(np.array(list("abcd"))[ids])
+        assert int(unit) == pd.DataFrame(a).var().argmax()
+        assert abs(frame.mean().loc[token, int(unit)] - float(after)) < 0.006 and abs(a[:, int(unit)].mean() - float(over)) < 0.006
+        plt.close("all")
+
+
+def test_cells_of_the_next_token_hold_no_zero():
+    rec = recording(TEXTS["words"])
+    axs = plots.plot_next(rec, steps=slice(0, 6))
+    shown, written = axs[1].images[0].get_array(), [t.get_text().split("\n") for t in axs[1].texts]
+    assert len(written) == (shown >= 0.005).sum() < shown.size and all(float(p.strip("%")) >= 1 for _, p in written)
+
+
+@pytest.mark.parametrize("n", [16, 17])
+def test_the_next_token_says_where_words_are_left_out(n):
+    axs = plots.plot_next(recording(TEXTS["words"]), steps=slice(0, n))
+    assert ("words: up to 16 steps" in " ".join(axs[0].get_title().split())) == (not axs[1].texts) == (n == 17)
+
+
+@pytest.mark.parametrize("low", [0., -0.5])
+def test_a_map_of_probabilities_has_no_negative_scale(low):
+    ax = plots.plot_probs(np.array([[low, 1.]]), ["a", "b"])
+    bar = next(a for a in ax.figure.axes if a.get_label() == "<colorbar>")
+    assert (ax.images[0].get_clim(), bar.get_ylabel()) == (((0, 1), "probability") if low == 0 else ((-1, 1), "value"))
 
 
 # Files

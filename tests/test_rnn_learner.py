@@ -435,19 +435,40 @@ def test_plot_nets():
     h,logits = many(x)
     probs = logits.softmax(-1).detach()
     for targets,last in ((None, 6), (y, 4), (None, 20), (None, 99)):
-        axs = plot_nets(many, x, targets, last)
-        drawn = [np.asarray(ax.images[0].get_array()) for ax in axs]
+        axs = plot_nets(many, x, targets, last, names=list('abcd'))
         parts = (h.detach(), probs) if targets is None else (probs, F.one_hot(y, 4).float().expand(7, -1, -1))
-        want = torch.cat(parts, -1)[:, -last:]
-        assert len(drawn) == 7 and all(map(partial(np.allclose, atol=1e-6), drawn, want))
-        im,fig = axs[0].images[0],axs[0].figure
-        assert (im.get_clim(), im.get_cmap().name) == ((-1, 1), 'signed')
+        for i,part in enumerate(parts):
+            drawn = [np.asarray(ax.images[i].get_array()) for ax in axs]
+            assert len(drawn) == 7 and all(map(partial(np.allclose, atol=1e-6), drawn, part[:, -last:]))
+        left,right = axs[0].images
+        assert (left.get_clim(), left.get_cmap().name) == (((-1, 1), 'signed') if targets is None else ((0, 1), 'Purples'))
+        assert (right.get_clim(), right.get_cmap().name) == ((0, 1), 'Purples')
         assert axs[0].lines[0].get_xdata()[0] == parts[0].size(-1) - 0.5
+        fig = axs[0].figure
+        bars = [a.get_ylabel() for a in fig.axes if a.get_label() == '<colorbar>']
+        assert bars == (['probability', 'hidden state h'] if targets is None else ['probability'])
         assert f'7 nets of 3 nodes: last {min(last, 20)} steps' in fig.get_suptitle()
         matplotlib.pyplot.close(fig)
 
+def test_plot_nets_names_columns_and_rows():
+    many,ids = ManyNets('RNN', 4, 3, 4, n_nets=5),torch.arange(20) % 4   # three maps above two
+    def names(*args, **kwargs):
+        axs = plot_nets(many, *args, **kwargs)
+        texts = [[[t.get_text() for t in axis.get_ticklabels()] for axis in (ax.xaxis, ax.yaxis)] for ax in axs]
+        matplotlib.pyplot.close('all')
+        return texts
+    onehot = torch.eye(4)[ids]
+    got = names(onehot, names=['a', 'b', '$', ' '])
+    rows,cols = [r'\$', '␣', 'a', 'b', r'\$', '␣'],['0', '1', '2', 'a', 'b', r'\$', '␣']
+    assert [y for _,y in got] == [rows, [], [], rows, []]   # at the left edge
+    assert [x for x,_ in got] == [[], [], cols, cols, cols]   # below the last map of each column
+    assert names(onehot, ids, last=2, names=list('abcd'))[3] == [list('abcdabcd'), ['c', 'd']]
+    numbers = [str(i) for i in range(14, 20)]
+    assert names(onehot)[3] == [[*'012', *'0123'], numbers]
+    assert names(2*onehot, names=list('abcd'))[3] == [[*'012', *'abcd'], numbers]   # which tokens these are is not known
+
 @pytest.mark.parametrize('args', [dict(y=torch.zeros(40).long()), dict(y=torch.zeros(5).long()), dict(last=0),
-                                  dict(last=-2)], ids=['long y', 'short y', 'last=0', 'last=-2'])
+                                  dict(last=-2), dict(names=['a'])], ids=['long y', 'short y', 'last=0', 'last=-2', 'one name'])
 def test_plot_nets_errors(args):
     many,x = ManyNets('RNN', 4, 3, 4, n_nets=2),torch.eye(4)[torch.arange(20) % 4]
     try:

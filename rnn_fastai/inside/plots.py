@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
@@ -60,8 +61,8 @@ def _shorten(text:Text, label:str, room:float) -> tuple[str, float, float]:
         if (box := text.get_window_extent()).width <= room: break
     return text.get_text(),box.width,box.height
 
-def _measure(axis:Axis, labels:Sequence[str]) -> tuple[list[str], float, float]:
-    "Labels, cut where they would take a third of the figure; and pixels of the widest and highest, with a gap behind."
+def _measure(axis:Axis, labels:Sequence[str]) -> tuple[list[str], float, float, float]:
+    "Labels, cut where they would take a third of the figure; pixels of the widest and highest with a gap; their size."
     ax = axis.axes
     size = float(axis.get_ticklabels()[0].get_fontsize())
     text = ax.text(0, 0, '', family=label_fonts(labels), size=size, in_layout=False)
@@ -70,9 +71,11 @@ def _measure(axis:Axis, labels:Sequence[str]) -> tuple[list[str], float, float]:
     text.remove()
     gap = 0.3*size*ax.figure.figure.dpi/72
     width,height = (max(sizes) + gap for sizes in zip(*[c[1:] for c in cut.values()], strict=True))
-    return [cut[label][0] for label in labels],width,height
+    return [cut[label][0] for label in labels],width,height,size
 
-def _write_ticks(axis:Axis, labels:list[str], width:float, height:float):
+_SPECKS = '.', ',', ':', ';', "'", '"', '`', '´', '·', '‘', '’', '“', '”'   # signs of little ink, written larger
+
+def _write_ticks(axis:Axis, labels:list[str], width:float, height:float, size:float):
     "Label 0, 1, ...: all that have room."
     box,along_x = axis.axes.get_window_extent(),axis is axis.axes.xaxis
     one = (box.width if along_x else box.height)/abs(np.subtract(*axis.get_view_interval()))   # pixels for each
@@ -80,22 +83,24 @@ def _write_ticks(axis:Axis, labels:list[str], width:float, height:float):
     every = 1 if lying else max(int(np.ceil(height/max(one, 1e-6))), 1)
     ticks = axis.set_ticks(np.arange(len(labels))[::every], labels[::every], family=label_fonts(labels))
     for tick in ticks if along_x else []:   # a comma on its side is an apostrophe
-        tick.label1.set_rotation(0 if lying or len(tick.label1.get_text()) == 1 else 90)
+        text = tick.label1.get_text()
+        tick.label1.set(rotation=0 if lying or len(text) == 1 else 90, size=1.5*size if text in _SPECKS else size)
 
-def _fit(axs:Any, x:Sequence[str]=(), y:Sequence[str]=()):
-    "Write titles and names of axes, and the tokens of the last ones, so that nothing covers anything."
+def _fit(axs:Any, x:Sequence[str]=(), y:Sequence[str]=(), below:Any=None, beside:Any=None):
+    "Write titles and names of axes, and tokens below and beside some, the last by default; nothing covers anything."
     axs = np.ravel(axs)
+    below,beside = (axs[-1:] if at is None else at for at in (below, beside))
     bars = [im.colorbar.ax for ax in axs for im in (*ax.images, *ax.collections) if im.colorbar]
     names = [(a, t) for a in (*axs, *bars) for t in (a.title, a.xaxis.label, a.yaxis.label)]
     texts = [(a, t, t.get_text()) for a,t in names if t.get_text()]
     for _,t,words in texts: t.set_fontfamily(label_fonts([words]))
-    both = (axs[-1].yaxis, y),(axs[-1].xaxis, x)
-    ticks = [(axis, *_measure(axis, labels)) for axis,labels in both if len(labels)]
+    both = [(ax.yaxis, y) for ax in beside if len(y)] + [(ax.xaxis, x) for ax in below if len(x)]
+    ticks = [(axis, *_measure(axis, labels)) for axis,labels in both]
     if not texts and not ticks: return
     for _ in range(3):   # labels take room from the axes, and these have fewer labels then
         axs[0].figure.figure.draw_without_rendering()
         for a,t,words in texts: _wrap(t, words, a.get_window_extent().height if t is a.yaxis.label else _room(a))
-        for axis,labels,width,height in ticks: _write_ticks(axis, labels, width, height)
+        for tick in ticks: _write_ticks(*tick)
 
 # %% ../../nbs/425_inside.plots.ipynb #e992affc
 def _sample(n:int, most:int|None) -> np.ndarray:
@@ -154,6 +159,10 @@ def _scale(part:str, a:np.ndarray) -> dict:
     colors = picture_colors()
     return dict(cmap=colors.signed if low < 0 else colors.share, vmin=low, vmax=high)
 
+def _shares() -> dict:
+    "Colours for probabilities."
+    return dict(cmap=picture_colors().share, vmin=0, vmax=1)
+
 # %% ../../nbs/425_inside.plots.ipynb #7337bf2a
 def _axes(ax:Axes|None, width:float, height:float) -> Axes:
     return plt.subplots(figsize=(width, height))[1] if ax is None else ax
@@ -173,8 +182,7 @@ def _finding(part:str, a:np.ndarray, units:np.ndarray, tokens:list[str]) -> str:
     if part in _GATES: return f": above 0.9 in {(a > 0.9).mean():.0%} of the values"
     most = int(np.argmax(a.var(0)))
     token,mean = _stands_out(a[:, most], tokens)
-    which = 'highest' if mean > a[:, most].mean() else 'lowest'
-    return f": unit {units[most]} is {which}, {mean:.2f}, after “{token}”"
+    return f": unit {units[most]} varies most, {mean:.2f} on average after “{token}”, {a[:, most].mean():.2f} over all"
 
 @in_picture_style
 def plot_states(
@@ -234,6 +242,15 @@ def _hits(probs:np.ndarray, ids:np.ndarray, at:np.ndarray) -> str:
     right = (probs[at].argmax(1) == came)[known].sum()
     return f": the likeliest came in {right} of {known.sum()} steps" if known.any() else ""
 
+def _beside(ax:Axes, left:np.ndarray, right:np.ndarray, scale:dict) -> tuple[AxesImage, AxesImage]:
+    "Draw a map on its own scale, and at its right, behind a line, probabilities from 0 to 1: rows are steps."
+    low,edge,end = len(left)-0.5,left.shape[1]-0.5,left.shape[1]+right.shape[1]-0.5
+    ims = [ax.imshow(a, aspect='auto', interpolation='nearest', extent=(*x, low, -0.5), **colors)
+           for a,x,colors in ((left, (-0.5, edge), scale), (right, (edge, end), _shares()))]
+    ax.axvline(edge, color=picture_colors().ink, lw=1)
+    ax.set_xlim(-0.5, end)
+    return ims[0],ims[1]
+
 @in_picture_style
 def plot_states_probs(
     rec:Recording, # With states and 'logits'
@@ -252,15 +269,11 @@ def plot_states_probs(
     (units,what),(at,where) = _pick_units(a, None, max_units),_steps(rec, doc, steps, max_steps)
     top,names = _likely(rec, probs[at], max_tokens)
     ax = _axes(ax, min(3 + 0.26*(len(units) + len(top)), 14), min(1.6 + 0.2*len(at), 9))
-    n,edge,last_col = len(at)-0.5,len(units)-0.5,len(units)+len(top)-0.5
-    states = ax.imshow(a[at][:, units], aspect='auto', interpolation='nearest', extent=(-0.5, edge, n, -0.5),
-                       **_scale(part, a[at][:, units]))
-    likely = ax.imshow(probs[at][:, top], aspect='auto', interpolation='nearest', extent=(edge, last_col, n, -0.5),
-                       vmin=0, vmax=1, cmap=picture_colors().share)
-    ax.axvline(edge, color=picture_colors().ink, lw=1.5)
+    drawn = a[at][:, units]
+    states,likely = _beside(ax, drawn, probs[at][:, top], _scale(part, drawn))
     more = "" if len(top) == probs.shape[1] else f" ({len(top)} of {probs.shape[1]:,})"
     title = f"{part_name(part)} of layer {rec.layer(layer)}, and what comes next{_hits(probs, rec.ids(doc), at)}"
-    ax.set(xlim=(-0.5, last_col), xlabel=f"{what}   |   next token{more}", ylabel=where, title=title)
+    ax.set(xlabel=f"{what}   |   next token{more}", ylabel=where, title=title)
     ax.figure.colorbar(likely, ax=ax, label='probability')
     ax.figure.colorbar(states, ax=ax, label=part_name(part))
     _fit(ax, [*map(str, units), *names], _labels(rec, doc, at))
@@ -432,6 +445,8 @@ def _of(points:list, every:np.ndarray) -> str:
     return "" if n == len(every) else f" ({n} of {len(every):,} steps)"
 
 # %% ../../nbs/425_inside.plots.ipynb #b5e1d5dc
+_MOST_WORDS = 16   # steps whose tokens have room for words
+
 @in_picture_style
 def plot_next(
     rec:Recording, # With 'logits'
@@ -447,29 +462,31 @@ def plot_next(
     k = min(check_count('k', k), probs.shape[1])
     top = np.argsort(-np.nan_to_num(probs[at], nan=-1.), 1)[:, :k]                 # steps,k
     following,colors = _following(ids, at),picture_colors()
+    more = "" if len(at) <= _MOST_WORDS else f"; words: up to {_MOST_WORDS} steps"
     came = np.where(following >= 0, probs[at, following], np.nan)
     fig,axs = _panels(ax, (2, 1), (min(3 + 0.75*len(at), 15), 2.6 + 0.45*k), sharex=True,
                       height_ratios=[1, 0.5 + 0.25*k])
     line,grid = axs[:, 0]
     line.plot(came, 'o-', ms=3)
     line.set(ylim=(-0.05, 1.05), ylabel='probability of what came',
-             title=f"next token{_hits(probs, ids, at)} (frame: what came)")
+             title=f"next token{_hits(probs, ids, at)} (frame: what came{more})")
     im = grid.imshow(np.take_along_axis(probs[at], top, 1).T, vmin=0, vmax=1, cmap=colors.share, aspect='auto')
     fig.colorbar(im, ax=(line, grid), label='probability')
     grid.set(xlabel=where, ylabel='rank')
     line.tick_params(labelbottom=False)
     _fit(axs, _labels(rec, doc, at), list(map(str, range(1, k+1))))
-    if len(at) <= 16: _write_cells(grid, rec, probs[at], top, im)
+    if not more: _write_cells(grid, rec, probs[at], top, im)
     for i,j in zip(*np.nonzero(top == following[:, None]), strict=True):
         grid.add_patch(Rectangle((i-0.5, j-0.5), 1, 1, fill=False, edgecolor=colors.lines[1], lw=2))
     return axs[:, 0]
 
 def _write_cells(ax:Axes, rec:Recording, probs:np.ndarray, top:np.ndarray, im:Any):
-    "The tokens in their cells, and their probabilities in percent, as far as there is room."
+    "The tokens in their cells, and their probabilities in percent, from 1% on and as far as there is room."
     box,(wide,high) = ax.get_window_extent(),top.shape
     for i,row in enumerate(top):
         names = _token_labels(rec, probs.shape[1], row)
         for j,(t,name) in enumerate(zip(row, names, strict=True)):
+            if not probs[i, t] >= 0.005: continue   # it would be 0%
             text = ax.text(i, j, '', ha='center', va='center', fontsize=8, color=ink_on(im.cmap(im.norm(probs[i, t]))),
                            family=label_fonts([name]), in_layout=False)
             _cut(text, name, f'\n{probs[i, t]:.0%}', 0.94*box.width/wide, 0.94*box.height/high)
@@ -483,21 +500,32 @@ def _cut(text:Text, name:str, rest:str, wide:float, high:float):
     text.remove()
 
 # %% ../../nbs/425_inside.plots.ipynb #78018d5a
-def _draw_grid(pictures:list[np.ndarray], splits:list[int], names:list[str], title:str, ax:Axes|None) -> np.ndarray:
-    "Maps from -1 to 1 in a square grid, each with its name, and a line before its column `split`."
-    n = len(pictures)
-    cols = int(np.ceil(np.sqrt(n)))
-    rows = -(-n//cols)
-    fig,axs = _panels(ax, (rows, cols), (1.9*cols, 0.7+1.4*rows))
+def _draw_grid(
+    maps:list[tuple[np.ndarray, np.ndarray]], # Of each: states or probabilities, and probabilities; rows are steps
+    names:list[str], # A title for each
+    title:str, # Above all
+    part:str|None, # Which state is at the left; None for probabilities
+    ax:Axes|None, # Axes to draw in place of
+    cols:Sequence[str]=(), # Names of the columns, if they are the same in all
+    rows:Sequence[str]=(), # Names of the rows, if they are the same in all
+) -> np.ndarray: # Axes, one for each
+    "Draw maps in a square grid, states from -1 to 1, probabilities from 0 to 1, and name columns and rows at its edges."
+    n = len(maps)
+    wide = int(np.ceil(np.sqrt(n)))
+    high = -(-n//wide)
+    fig,axs = _panels(ax, (high, wide), (max(1.9, 0.3 + 0.16*len(cols))*wide, 0.7+1.4*high))
     for ax in axs.flat[n:]: ax.axis('off')   # the last axes of the grid may stay empty
-    for ax,p,split,name in zip(axs.flat, pictures, splits, names, strict=False):
-        im = ax.imshow(p, aspect='auto', interpolation='nearest', **_scale('h', p[:0]))
-        ax.set(xticks=[], yticks=[], title=name)
-        ax.axvline(split-0.5, color=picture_colors().ink, lw=1)
+    for ax,(left, right),name in zip(axs.flat, maps, names, strict=False):
+        states,probs = _beside(ax, left, right, _scale('h', left[:0]) if part else _shares())
+        ax.set_title(name)
         for side in ax.spines.values(): side.set_visible(True)   # the paper is the colour of zero
-    fig.colorbar(im, ax=axs, shrink=0.6)
+    below,beside = axs.flat[max(n-wide, 0):n] if len(cols) else [],axs[:, 0] if len(rows) else []
+    for ax in {*axs.flat} - {*below}: ax.set_xticks([])
+    for ax in {*axs.flat} - {*beside}: ax.set_yticks([])
+    fig.colorbar(probs, ax=axs, shrink=0.6, label='probability')
+    if part: fig.colorbar(states, ax=axs, shrink=0.6, label=part_name(part))
     _wrap(fig.suptitle(title), title, 0.98*fig.bbox.width)
-    _fit(axs.flat[:n])
+    _fit(axs.flat[:n], cols, rows, below, beside)
     return axs.flat[:n]
 
 # %% ../../nbs/425_inside.plots.ipynb #ba5adb63
@@ -510,20 +538,19 @@ def plot_grid(
     most:int=25, # Most pictures; the first ones
     ax:Axes|None=None, # Axes to draw in place of; a new figure by default
 ) -> np.ndarray: # Axes, one for each picture
-    "Draw [states | probabilities] of many nets or documents on one scale from -1 to 1."
+    "Draw [states, from -1 to 1 | probabilities, from 0 to 1] of many nets or documents."
     pairs = [(recs, d) for d in range(len(recs))] if isinstance(recs, Recording) else [(r, 0) for r in recs]
     if not pairs: raise ValueError("There is no recording to draw.")
     n = min(len(pairs), check_count('most', most))
-    pictures,splits,right = [],[],[]
+    maps,right = [],[]
     for r,d in pairs[:n]:
         a,probs = np.asarray(r[layer, part, d], np.float32)[-last:],probabilities(r, d)[-last:]
-        pictures.append(np.c_[a, probs])
-        splits.append(a.shape[1])
+        maps.append((a, probs))
         right += (probs[:-1].argmax(1) == r.ids(d)[-last:][1:]).tolist()
     of = "" if n == len(pairs) else f" ({n} of {len(pairs)})"
     found = f"; the likeliest came in {np.mean(right):.0%}" if right else ""
     title = f"last {last} steps{of}: {part} | probabilities{found}"
-    return _draw_grid(pictures, splits, [f"{s} units" for s in splits], title, ax)
+    return _draw_grid(maps, [f"{a.shape[1]} units" for a,_ in maps], title, part, ax)
 
 # %% ../../nbs/425_inside.plots.ipynb #3a83ea16
 def _loss_finding(hist:Any) -> str:
@@ -569,39 +596,53 @@ def plot_probs(
     if steps is not None and len(steps) != len(probs):
         raise ValueError(f"There are {len(probs)} steps and {len(steps)} names for them.")
     ax = _axes(ax, 1.5+0.6*len(names), 1.2+0.35*len(probs))
-    im = ax.imshow(probs, cmap=picture_colors().signed, vmin=-1, vmax=1, aspect='auto')
+    signed = bool((probs < 0).any())
+    im = ax.imshow(probs, aspect='auto', **(_scale('h', probs[:0]) if signed else _shares()))
     rows = [str(i) for i in range(len(probs))] if steps is None else [token_label(s) for s in steps]
     ax.set(xlabel='next token', ylabel='step' if steps is None else 'token read',
            title=f"more than half on one token in {(probs > 0.5).any(1).sum()} of {len(probs)} steps")
-    ax.figure.colorbar(im, ax=ax)
+    ax.figure.colorbar(im, ax=ax, label='value' if signed else 'probability')
     _fit(ax, [token_label(n) for n in names], rows)
     return ax
 
 # %% ../../nbs/425_inside.plots.ipynb #6998dae2
+def _token_names(names:Sequence[str]|None, x:torch.Tensor, n:int) -> tuple[list[str], list[str]]:
+    "Labels of `n` tokens, and of steps: of the tokens that they read if `x` is one-hot over these, or numbers."
+    numbers = list(map(str, range(max(n, len(x)))))
+    if names is None: return numbers[:n],numbers[:len(x)]
+    if len(names) != n: raise ValueError(f"There are {len(names)} names for {n} tokens: {list(names)}.")
+    labels,given = [token_label(t) for t in names],x.cpu()
+    onehot = torch.eye(n, dtype=x.dtype)[given.argmax(1)] if given.size(1) == n else given[:0]
+    return labels,[labels[i] for i in given.argmax(1)] if torch.equal(onehot, given) else numbers[:len(x)]
+
 @in_picture_style
 def plot_nets(
     nets:ManyNets, # Trained nets
     x:torch.Tensor, # Their input: sl,n_in
     y:torch.Tensor|None=None, # Ids of the targets: sl; drawn beside the probabilities, in place of the states
     last:int=6, # How many of the last steps to draw
+    names:Sequence[str]|None=None, # Names of the tokens: of columns, and of rows if the input is one-hot
     ax:Axes|None=None, # Axes to draw in place of; a new figure by default
 ) -> np.ndarray: # Axes, one for each net
-    "Draw states (or targets) and probabilities of each net over the last steps, on one scale from -1 to 1."
+    "Draw states, from -1 to 1, and probabilities, from 0 to 1, of each net over the last steps; or these and targets."
     check_count('last', last)
     if y is not None and len(y) != len(x): raise ValueError(f"There are {len(x)} steps of input and {len(y)} targets.")
     if x.dim() != 2:
         raise ValueError(f"x has {x.dim()} dimensions, {tuple(x.shape)}; one series of steps x features is drawn.")
     with torch.no_grad(): h,logits = nets(x)
-    probs = logits.softmax(-1)[:, -last:]
-    if y is None: pictures,split = torch.cat([h[:, -last:], probs], -1),h.size(-1)
+    probs = logits.softmax(-1)[:, -last:].cpu()
+    tokens,steps = _token_names(names, x, probs.size(-1))
+    title = f"{nets.n_nets} nets of {nets.n_hid} nodes: last {probs.size(1)} steps, "
+    if y is None:
+        left,right,cols = h[:, -last:].cpu(),probs,[*map(str, range(h.size(-1))), *tokens]
+        title += "states | probabilities"
     else:
-        targets = torch.nn.functional.one_hot(y[-last:], probs.size(-1)).expand_as(probs)
-        pictures,split = torch.cat([probs, targets], -1),probs.size(-1)
-        right = (probs.argmax(-1) == y[-last:].to(probs.device)).all(1).sum()
-    left,side = ('states', 'probabilities') if y is None else ('probabilities', 'targets')
-    title = f"{nets.n_nets} nets of {nets.n_hid} nodes: last {probs.size(1)} steps, {left} | {side}"
-    if y is not None: title += f"; {right} of {nets.n_nets} right in all"
-    return _draw_grid(list(pictures.cpu().numpy()), [split]*nets.n_nets, ['']*nets.n_nets, title, ax)
+        y = y[-last:].cpu()
+        left,right,cols = probs,torch.nn.functional.one_hot(y, probs.size(-1)).expand_as(probs),tokens*2
+        n_right = (probs.argmax(-1) == y).all(1).sum()
+        title += f"probabilities | targets; {n_right} of {nets.n_nets} nets are right at each of these steps"
+    maps = [(a.numpy(), b.numpy()) for a,b in zip(left, right, strict=True)]
+    return _draw_grid(maps, ['']*nets.n_nets, title, 'h' if y is None else None, ax, cols, steps[-last:])
 
 # %% ../../nbs/425_inside.plots.ipynb #ef46e0fb
 @in_picture_style
