@@ -63,6 +63,23 @@ def test_two_pictures(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_each_picture_is_described(name):
+    for c in read(name):
+        if c["cell_type"] != "code" or not any("image/png" in o.get("data", {}) for o in c["outputs"]): continue
+        said = re.search(r"^#\| fig-alt: (.+)$", c["source"], re.M)
+        assert said and len(said[1]) > 50, f"{c['id']}: say in `#| fig-alt: ...` what is seen"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_is_read_without_scrolling(name):
+    "The page of a lesson has room for 100 characters."
+    cells = [c for c in read(name) if c["id"] != lessons.INSTALL]
+    shown = [c["source"] for c in cells if c["cell_type"] == "code"]
+    shown += [code for c in cells if c["cell_type"] == "markdown" for code in re.findall(r"```python\n(.+?)\n```", c["source"], re.S)]
+    assert not [line for code in shown for line in code.split("\n") if len(line) > 100 and not line.startswith("#|")]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_two_exercises_with_answers_that_are_run(name):
     cells = read(name)
     found = [(i, m) for i, c in enumerate(cells) for m in [ANSWER.search(c["source"])] if c["cell_type"] == "markdown" and m]

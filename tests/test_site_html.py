@@ -144,6 +144,15 @@ def test_no_page_shifts_while_it_comes_in_parts(browser, site, width):
     assert not moved
 
 
+def test_the_course_keeps_its_labels_on_a_phone(browser, site):
+    page = browser.new_page(viewport=dict(width=400, height=900))
+    page.goto(f"file://{site}/lessons/index.html")
+    said = page.evaluate("[...document.querySelectorAll('table.course tbody tr')].map(r => "
+                         "[...r.cells].slice(2).map(c => getComputedStyle(c, '::before').content + getComputedStyle(c).display))")
+    page.close()
+    assert len(said) > 10 and {tuple(row) for row in said} == {('"You learn: "block', '"You need: "block', '"Time: "block')}
+
+
 # What is typed, and the page that is to be among the first results.
 NAMES = ["Recurrent", "language_model_learner", "TextDataLoaders", "plot_states", "rank_units", "keep_top_p", "LSTMCell", "Corpus.build",
          "export_onnx", "OnnxModel", "load_bundle", "Checkpoint", "tagger_learner", "NeuralCache", "beam_search", "AWD_QRNN", "CRF",
