@@ -509,7 +509,7 @@ def _draw_grid(
     cols:Sequence[str]=(), # Names of the columns, if they are the same in all
     rows:Sequence[str]=(), # Names of the rows, if they are the same in all
 ) -> np.ndarray: # Axes, one for each
-    "Draw maps in a square grid, states from -1 to 1, probabilities from 0 to 1, and name columns and rows at its edges."
+    "Draw maps in a square grid: states from -1 to 1, probabilities from 0 to 1; columns and rows named at its edges."
     n = len(maps)
     wide = int(np.ceil(np.sqrt(n)))
     high = -(-n//wide)
