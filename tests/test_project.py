@@ -141,7 +141,7 @@ def public_callables() -> list:
 
 
 # What fastai calls by name: events of callbacks, and methods whose arguments are fastai's own; and what `Cell` documents.
-INHERITED = {"fit", "new", "get_preds", "validate", "lr_find", "step", "forward", "after_pred", "after_batch", "before_batch", "before_fit",
+INHERITED = {"fit", "new", "get_preds", "validate", "lr_find", "show_results", "step", "forward", "after_pred", "after_batch", "before_batch", "before_fit",
              "before_train", "before_validate", "after_fit", "after_loss", "after_epoch", "after_train", "after_cancel_batch",
              "create_opt", "activation", "decodes", "project", "terms", "scan", "inside", "all_states",
              "recur"}

@@ -86,7 +86,7 @@ class ClassifierLearner(TextLearner):
         "Classify one text. Raises `ValueError` or `RuntimeError` for `int8` where there are no kernels for it."
         if isinstance(item, (list, tuple, pd.DataFrame)):
             raise TypeError(f"item is a {type(item).__name__}; predict takes one text. For many, call classify.")
-        with self._in_bits(int8): return super().predict(item, rm_type_tfms, with_input)
+        with self._in_bits(int8), self.no_bar(): return super().predict(item, rm_type_tfms, with_input)
 
     def classify(self,
         texts:Any, # A list or column of texts, or a frame with the column of the training texts
