@@ -1,8 +1,10 @@
 "What learners say where another kind of learner, or something else, was meant."
+import pandas as pd
 import pytest
 from bundles import build, clas_dls, quiet
 
 from rnn_fastai import all as rf
+from rnn_fastai.cli.jobs import score_model
 from rnn_fastai.ship.bundle import load_bundle
 
 @pytest.mark.parametrize('case, method, meant', [
@@ -63,3 +65,13 @@ def test_a_missing_folder_is_told_from_a_missing_file(tmp_path):
     (tmp_path/'tickets.csv').touch()
     with pytest.raises(FileNotFoundError, match="There is no folder '.*none'"): rf.TextDataLoaders.from_csv(tmp_path/'none', 'a.csv')
     with pytest.raises(FileNotFoundError, match=r"Did you mean 'tickets\.csv'\? .* and 11 more"): rf.TextDataLoaders.from_csv(tmp_path, 'tikets.csv')
+
+
+def test_scores_are_read_from_the_columns_of_the_training(tmp_path, capsys):
+    df = pd.DataFrame(dict(Message=['a good film', 'a bad one']*10, kind=['x', 'y']*10))
+    dls = rf.TextDataLoaders.from_df(df, text_col='Message', label_col='kind', bs=4, min_freq=1, no_bar=True)
+    learn = rf.text_classifier_learner(dls, rf.AWD_LSTM, pretrained=False, config=dict(emb_sz=6, n_hid=6, n_layers=1))
+    learn.save_bundle(tmp_path/'bundle')
+    df.to_csv(tmp_path/'own.csv', index=False)
+    score_model(str(tmp_path/'bundle'), str(tmp_path/'own.csv'), quiet=True)
+    assert capsys.readouterr().out.startswith('20 rows: ')

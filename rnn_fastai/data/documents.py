@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.core import TfmdDL, TfmdLists, show_results
+from fastai.data.core import TfmdDL, TfmdLists, show_batch, show_results
 from fastai.data.load import fa_collate
 from fastai.text.core import PAD
 from fastai.text.data import TensorText
@@ -436,6 +436,12 @@ class DocDataLoader(ArrayDataLoader):
         return super().new(dataset=dataset, **kwargs)
 
 # %% ../../nbs/155_data.documents.ipynb #fda40589
+@show_batch.dispatch
+def _show_batch(x:PaddedText, y:Any, samples:Any, ctxs:Any=None, max_n:int=10, trunc_at:int=150, **kwargs):
+    "Texts and targets in a table."
+    rows = [(s[0].truncate(trunc_at), *s[1:]) for s,_ in zip(samples, range(max_n), strict=False)]
+    show_frame(pd.DataFrame(rows, columns=['text', 'target'][:len(rows[0])]))
+
 @show_results.dispatch
 def _show_padded(x:PaddedText, y:Any, samples:Any, outs:Any, ctxs:Any=None, max_n:int=10, trunc_at:int=150, **kwargs):
     "Texts, targets and predictions in a table."
