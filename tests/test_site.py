@@ -141,6 +141,13 @@ def test_the_code_of_a_guide_runs_from_top_to_bottom(guide, tmp_path, monkeypatc
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda p: p.stem)
+def test_code_of_a_guide_fits_its_column(guide):
+    "The column of text has room for 90 letters in the browser tried; fonts differ, so lines have 84 at most."
+    blocks = re.findall(r"^```(?:python|sh|text)\n(.*?)^```$", guide.read_text(encoding="utf8"), re.M | re.S)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 84]
+
+
 def test_pictures_of_a_page_come_from_cells(tmp_path):
     pictures = Pictures(tmp_path)
     got = with_pictures("![Units](800_tutorial.hi/e2aecf4e)", pictures, "../")
