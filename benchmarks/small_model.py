@@ -247,7 +247,7 @@ def pack(args) -> list:
 
 CARD = """# AWD_LSTM_small
 
-A small English language model, to start from where there is no network: `language_model_learner(dls, 'AWD_LSTM_small')`,
+A small pretrained language model of English, to start from where there is no network: `language_model_learner(dls, 'AWD_LSTM_small')`,
 `text_classifier_learner(dls, 'AWD_LSTM_small')`, `ulmfit(df, arch='AWD_LSTM_small')`.
 
 | | |
