@@ -89,7 +89,8 @@ const value = (t, u) => {
   const q = bytes[array][(D.starts[doc] + t)*A().units + u];
   return q ? A().low + (q - 1)/254*(A().high - A().low) : NaN;
 };
-const dark = matchMedia('(prefers-color-scheme: dark)'), own = name => getComputedStyle(document.body).getPropertyValue(name);
+const dark = matchMedia('(prefers-color-scheme: dark)');
+const own = name => getComputedStyle(document.body).getPropertyValue(name);
 const color = v => {
   const maps = D.maps[dark.matches ? 'dark' : 'light'];
   if (isNaN(v)) return maps.missing;

@@ -77,7 +77,8 @@ def fastai_classifier(
 
 # %% ../../nbs/625_learner.classifier.ipynb #24e9d2ac
 @plot_top_losses.dispatch
-def _show_losses(x:PaddedText, y:TensorCategory, samples:Any, outs:Any, raws:Any, losses:Any, trunc_at:int=150, **kwargs):
+def _show_losses(x:PaddedText, y:TensorCategory, samples:Any, outs:Any, raws:Any, losses:Any, trunc_at:int=150,
+                 **kwargs):
     "Texts, targets, predictions, their probability and loss in a table."
     rows = [(s[0].truncate(trunc_at), s[1], *o, r.max().item(), l.item())
             for s,o,r,l in zip(samples, outs, raws, losses, strict=True)]
