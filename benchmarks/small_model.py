@@ -245,9 +245,9 @@ def pack(args) -> list:
             dict(what="packed", bytes=file.stat().st_size, weights=sum(p.numel() for p in trained(args).parameters()))]
 
 
-CARD = """# AWD_LSTM_small
+CARD = """# AWD_LSTM_small, a small pretrained language model
 
-A small English language model, to start from where there is no network: `language_model_learner(dls, 'AWD_LSTM_small')`,
+A language model of English, to start from where there is no network: `language_model_learner(dls, 'AWD_LSTM_small')`,
 `text_classifier_learner(dls, 'AWD_LSTM_small')`, `ulmfit(df, arch='AWD_LSTM_small')`.
 
 | | |

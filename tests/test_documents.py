@@ -144,7 +144,8 @@ def test_show_batch(capsys, kind):
     dls.show_batch(max_n=2)
     dls.valid.show_batch()
     dls.test_dl(['one two']).show_batch()
-    assert 'HTML' in capsys.readouterr().out
+    heads = [h for h in map(str.split, capsys.readouterr().out.splitlines()) if h[0] == 'text']
+    assert [len(h) for h in heads] == [2, 2, 1]   # texts to be predicted have no target
 
 # ---- Rows, lengths, padding
 
@@ -178,7 +179,7 @@ def test_any_lengths(lens, bs, shuffle):
 
 def test_documents_of_no_ids():
     c = rf.Corpus.from_ids([[], [2, 3], []], ['xxunk', 'xxpad', 'a', 'b'])
-    with pytest.raises(ValueError, match='Text 0 of 3 has no token, as have 1 others; leave'): rf.DocDataset(c)
+    with pytest.raises(ValueError, match=r'Text 0 of 3 has no token \(2 have none\); leave'): rf.DocDataset(c)
 
 def test_no_documents():
     dl = plain().test_dl([])
@@ -416,7 +417,8 @@ def test_known_words_are_met_again(trained):
 
 def test_show_results(trained, capsys):
     trained.show_results(max_n=2)
-    assert 'HTML' in capsys.readouterr().out
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ['text', 'target', 'prediction'] and len(rows) == 2
 
 def test_exported_and_loaded(trained):
     trained.export('e.pkl')
@@ -428,7 +430,7 @@ def test_exported_and_loaded(trained):
     assert again.predict('one two')[0] == trained.predict('one two')[0] and again.dls.vocab[1] == trained.dls.vocab[1]
     assert len(again.dls.train_ds) == 0 and len(again.dls.train_ds.y if again.dls.train_ds.y is not None else []) == 0
 
-def test_interpretation(trained):
+def test_interpretation(trained, capsys):
     interp = ft.ClassificationInterpretation.from_learner(trained)
     preds,y,losses = trained.get_preds(with_loss=True)
     assert_close(torch.Tensor(interp.losses), torch.Tensor(losses))
@@ -440,7 +442,11 @@ def test_interpretation(trained):
     assert interp.confusion_matrix().tolist() == want.tolist()
     interp.plot_confusion_matrix()
     interp.print_classification_report()
+    capsys.readouterr()
     interp.plot_top_losses(2)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ['text', 'target', 'predicted', 'probability', 'loss'] and len(rows) == 2
+    assert [float(r.split()[-1]) for r in rows] == pytest.approx(top[:2].tolist(), abs=1e-4)
 
 def test_rows_of_an_interpretation_belong_to_their_losses(trained):
     interp = ft.Interpretation.from_learner(trained)

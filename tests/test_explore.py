@@ -232,7 +232,7 @@ def test_the_server_answers_as_the_functions_do():
 
     from rnn_fastai.ship.serve import make_app
     with TestClient(make_app(learn, recording=rec)) as c:
-        assert c.get('/health').json()['recording'] == f'1 texts, {rec.n_steps} tokens'
+        assert c.get('/health').json()['recording'] == f'{rec.n_steps} tokens of 1 text'
         assert c.post('/nearest', json=dict(texts=[TEXT], step=3)).json()['answers'] == nearest(learn, [TEXT], 3, recording=rec)
 
 def test_a_learner_that_cannot_be_explored_says_what_can():

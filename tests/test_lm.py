@@ -327,7 +327,7 @@ def test_show_batch_is_a_table(monkeypatch):
     df = pd.DataFrame({'text': ['one two three four five six seven']*20})
     dls = rf.TextDataLoaders.from_df(df, text_col='text', is_lm=True, bs=4, seq_len=3, seed=1)
     b,shown = dls.train.one_batch(),[]
-    monkeypatch.setattr('rnn_fastai.data.lm.display_df', shown.append)
+    monkeypatch.setattr('rnn_fastai.data.lm.show_frame', shown.append)
     dls.train.show_batch(b, max_n=2)
     def texts(ids): return [' '.join(dls.vocab[i] for i in row) for row in ids[:2]]
     assert shown[0].to_dict('list') == {'text': texts(b[0]), 'text_': texts(b[1])}

@@ -44,7 +44,7 @@ def done(page): expect(page.locator('#status')).to_have_text(re.compile('^Done')
 
 def write(page, prompt='a film', n_words=30, seed=3):
     page.get_by_label('Prompt').fill(prompt)
-    page.get_by_label('Words').fill(str(n_words))
+    page.get_by_label('New tokens').fill(str(n_words))
     page.get_by_label('Seed').fill(str(seed))
     page.get_by_role('button', name='Write').click()
 
@@ -249,7 +249,7 @@ def test_contexts_of_a_recording(open_page):
         page.get_by_label('Prompt').fill('the film')
         page.get_by_role('button', name='Only read').click()
         done(page)
-        expect(page.locator('#near-help')).to_contain_text('a recording of 2 texts')
+        expect(page.locator('#near-help')).to_contain_text('tokens of 2 texts')
         tokens_of(page).nth(1).click()
         page.get_by_role('button', name='Find contexts').click()
         layer = rec.layers[0]

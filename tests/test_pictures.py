@@ -180,6 +180,7 @@ def test_draws_in_the_style(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_draws_in_axes_that_are_given(name):
+    plt.close("all")   # what another test has left open
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     axs = drawn_axes(EVERY[name](TEXTS["words"], right))
     assert plt.get_fignums() == [fig.number] and left in fig.axes

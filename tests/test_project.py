@@ -141,7 +141,7 @@ def public_callables() -> list:
 
 
 # What fastai calls by name: events of callbacks, and methods whose arguments are fastai's own; and what `Cell` documents.
-INHERITED = {"fit", "new", "get_preds", "validate", "lr_find", "step", "forward", "after_pred", "after_batch", "before_batch", "before_fit",
+INHERITED = {"fit", "new", "get_preds", "validate", "lr_find", "show_results", "step", "forward", "after_pred", "after_batch", "before_batch", "before_fit",
              "before_train", "before_validate", "after_fit", "after_loss", "after_epoch", "after_train", "after_cancel_batch",
              "create_opt", "activation", "decodes", "project", "terms", "scan", "inside", "all_states",
              "recur"}
@@ -176,6 +176,17 @@ def test_notebooks_are_lean_and_tested():
         n_exports = sum(s.startswith("#| export") for s in src)
         n_tests = sum(bool(re.search(r"\bassert|test_eq|assert_close|expect_fail", s)) for s in src)
         assert n_tests >= n_exports - 1, (nb, n_exports, n_tests)   # the cell of imports needs none
+
+
+def test_modules_that_texts_name_exist():
+    "A name such as `data.texts` in notebooks, docstrings and pages leads somewhere."
+    folders = "|".join(f for f in FOLDERS if f not in ("root", "recipes"))
+    named = re.compile(rf"(?:`(?:rnn_fastai\.)?|\b[Ss]ee )((?:{folders})\.(?!ipynb|md|html)[a-z_]\w*)")
+    assert named.findall("see learner.lm and `rnn_fastai.data.lm`, `learner.fit()` of data.frames") == ["learner.lm", "data.lm", "learner.fit"]
+    texts = {nb: "\n".join(map(source, cells(nb))) for nb in NOTEBOOKS}
+    texts |= {p: p.read_text(encoding="utf8") for p in [*ROOT.glob("*.md"), *(ROOT/"docs").rglob("*.md")]}
+    there = set(map(module_name, MODULES))
+    assert not [(p.name, name) for p, text in texts.items() for name in named.findall(text) if name not in there]
 
 
 OLD_ENGLISH = r"\banew\b|parted by|\bbe had\b|fastai's sake|\bmates\b|for nothing|come what may|There is: |stopped to fall"

@@ -1,13 +1,17 @@
 "The site: every lesson, module and name has its place; definitions are read rightly; the code of guides runs."
+import base64
 import importlib
 import inspect
+import io
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from fastcore.docments import docments
+from PIL import Image
 from test_project import MODULES, NOTEBOOKS, module_name, public_callables
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +145,13 @@ def test_the_code_of_a_guide_runs_from_top_to_bottom(guide, tmp_path, monkeypatc
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda p: p.stem)
+def test_code_of_a_guide_fits_its_column(guide):
+    "The column of text has room for 90 letters in the browser tried; fonts differ, so lines have 84 at most."
+    blocks = re.findall(r"^```(?:python|sh|text)\n(.*?)^```$", guide.read_text(encoding="utf8"), re.M | re.S)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 84]
+
+
 def test_pictures_of_a_page_come_from_cells(tmp_path):
     pictures = Pictures(tmp_path)
     got = with_pictures("![Units](800_tutorial.hi/e2aecf4e)", pictures, "../")
@@ -148,6 +159,27 @@ def test_pictures_of_a_page_come_from_cells(tmp_path):
     assert (tmp_path/src[1]).read_bytes()[:4] == b"\x89PNG" and int(src[2]) > 100
     with pytest.raises(ValueError, match="has no picture in cell 9ba84fec"):
         with_pictures("![x](800_tutorial.hi/9ba84fec)", pictures, "")
+
+
+def test_ramps_of_colours_keep_their_steps_in_small_pictures():
+    "With 64 colours those of two ramps are 7 off and more; lines on white need no more."
+    from matplotlib import colormaps
+    from small_outputs import small_png
+    def png(pixels):
+        out = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(out, "png")
+        return base64.b64encode(out.getvalue()).decode()
+    def pixels(png): return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")).astype(int)
+    values = np.random.default_rng(0).random((100, 100))
+    held = np.hstack([colormaps[name](values, bytes=True)[..., :3] for name in ("coolwarm", "Purples")])
+    got = pixels(small := small_png(png(held)))
+    assert np.abs(got - held).max() <= 3 and len(small) < len(png(held))
+    in_order = got[:, 100:].sum(2).ravel()[values.ravel().argsort()]
+    assert (np.diff(in_order) <= 0).all()               # purples only get darker
+    assert small_png(small) == small
+    lines = np.full((100, 200, 3), 255, np.uint8)
+    lines[40:42], lines[:, 90] = (0, 0, 200), np.arange(100)[:, None]
+    assert len(np.unique(pixels(small_png(png(lines))).reshape(-1, 3), axis=0)) <= 64
 
 
 def test_arguments_without_a_meaning_are_a_line_and_not_a_table(pages):

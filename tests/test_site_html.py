@@ -165,7 +165,10 @@ PHRASES = {
     "neural cache": "api/generate.adapt", "honest split": "lessons/human_numbers", "integrated gradients": "lessons/review",
     "nucleus sampling": "guides/generation", "named entities": "lessons/tags", "hugging face hub": "api/ship.hub",
     "from fastai": "guides/fastai", "human numbers": "lessons/human_numbers", "CUDA graphs": "api/generate.graphs",
-    "contributing": "project/contributing"}
+    "contributing": "project/contributing", "confusion matrix": "lessons/imdb", "class imbalance": "api/data.balance",
+    "early stopping": "guides/data", "missing values": "guides/data", "empty cells": "guides/data", "save picture": "guides/inside",
+    "excel": "guides/data", "accuracy per class": "guides/data", "show mistakes": "guides/data", "pretrained": "project/small-model",
+    "generate text": "guides/generation"}
 
 
 def found(page, site: Path, query: str) -> list[str]:

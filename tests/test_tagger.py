@@ -385,9 +385,10 @@ def make(dls=None, path='.', **args):
 
 @pytest.mark.parametrize('with_letters', [True, False])
 def test_summary(with_letters, tmp_path):
-    told = str(make(loaders(chars=with_letters), tmp_path).summary())
+    told = make(loaders(chars=with_letters), tmp_path).summary()
     assert told.startswith('Tagger (Input shape: 8 x ')
-    assert [told.count(f'\n{name} ') for name in ('Embedding', 'Recurrent', 'Linear')] == ([2, 2, 1] if with_letters else [1, 1, 1])
+    kinds = [r.kind for r in told.rows]
+    assert [kinds.count(k) for k in ('Embedding', 'Recurrent', 'Linear')] == ([2, 2, 1] if with_letters else [1, 1, 1])
 
 @pytest.mark.parametrize('crf', [False, True])
 @pytest.mark.parametrize('with_letters', [True, False])
@@ -869,7 +870,7 @@ def test_predicting_leaves_the_model_alone():
 @pytest.mark.parametrize('kind', KINDS)
 def test_show_results(monkeypatch, kind):
     learn,shown = known(**KINDS[kind]),[]
-    monkeypatch.setattr('rnn_fastai.learner.tagger.display_df', shown.append)
+    monkeypatch.setattr('rnn_fastai.learner.tagger.show_frame', shown.append)
     for ds_idx in (0, 1):
         learn.show_results(ds_idx, max_n=2)
         df = shown.pop()
@@ -883,7 +884,7 @@ def test_show_results(monkeypatch, kind):
 def test_show_results_without_tags(monkeypatch, chars):
     "Sentences without tags: refused with a reason, or shown without targets that nobody gave."
     learn,shown = known(chars),[]
-    monkeypatch.setattr('rnn_fastai.learner.tagger.display_df', shown.append)
+    monkeypatch.setattr('rnn_fastai.learner.tagger.show_frame', shown.append)
     try: learn.show_results(dl=learn.dls.test_dl([['Ann', 'met'], ['Bob']]))
     except (TypeError, ValueError) as e: assert 'tags' in str(e) or 'target' in str(e), e
     else:

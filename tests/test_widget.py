@@ -60,10 +60,10 @@ def test_type_pick_clamp_compare(show, width, scheme):
     done(page)   # a text to begin with is read at once
     assert labels(page)[0] == 'xxbos' and len(labels(page)) == 3
     page.get_by_label('Prompt').fill('a good film')
-    page.get_by_label('Words').fill('7')
+    page.get_by_label('New tokens').fill('7')
     page.get_by_label('Seed').fill('5')
     page.get_by_role('button', name='Write').click()
-    expect(page.locator('#status')).to_have_text('Done: 7 words, as the number of words was reached. Seed 5.')
+    expect(page.locator('#status')).to_have_text('Done: 7 tokens, as that many were asked for. Seed 5.')
     made = learn.generate('a good film', 7, seed=5, no_bar=True)[0].tokens
     whole = ('xxbos', 'a', 'good', 'film', *made)
     told, = explore(learn, [whole])

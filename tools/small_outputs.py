@@ -1,5 +1,5 @@
-"""Makes outputs of notebooks smaller and the same at every run: pictures of at most 64 colours, no remains of progress
-bars, no names of temporary folders. Run it after notebooks ran."""
+"""Makes outputs of notebooks smaller and the same at every run: pictures of 64 colours, or 256 where they show ramps of
+colours, no remains of progress bars, no names of temporary folders. Run it after notebooks ran."""
 import base64
 import io
 import json
@@ -7,17 +7,26 @@ import re
 import sys
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 ROOT = Path(__file__).parent.parent
-COLORS = 64
+FAR = 0.6   # mean difference of a picture from itself with fewer colours, of 255: beyond, steps of a ramp are seen
+
+def with_palette(image: Image.Image, colors: int) -> Image.Image:
+    "A picture with that many colours, none of them far from its own."
+    return image.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+
+def distance(a: Image.Image, b: Image.Image) -> float:
+    "How far pictures are from each other: the mean over pixels and channels, of 255."
+    return sum(ImageStat.Stat(ImageChops.difference(a, b.convert("RGB"))).mean)/3
 
 def small_png(png: str) -> str:
-    "A PNG, base64, with a palette; the same where that is no smaller."
+    "A PNG, base64, with a palette; the same where it has one, or where that is no smaller."
     image = Image.open(io.BytesIO(base64.b64decode(png)))
-    if image.mode == "P" and len(image.getpalette())//3 <= COLORS: return png
-    out = io.BytesIO()
-    few = image.convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    if image.mode == "P": return png
+    image, out = image.convert("RGB"), io.BytesIO()
+    few = with_palette(image, 64)
+    if distance(image, few) > FAR: few = with_palette(image, 256)
     few.save(out, "png", optimize=True)
     new = base64.b64encode(out.getvalue()).decode()
     return new if len(new) < len(png) else png

@@ -49,7 +49,8 @@ def _mathml(self, node: nodes.Element, block: bool) -> None:
 
 
 class LinkNames(SphinxPostTransform):
-    "Code in a text that is a public name becomes a link to its entry."
+    """Code in a text that is a public name becomes a link to its entry. A plain word, such as `states`, may be an
+    argument or a column as well: it becomes one where it is called, or a method of `learn`."""
     default_priority = 999
 
     def run(self, **kwargs: object) -> None:
@@ -57,7 +58,8 @@ class LinkNames(SphinxPostTransform):
         known = _public_names(self.env)
         for node in [*self.document.findall(nodes.literal)]:
             found = re.fullmatch(r"(?:learn\.)?([A-Za-z_][\w.]*)(\(.*\))?", node.astext())
-            page, anchor = known.get(found[1], ("", "")) if found else ("", "")
+            plain = found and found[0].isalpha() and found[0].islower()
+            page, anchor = known.get(found[1], ("", "")) if found and not plain else ("", "")
             if not page or isinstance(node.parent, nodes.reference | nodes.title): continue
             link = make_refnode(self.app.builder, self.env.docname, page, anchor, node.deepcopy(), found[1])
             node.replace_self(link)

@@ -146,7 +146,7 @@ class HiddenStateCapture(Callback):
     def __init__(self,
         layers:Any=None, # Names or numbers of layers; all by default
         parts:Any='states', # What to record of each
-        when:tuple=('train', 'valid'), # 'train', 'valid'
+        when:tuple=('train', 'valid'), # 'train'; 'valid', of validation and predictions
         **kwargs
     ):
         self.when = (when,) if isinstance(when, str) else tuple(when)

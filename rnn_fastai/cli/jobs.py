@@ -470,6 +470,12 @@ def _check_labels(learn:TextLearner, labels:pd.Series, name:str):
         raise ValueError(f"Column {name!r}, row {labels.index[odd.argmax()]}: the model does not know the label "
                          f"{labels[odd].tolist()[0]!r}. {suggest(str(labels[odd].tolist()[0]), map(str, names))}")
 
+def _own_columns(ds:Any) -> dict[str, str]:
+    "Columns that a model, which may have been trained in Python, reads texts and labels from, where they have names."
+    read = getattr(getattr(ds, 'read_labels', None), 'keywords', {})
+    found = dict(text=getattr(ds, 'text_col', None), label=read.get('label_cols'))
+    return {k: v for k,v in found.items() if isinstance(v, str)}
+
 def score_model(
     model:str, # Folder of a trained model
     data:str, # A named set, or a file; of a set, and of what the model was trained on, held-out rows count
@@ -482,7 +488,8 @@ def score_model(
     "Print the figures of a model on data."
     learn,task = load_task(model, allow)
     notes = learn.notes
-    cols = {'text': 'text', 'label': 'label', **notes.get('columns', {})}
+    own = _own_columns(learn.dls.valid.dataset)
+    cols = {'text': 'text', 'label': 'label', **own, **notes.get('columns', {})}
     text,label = text or cols['text'],label or cols['label']
     this = data_notes(task, data)
     known = 'data' in notes and notes.get('sha256', notes['data']) == this.get('sha256', this['data'])
@@ -493,7 +500,7 @@ def score_model(
     if known and not quiet: print(what)
     if task == 'classifier': _check_labels(learn, df.label, label)
     if task == 'lm': dl = learn.dls.valid.new(df.text.tolist(), bs=1).check()
-    else: dl = learn.dls.test_dl(df, with_labels=True)
+    else: dl = learn.dls.test_dl(df.rename(columns=own), with_labels=True)
     print_scores(learn, dl, len(df), quiet)
 
 def print_scores(

@@ -68,8 +68,12 @@ def likely_encoding(
     "Guess in which encoding a text may have been written."
     from charset_normalizer import from_bytes  # which `requests` brings, and with it fastai
 
-    best = from_bytes(text).best()
-    return None if best is None else best.encoding.upper().replace('_', '-')
+    found = from_bytes(text)
+    best = found.best()
+    if best is None: return None
+    near = [m for m in found if m.coherence >= best.coherence and m.chaos <= best.chaos + 0.2]
+    fits = {name for m in near for name in (m.encoding, *m.could_be_from_charset)}
+    return ('cp1252' if 'cp1252' in fits else best.encoding).upper().replace('_', '-')   # the commonest of many
 
 def _not_utf8(name:str, lines:Iterable[bytes]) -> ValueError:
     "The error for bytes that are not UTF-8, which says where the first of them stand."

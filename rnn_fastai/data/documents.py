@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.core import TfmdDL, TfmdLists, show_results
+from fastai.data.core import TfmdDL, TfmdLists, show_batch, show_results
 from fastai.data.load import fa_collate
 from fastai.text.core import PAD
 from fastai.text.data import TensorText
-from fastai.torch_core import display_df
 from fastcore.basics import camel2snake, chunked, ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core import check_count
+from ..core import check_count, check_tokens, show_frame
 from .arrays import slices_of
 from .corpus import Corpus, Vocab
 from .device import send
@@ -218,10 +217,7 @@ class PaddedDataset(CorpusDataset):
         self.y,self.labels = y,labels
         if PAD not in corpus.vocab.o2i: raise ValueError(f"The vocabulary lacks {PAD!r}, which short texts need.")
         self.pad = corpus.vocab.o2i[PAD]
-        empty = np.flatnonzero(self.lens == 0)
-        if len(empty):
-            raise ValueError(f"{self.what} {empty[0]} of {len(self.lens)} has no token, as have {len(empty)-1} others; "
-                             "leave such rows out. (fastai's rules mark the beginning of each text, so none is empty.)")
+        check_tokens(self.what, self.lens)
 
     @property
     def vocab(self) -> L|Vocab:
@@ -440,8 +436,14 @@ class DocDataLoader(ArrayDataLoader):
         return super().new(dataset=dataset, **kwargs)
 
 # %% ../../nbs/155_data.documents.ipynb #fda40589
+@show_batch.dispatch
+def _show_batch(x:PaddedText, y:Any, samples:Any, ctxs:Any=None, max_n:int=10, trunc_at:int=150, **kwargs):
+    "Texts and targets in a table."
+    rows = [(s[0].truncate(trunc_at), *s[1:]) for s,_ in zip(samples, range(max_n), strict=False)]
+    show_frame(pd.DataFrame(rows, columns=['text', 'target'][:len(rows[0])]))
+
 @show_results.dispatch
 def _show_padded(x:PaddedText, y:Any, samples:Any, outs:Any, ctxs:Any=None, max_n:int=10, trunc_at:int=150, **kwargs):
     "Texts, targets and predictions in a table."
     rows = [(s[0].truncate(trunc_at), *s[1:], *o) for s,o,_ in zip(samples, outs, range(max_n), strict=False)]
-    display_df(pd.DataFrame(rows, columns=['text', 'target', 'prediction'][:len(rows[0])]))
+    show_frame(pd.DataFrame(rows, columns=['text', 'target', 'prediction'][:len(rows[0])]))

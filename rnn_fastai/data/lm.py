@@ -20,13 +20,13 @@ import torch
 from fastai.data.core import TfmdDL
 from fastai.data.transforms import ToTensor
 from fastai.text.data import LMTensorText, Numericalize, TensorText
-from fastai.torch_core import TitledStr, display_df, explode_types
+from fastai.torch_core import TitledStr, explode_types
 from fastcore.basics import ifnone
 from fastcore.foundation import L, is_indexer
 from fastcore.meta import delegates
 from torch import Tensor
 
-from ..core import check_count, suggest
+from ..core import check_count, show_frame, suggest
 from .arrays import gather
 from .corpus import Corpus, Vocab
 from .device import resident_ids, send
@@ -373,7 +373,7 @@ class _StreamDataLoader(ArrayDataLoader):
         finally: self.get_idxs = order   # which fastai leaves changed where nothing is shown
         if not show: return found
         rows = [tuple(o.truncate(trunc_at) for o in texts) for texts in found[2]]
-        display_df(pd.DataFrame(rows, columns=['text', 'text_']))
+        show_frame(pd.DataFrame(rows, columns=['text', 'text_']))
 
 # %% ../../nbs/150_data.lm.ipynb #cc786ffe
 def _are_texts(o:Any) -> bool:

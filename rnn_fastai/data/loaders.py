@@ -34,7 +34,7 @@ from .documents import DocDataLoader, DocDataset, Labels, folder_labels, frame_l
 from .lm import LMDataLoader, LMDataset
 from .splits import column_splitter, random_splitter
 from .task import LOADERS_ABOUT
-from .texts import CheckedTexts, frame_texts, read_csv, texts_of
+from .texts import CheckedTexts, check_column, frame_texts, read_csv, texts_of
 from .tokenize import CorpusTokenizer, as_tokenizer
 
 # %% ../../nbs/170_data.loaders.ipynb #96024c1f
@@ -203,6 +203,23 @@ def _loaders(texts:CheckedTexts, splits:tuple, labels:tuple|None, **kwargs) -> l
     read,block,name = labels
     return doc_loaders(texts, splits, read, block, label_col=name, **_without(kwargs, _NOT_DOC))
 
+# %% ../../nbs/170_data.loaders.ipynb #d3233363
+def _there(path:Path, file:str) -> Path:
+    "A file of a folder. Raises `FileNotFoundError`, naming what is like it, where there is none."
+    if (path/file).exists(): return path/file
+    if not path.is_dir(): raise FileNotFoundError(f"There is no folder {str(path)!r}, so no file {file} in it.")
+    there = sorted(p.name for p in path.glob('*') if p.is_file())
+    raise FileNotFoundError(f"There is no file {file} in the folder {str(path)!r}. {suggest(file, there)}")
+
+def _warn_of_empty(df:pd.DataFrame, text_col:Any):
+    "Warn of rows whose text is empty or blank, which stay."
+    cols = [check_column(df, c) for c in L(text_col)]
+    empty = df[cols].apply(lambda col: col.str.strip() == '').all(axis=1).to_numpy()
+    if empty.any():
+        where = ', '.join(map(repr, cols))
+        warnings.warn(f"Column {where}: {empty.sum()} of {len(df)} rows without a text, the first row "
+                      f"{empty.argmax()}. They stay, as empty texts; take them out if they tell nothing.", stacklevel=3)
+
 # %% ../../nbs/170_data.loaders.ipynb #dc5b6bb3
 class _FrameDataLoaders(fastai_data.TextDataLoaders):
     "Loaders of the rows of frames and CSV files."
@@ -248,14 +265,15 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
         label_col:Any=1, # Column of the labels, by name or number, or a list of columns
         valid_col:Any=None, # Column that is true for the rows to be held out; a random split by default
         is_lm:bool=False, # Loaders for a language model
+        encoding:str|None=None, # Of the file; UTF-8 by default
         **kwargs
     ) -> 'TextDataLoaders':
-        "Loaders from the rows of a CSV file. Raises `ValueError` that names the line at fault."
+        """Loaders from the rows of a CSV file. Warns of empty texts. Raises `ValueError` that names the line at fault,
+        `FileNotFoundError` without a file."""
         needed = dict(label_col=None if is_lm else label_col, valid_col=valid_col)
-        if not (Path(path)/csv_fname).exists():
-            there = sorted(p.name for p in Path(path).glob('*') if p.is_file())[:20]
-            raise FileNotFoundError(f"There is no file {csv_fname} in {path}. {suggest(csv_fname, there)}")
-        df = read_csv(Path(path)/csv_fname, dict(text_col=text_col), needed, header, delimiter, quoting)
+        file = _there(Path(path), csv_fname)
+        df = read_csv(file, dict(text_col=text_col), needed, header, delimiter, quoting, encoding)
+        _warn_of_empty(df, text_col)
         return cls.from_df(df, path=path, text_col=text_col, label_col=label_col, valid_col=valid_col, is_lm=is_lm,
                            **kwargs)
 

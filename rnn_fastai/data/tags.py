@@ -20,13 +20,13 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat
 from fastai.text.core import BOS, PAD, UNK
-from fastai.torch_core import TensorCategory, TitledStr, default_device, display_df
+from fastai.torch_core import TensorCategory, TitledStr, default_device
 from fastcore.basics import ifnone
 from fastcore.foundation import L
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core import check_count, shows
+from ..core import check_count, show_frame, shows
 from ..devices import check_device
 from .conll import read_columns, read_conllu
 from .corpus import Corpus, Vocab
@@ -306,7 +306,7 @@ class TagDataLoader(DocDataLoader):
         if not show: return self._pre_show_batch(b, max_n=max_n)
         b = b[0],*b[self.n_inp:]
         rows = [self.dataset.decode(tuple(t[i] for t in b)) for i in range(min(max_n, len(b[0])))]
-        display_df(pd.DataFrame(rows, columns=['text', 'tags'][:len(b)]))
+        show_frame(pd.DataFrame(rows, columns=['text', 'tags'][:len(b)]))
 
 # %% ../../nbs/160_data.tags.ipynb #58769eff
 @shows(LOADERS_ABOUT)

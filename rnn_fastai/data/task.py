@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.text.core import BOS, EOS
-from fastai.torch_core import display_df
 from fastcore.basics import ifnone
 from torch import Tensor
 
-from ..core import suggest
+from ..core import show_frame, suggest
 
 # %% ../../nbs/147_data.task.ipynb #0739d5a9
 def seq_tokens(
@@ -98,7 +97,7 @@ class SeqTask:
         def text(toks): return ' '.join(map(str, toks)) if isinstance(toks, list) else toks
         read = [[self.vocab[i] for i in row.reshape(-1).tolist() if i != self.pad] for row in x]
         columns = {name: [text(self.decode(row)) for row in rows] for name,rows in ids.items()}
-        display_df(pd.DataFrame({'input': [text(toks) for toks in read], **columns}))
+        show_frame(pd.DataFrame({'input': [text(toks) for toks in read], **columns}))
 
 # %% ../../nbs/147_data.task.ipynb #ca051036
 TASK_NAMES = {'next': 'language model', 'many-to-one': 'classifier', 'many-to-many': 'tagger'}   # of texts, by kind

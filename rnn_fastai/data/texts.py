@@ -43,6 +43,10 @@ def check_column(
     return name
 
 # %% ../../nbs/105_data.texts.ipynb #043d7b84
+def _row_name(index:pd.Index, i:int) -> Any:
+    "The name of a row, as Python writes it."
+    return index[[i]].tolist()[0]
+
 def check_texts(
     texts:pd.Series, # One column of a frame
 ) -> pd.Series: # The same
@@ -50,13 +54,15 @@ def check_texts(
     missing = texts.isna()
     if missing.any():
         raise ValueError(f"Column {texts.name!r} has {missing.sum()} missing texts, the first in row "
-                         f"{texts.index[missing.argmax()]!r}. Drop them (`df.dropna`) or fill them (`df.fillna('')`).")
+                         f"{_row_name(texts.index, missing.argmax())!r}. Drop these rows "
+                         f"(`df.dropna(subset=[{texts.name!r}])`) or fill them (`df.fillna({{{texts.name!r}: ''}})`).")
     if isinstance(texts.dtype, pd.StringDtype): return texts   # nothing else can be in it
     odd = ~texts.map(lambda t: isinstance(t, str)).astype(bool)
     if odd.any():
         row = odd.values.argmax()
         raise TypeError(f"Column {texts.name!r} holds {odd.sum()} values that are not strings, the first in row "
-                        f"{texts.index[row]!r}: {texts.tolist()[row]!r}. Convert them, e.g. with `df.astype(str)`.")
+                        f"{_row_name(texts.index, row)!r}: {texts.tolist()[row]!r}. Convert them, e.g. with "
+                        "`df.astype(str)`.")
     return texts
 
 # %% ../../nbs/105_data.texts.ipynb #cede6009

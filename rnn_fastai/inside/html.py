@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 from fastcore.meta import delegates
+from matplotlib.colors import to_rgb
 
 from ..files import write_whole
 from .labels import readable_tokens
 from .plots import color_range, probabilities
 from .recording import Recording
+from .style import PictureColors, picture_colors
 
 # %% ../../nbs/430_inside.html.ipynb #24640e81
 def _quantize(a:np.ndarray, low:float, high:float) -> str:
@@ -50,10 +52,13 @@ def _next_tokens(rec:Recording, docs:list, k:int) -> list|None:
 _STYLE = '''
 :root{color-scheme:light dark}
 *{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;margin:1rem auto;max-width:70rem;padding:0 1rem;overflow-wrap:anywhere}
+body{font:16px/1.5 system-ui,sans-serif;margin:1rem auto;max-width:70rem;padding:0 1rem;overflow-wrap:anywhere;
+background:var(--paper);color:var(--ink)}
+h1{font-size:1.5rem}
 .controls{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,13rem),1fr));gap:.5rem 1rem;margin:1em 0}
 label{display:block;font-weight:600;font-size:.9rem;min-width:0}
-select,input{font:inherit;width:100%;min-height:2.4rem;display:block;text-overflow:ellipsis}
+select,input{font:inherit;width:100%;min-height:2.4rem;display:block;text-overflow:ellipsis;color:inherit;
+background:var(--paper);border:1px solid var(--faint);border-radius:.4rem;padding:0 .5rem}
 #text span{padding:1px 3px;cursor:pointer;border-radius:2px}
 #text .at{outline:2px solid currentColor}
 canvas{width:100%;display:block;margin:.5rem 0}
@@ -84,11 +89,14 @@ const value = (t, u) => {
   const q = bytes[array][(D.starts[doc] + t)*A().units + u];
   return q ? A().low + (q - 1)/254*(A().high - A().low) : NaN;
 };
+const dark = matchMedia('(prefers-color-scheme: dark)');
+const own = name => getComputedStyle(document.body).getPropertyValue(name);
 const color = v => {
-  if (isNaN(v)) return [150, 150, 150];
-  const p = (v - A().low)/(A().high - A().low);
-  if (A().low >= 0) return [255 - 190*p, 255 - 220*p, 255 - 120*p];
-  return p < .5 ? [510*p, 510*p, 255] : [255, 510*(1 - p), 510*(1 - p)];
+  const maps = D.maps[dark.matches ? 'dark' : 'light'];
+  if (isNaN(v)) return maps.missing;
+  const stops = A().low < 0 ? maps.signed : maps.share, last = stops.length - 1;
+  const p = Math.min(Math.max((v - A().low)/(A().high - A().low), 0), 1)*last, i = Math.min(Math.floor(p), last - 1);
+  return stops[i].map((c, k) => c + (stops[i+1][k] - c)*(p - i));
 };
 const css = v => `rgb(${color(v).map(Math.round)})`;
 const ink = v => { const [r, g, b] = color(v); return .2126*r + .7152*g + .0722*b > 110 ? '#000' : '#fff'; };
@@ -119,12 +127,12 @@ function drawText() {
     return s;
   }).flatMap(s => [s, ' ']));
 }
-const LEFT = 48, FOOT = 20, ink0 = () => getComputedStyle(document.body).color;
+const LEFT = 48, FOOT = 20;
 function sized(c, height) {
   const width = Math.max(c.clientWidth, 200), g = c.getContext('2d');
   c.width = width*devicePixelRatio; c.height = (height + FOOT)*devicePixelRatio; c.style.height = `${height + FOOT}px`;
   g.scale(devicePixelRatio, devicePixelRatio);
-  g.font = '11px system-ui,sans-serif'; g.fillStyle = g.strokeStyle = ink0(); g.textBaseline = 'middle';
+  g.font = '11px system-ui,sans-serif'; g.fillStyle = g.strokeStyle = own('--ink'); g.textBaseline = 'middle';
   return [g, width - LEFT, height];
 }
 function axis(g, width, height) {   // tokens from left to right: as many as have room
@@ -141,12 +149,12 @@ function drawLine() {
   axis(g, width, height);
   g.textAlign = 'right';
   for (const v of [A().low, A().high]) g.fillText(v.toPrecision(2), LEFT - 5, y(v));
-  g.globalAlpha = .5; g.strokeRect(LEFT, 0, width, height);
-  g.beginPath(); g.moveTo(LEFT, y(0)); g.lineTo(LEFT + width, y(0)); g.stroke(); g.globalAlpha = 1;
-  g.beginPath();
+  g.strokeStyle = own('--faint'); g.strokeRect(LEFT, 0, width, height);
+  g.beginPath(); g.moveTo(LEFT, y(0)); g.lineTo(LEFT + width, y(0)); g.stroke();
+  g.beginPath(); g.strokeStyle = own('--line'); g.lineWidth = 1.5;
   for (let t = 0; t < n(); t++) { const v = value(t, unit); if (!isNaN(v)) g.lineTo(LEFT + (t + .5)/n()*width, y(v)); }
   g.stroke();
-  g.fillStyle = '#c608'; g.fillRect(LEFT + at/n()*width, 0, Math.max(width/n(), 2), height);
+  g.globalAlpha = .22; g.fillStyle = own('--faint'); g.fillRect(LEFT + at/n()*width, 0, Math.max(width/n(), 2), height);
 }
 function drawMap() {
   const [g, width, height] = sized($('map'), mapHeight()), w = width/n(), h = height/units.length;
@@ -155,13 +163,13 @@ function drawMap() {
   units.forEach((u, i) => { if (i % Math.ceil(14/h) == 0) g.fillText(u, LEFT - 5, Math.max((i + .5)*h, 6)); });
   units.forEach((u, i) => { for (let t = 0; t < n(); t++) {
     g.fillStyle = css(value(t, u)); g.fillRect(LEFT + t*w, i*h, Math.ceil(w), Math.ceil(h)); } });
-  g.strokeStyle = '#000'; g.lineWidth = 2; g.strokeRect(LEFT + at*w, units.indexOf(unit)*h, w, h);
+  g.strokeStyle = own('--ink'); g.lineWidth = 2; g.strokeRect(LEFT + at*w, units.indexOf(unit)*h, w, h);
 }
 function say() {
   const v = value(at, unit), next = D.next && D.next[doc][at];
   $('said').textContent = `Step ${at}, ${visible(D.docs[doc][at])}: ${isNaN(v) ? 'not recorded' : v.toFixed(3)}` +
     (next && next.length ? '; next: ' + next.map(([t, p]) => `${visible(t)} ${p} %`).join(', ') : '');
-  $('legend').textContent = `Scale: ${A().low.toPrecision(3)} (${A().low < 0 ? 'blue' : 'white'}) to ` +
+  $('legend').textContent = `Scale: ${A().low.toPrecision(3)} (${A().low < 0 ? 'blue' : 'as the paper'}) to ` +
     `${A().high.toPrecision(3)} (${A().low < 0 ? 'red' : 'violet'}); grey was not recorded.`;
 }
 function draw() {
@@ -191,16 +199,33 @@ document.onkeydown = e => {
               ArrowDown: () => unit = units[Math.min(i + 1, units.length - 1)]}[e.key];
   if (to) { to(); e.preventDefault(); draw(); }
 };
-onresize = draw; draw();'''
+onresize = dark.onchange = draw; draw();'''
 
 # %% ../../nbs/430_inside.html.ipynb #e7f8a954
+def _rgb(color:Any) -> list[int]: return [round(255*c) for c in to_rgb(color)]
+
+def _maps(c:PictureColors, n:int=17) -> dict[str, list]:
+    "The maps of pictures as `n` colours each, between which the page goes straight."
+    return dict(signed=[_rgb(c.signed(p)) for p in np.linspace(0, 1, n)], missing=_rgb(c.signed(np.nan)),
+                share=[_rgb(c.share(p)) for p in np.linspace(0, 1, n)])
+
+def _names(c:PictureColors) -> str:
+    "Colours of a page as CSS."
+    return f"--paper:{c.paper};--ink:{c.ink};--faint:{c.faint};--line:{c.lines[0]}"
+
+def _scheme() -> str:
+    "The colours of light and of dark pages, those of pictures."
+    light,dark = (_names(picture_colors(d)) for d in (False, True))
+    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
 def _page(title:str, data:dict) -> str:
     "The whole file. No token can end the script that holds the data, as `<` is written as an escape."
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    text = json.dumps(data, ensure_ascii=True).replace('<', '\\u003c')
+    maps = dict(light=_maps(picture_colors(False)), dark=_maps(picture_colors(True)))
+    text = json.dumps({**data, 'maps': maps}, ensure_ascii=True).replace('<', '\\u003c')
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-            f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
+            f'<meta name="viewport" content="width=device-width"><style>{_scheme()}{_STYLE}</style></head>\n'
             f'<body><h1>{html.escape(title)}</h1>{_CONTROLS}\n'
             f'<script type="application/json" id="data">{text}</script>\n'
             f'<script>{_VALUES}{_DRAW}{_EVENTS}</script></body></html>\n')

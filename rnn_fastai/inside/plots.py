@@ -226,8 +226,10 @@ def _token_labels(rec:Recording, n:int, ids:Any, most:int=12) -> list[str]:
     return [token_label(t, most) for t in readable_tokens([str(rec.vocab[i]) for i in ids], rec.vocab)]
 
 def _likely(rec:Recording, probs:np.ndarray, most:int) -> tuple[np.ndarray, list[str]]:
-    "The tokens that are likeliest anywhere in `probs`, in the vocabulary's order."
-    top = np.sort(np.argsort(-np.nan_to_num(probs).max(0))[:most])
+    "Tokens in the vocabulary's order: the likeliest of as many rows of `probs` as may be, then those likely anywhere."
+    known = probs[~np.isnan(probs).any(1)]
+    leads = np.bincount(known.argmax(1), minlength=probs.shape[1])   # of how many rows a token is the likeliest
+    top = np.sort(np.lexsort((known.max(0, initial=0), leads))[::-1][:most])
     return top,_token_labels(rec, probs.shape[1], top)
 
 # %% ../../nbs/425_inside.plots.ipynb #a624de9d
@@ -241,6 +243,11 @@ def _hits(probs:np.ndarray, ids:np.ndarray, at:np.ndarray) -> str:
     known = (came >= 0) & ~np.isnan(probs[at]).any(1)
     right = (probs[at].argmax(1) == came)[known].sum()
     return f": the likeliest came in {right} of {known.sum()} steps" if known.any() else ""
+
+def _unseen(probs:np.ndarray, top:np.ndarray) -> str:
+    "At how many steps the likeliest token is not among those drawn, for a label; nothing where it always is."
+    n = (~np.isin(probs.argmax(1), top))[~np.isnan(probs).any(1)].sum()
+    return f"; at {n} steps the likeliest is another" if n else ""
 
 def _beside(ax:Axes, left:np.ndarray, right:np.ndarray, scale:dict) -> tuple[AxesImage, AxesImage]:
     "Draw a map on its own scale, and at its right, behind a line, probabilities from 0 to 1: rows are steps."
@@ -271,7 +278,7 @@ def plot_states_probs(
     ax = _axes(ax, min(3 + 0.26*(len(units) + len(top)), 14), min(1.6 + 0.2*len(at), 9))
     drawn = a[at][:, units]
     states,likely = _beside(ax, drawn, probs[at][:, top], _scale(part, drawn))
-    more = "" if len(top) == probs.shape[1] else f" ({len(top)} of {probs.shape[1]:,})"
+    more = "" if len(top) == probs.shape[1] else f" ({len(top)} of {probs.shape[1]:,}{_unseen(probs[at], top)})"
     title = f"{part_name(part)} of layer {rec.layer(layer)}, and what comes next{_hits(probs, rec.ids(doc), at)}"
     ax.set(xlabel=f"{what}   |   next token{more}", ylabel=where, title=title)
     ax.figure.colorbar(likely, ax=ax, label='probability')
@@ -362,7 +369,9 @@ def plot_gates(
 ) -> np.ndarray: # Axes, one for each gate
     "Draw how often each unit's gates are open against how often they are shut, over all documents."
     names = [p for p in rec.parts(layer) if p in _GATES]
-    if not names: raise ValueError(f"No gates of {rec.layer(layer)!r} were recorded; capture with parts='gates'.")
+    if not names:
+        raise ValueError(f"No gates of {rec.layer(layer)!r} were recorded; capture with parts='gates'. A cell of "
+                         "your own names them in `gate_names`.")
     _,(axs,) = _panels(ax, (1, len(names)), (0.6+3*len(names), 3.5))
     for ax,name in zip(axs, names, strict=True):
         shut,is_open = gate_saturation(rec, layer, name)

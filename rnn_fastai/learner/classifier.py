@@ -16,14 +16,16 @@ import pandas as pd
 import torch
 from fastai.callback.schedule import Learner
 from fastai.data.transforms import get_c
+from fastai.interpret import plot_top_losses
 from fastai.text.core import PAD
 from fastai.text.models import core as fastai_core
-from fastai.torch_core import get_model
+from fastai.torch_core import TensorCategory, get_model
 from fastcore.basics import ifnone
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import check_count
+from ..core import check_count, show_frame
+from ..data.documents import PaddedText
 from ..data.loaders import label_vocab, text_vocab
 from ..models.documents import chunk_padded, get_text_classifier
 from ..models.heads import pool_states
@@ -73,6 +75,15 @@ def fastai_classifier(
     return FastaiClassifier(*fastai_core.get_text_classifier(arch, vocab_sz, n_class, seq_len, config, drop_mult,
                                                              lin_ftrs, ps, pad_idx, max_len, y_range))
 
+# %% ../../nbs/625_learner.classifier.ipynb #24e9d2ac
+@plot_top_losses.dispatch
+def _show_losses(x:PaddedText, y:TensorCategory, samples:Any, outs:Any, raws:Any, losses:Any, trunc_at:int=150,
+                 **kwargs):
+    "Texts, targets, predictions, their probability and loss in a table."
+    rows = [(s[0].truncate(trunc_at), s[1], *o, r.max().item(), l.item())
+            for s,o,r,l in zip(samples, outs, raws, losses, strict=True)]
+    show_frame(pd.DataFrame(rows, columns=['text', 'target', 'predicted', 'probability', 'loss']))
+
 # %% ../../nbs/625_learner.classifier.ipynb #05c05b28
 @delegates(TextLearner.__init__)
 class ClassifierLearner(TextLearner):
@@ -86,7 +97,7 @@ class ClassifierLearner(TextLearner):
         "Classify one text. Raises `ValueError` or `RuntimeError` for `int8` where there are no kernels for it."
         if isinstance(item, (list, tuple, pd.DataFrame)):
             raise TypeError(f"item is a {type(item).__name__}; predict takes one text. For many, call classify.")
-        with self._in_bits(int8): return super().predict(item, rm_type_tfms, with_input)
+        with self._in_bits(int8), self.no_bar(): return super().predict(item, rm_type_tfms, with_input)
 
     def classify(self,
         texts:Any, # A list or column of texts, or a frame with the column of the training texts

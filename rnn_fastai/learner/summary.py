@@ -6,6 +6,7 @@
 __all__ = ['LayerRow', 'layer_rows', 'ModelSummary', 'learner_summary']
 
 # %% ../../nbs/600_learner.summary.ipynb #b4cf933a
+import html
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -74,10 +75,11 @@ _HEAD = 'Layer','Type','Output shape','Parameters','Trainable'
 
 def _row_texts(r:LayerRow, bs:int) -> list[str]:
     "A row as texts; a batch of one text stands for one of `bs`."
-    shape = '' if r.shape is None else ' x '.join(map(str, ((bs,) if r.shape[:1] == (1,) else r.shape[:1]) + r.shape[1:]))
-    count = f"{r.n_params:,}" + (f" + {r.n_shared:,} shared" if r.n_shared else '') if r.n_params or r.n_shared else ''
+    shape = (bs, *r.shape[1:]) if r.shape and r.shape[0] == 1 else r.shape or ()
+    count = f"{r.n_params:,}" if r.n_params or r.n_shared else ''
+    if r.n_shared: count += f" + {r.n_shared:,} shared"
     some = '' if not r.n_params else 'no' if not r.n_trainable else 'yes' if r.n_trainable == r.n_params else 'some'
-    return [r.name or 'model', r.kind, shape, count, some]
+    return [r.name or 'model', r.kind, ' x '.join(map(str, shape)), count, some]
 
 class ModelSummary(str):
     "A summary as text, and as a table in a notebook."
@@ -92,11 +94,12 @@ class ModelSummary(str):
         wide = [max(map(len, column)) for column in zip(_HEAD, *texts, strict=True)]
         lines = ['  '.join(t.ljust(w) for t,w in zip(row, wide, strict=True)).rstrip() for row in (_HEAD, *texts)]
         n,n_trained = sum(r.n_params for r in rows),sum(r.n_trainable for r in rows)
-        total = f"Total params: {n:,}\nTotal trainable params: {n_trained:,}\nTotal non-trainable params: {n - n_trained:,}"
-        rule,below = '-'*max(map(len, lines)),f"{total}\n\n{about}".strip()
+        counts = {'params': n, 'trainable params': n_trained, 'non-trainable params': n - n_trained}
+        below = '\n'.join([*(f"Total {k}: {v:,}" for k,v in counts.items()), '', about]).strip()
+        rule = '-'*max(map(len, lines))
         self = super().__new__(cls, '\n'.join([title, rule, lines[0], rule, *lines[1:], rule, below]))
         self.rows = rows
-        self._html = f"<b>{title}</b>{html_table(texts, _HEAD)}<pre>{below}</pre>"
+        self._html = f"<b>{html.escape(title)}</b>{html_table(texts, _HEAD)}<pre>{html.escape(below)}</pre>"
         return self
 
     def __repr__(self) -> str: return str(self)
@@ -108,7 +111,8 @@ def _about(learn:Learner) -> str:
     groups = None if learn.opt is None else learn.opt.frozen_idx
     trains = [] if groups is None else [f"Model frozen up to parameter group #{groups}" if groups else 'Model unfrozen']
     cbs = (f"  - {cb}" for cb in learn.cbs.sorted('order'))
-    return '\n'.join([f"Optimizer used: {learn.opt_func}", f"Loss function: {learn.loss_func}", *trains, 'Callbacks:', *cbs])
+    opt = getattr(learn.opt_func, '__name__', learn.opt_func)
+    return '\n'.join([f"Optimizer used: {opt}", f"Loss function: {learn.loss_func}", *trains, 'Callbacks:', *cbs])
 
 def learner_summary(
     learn:Learner, # A learner with a training batch

@@ -16,7 +16,7 @@ from fastai.callback.schedule import Learner
 from fastai.learner import Metric
 from fastai.text.core import PAD
 from fastai.text.models import awdlstm as fastai_awd
-from fastai.torch_core import display_df, get_model, trainable_params
+from fastai.torch_core import get_model, trainable_params
 from fastcore.basics import ifnone, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -38,7 +38,7 @@ from rnn_fastai.data.schemes import (
 )
 
 from ..callback.schedule import KeepBest
-from ..core import check_count, suggest
+from ..core import check_count, show_frame, suggest
 from ..data.loaders import text_vocab
 from ..data.tags import LMWords, TagDataLoaders, TagDataset, read_loaders, word_parts
 from ..data.task import IGNORE
@@ -322,7 +322,7 @@ class TaggerLearner(_TagReader):
         real = y[0] != IGNORE if y else real
         found = zip(b[0].cpu(), *y, best.masked_fill(~real, IGNORE), strict=True)
         rows = [dl.dataset.decode(r) for r,_ in zip(found, range(max_n), strict=False)]
-        display_df(pd.DataFrame(rows, columns=['text', *['target']*len(y), 'prediction']))
+        show_frame(pd.DataFrame(rows, columns=['text', *['target']*len(y), 'prediction']))
 
 # %% ../../nbs/630_learner.tagger.ipynb #8b339c6f
 def _shipped_states(arch:str) -> tuple[LMStates, LMWords]:

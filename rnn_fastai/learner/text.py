@@ -22,7 +22,7 @@ import torch
 from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback, event
 from fastai.callback.schedule import Learner, ParamScheduler  # and `fine_tune`, `fit_one_cycle`, `lr_find`
-from fastai.learner import AvgSmoothLoss
+from fastai.learner import AvgSmoothLoss, Metric
 from fastai.text import learner as fastai_learner
 from fastai.text.models import awdlstm as fastai_awd
 from fastai.text.models import core as fastai_core
@@ -125,9 +125,33 @@ def _after_a_look(method:Callable, to:str, ds_idx:int=1) -> Callable:
         return method(self, *args, **kwargs)
     return looking
 
+# %% ../../nbs/605_learner.text.ipynb #83eb1a16
+_WRITING,_TAGGING = 'a language model, of language_model_learner','a tagger, of tagger_learner'
+_SORTING = 'a classifier, of text_classifier_learner'
+_ELSEWHERE = {**dict.fromkeys(('generate', 'stream', 'beam_search', 'score'), _WRITING),
+              **dict.fromkeys(('tag', 'entities'), _TAGGING), 'classify': _SORTING}
+
+def _check_metrics(metrics:Any):
+    "Raise `TypeError` for a metric that cannot be called."
+    for m in L(metrics):
+        if not (callable(m) or isinstance(m, Metric)):
+            raise TypeError(f"metrics holds {m!r}; it must hold functions or metrics, such as accuracy.")
+
 # %% ../../nbs/605_learner.text.ipynb #a188dd05
 class _DeviceLearner(fastai_learner.TextLearner):
-    "fastai's `TextLearner`, in mixed precision on every device, and with advice where a device's memory is full."
+    """fastai's `TextLearner`, in mixed precision on every device, and with advice: where a device's memory is full,
+    where there is no data, and where another kind of learner is meant."""
+    validate = _after_a_look(Learner.validate, 'validate on')
+    get_preds = _after_a_look(Learner.get_preds, 'predict')
+    lr_find = _after_a_look(Learner.lr_find, 'train on', 0)
+    show_results = _after_a_look(Learner.show_results, 'show')
+
+    def __getattr__(self, name:str) -> Any:
+        try: return super().__getattr__(name)
+        except AttributeError as e:
+            if name not in _ELSEWHERE: raise
+            raise AttributeError(f"A {type(self).__name__} has no {name!r}; that is for {_ELSEWHERE[name]}.") from e
+
     def _do_one_batch(self):
         "As fastai's. Where the device has no memory left, raise `OutOfMemory`, and keep nothing of the batch."
         try:
@@ -175,10 +199,6 @@ class SavedLearner(_DeviceLearner):
         "The file to read: one of the other kind, where there is none that `save` would write."
         own,others = self._file(file),[self._file(f'{file}{ext}') for ext in _FILES]
         return next((f for f in (own, *others) if f.exists()), own)
-
-    validate = _after_a_look(Learner.validate, 'validate on')
-    get_preds = _after_a_look(Learner.get_preds, 'predict')
-    lr_find = _after_a_look(Learner.lr_find, 'train on', 0)
 
     def save(self,
         file:str|Path, # Name of the file, in the learner's folder of models; `name.pth` for one that fastai reads too
@@ -343,6 +363,7 @@ class SafeLearner(_StepLearner):
         opt_func:Callable=Adam, # Optimizer
         **kwargs
     ):
+        _check_metrics(kwargs.get('metrics'))
         super().__init__(dls, model, alpha=0., beta=0., moms=moms, opt_func=opt_func, **kwargs)
         self.remove_cbs([cb for cb in self.cbs if type(cb) in _FASTAI_CBS])
         self.add_cbs([*rnn_cbs(alpha, beta), LastScores()])
@@ -365,8 +386,7 @@ class SafeLearner(_StepLearner):
         """Train as fastai's `Learner.fit` does; denormal numbers count as zero in the training. Raises `ValueError`
         where there is no batch to train on, and for numbers of epochs and rates that cannot be meant."""
         need_batches(self, 0, 'train on')
-        check_count('n_epoch', n_epoch, 0)
-        check_rates(ifnone(lr, self.lr)); check_rates(*_scheduled(cbs))
+        check_count('n_epoch', n_epoch, 0); check_rates(ifnone(lr, self.lr)); check_rates(*_scheduled(cbs))
         self.__dict__.pop('_twin', None)   # a copy of weights that will be others takes memory
         with flush_denormals(), self.added_cbs(cbs):
             self._forget_calibration()

@@ -492,7 +492,7 @@ def load_bundle(
     path:str|Path, # What `save_bundle` or `export` wrote: a folder, or a zip file
     allow:Any=(), # Classes and functions of others that the bundle may use, or their import paths
     device:Any=None, # Where the model goes; fastai's default device by default
-) -> SafeLearner: # As it was saved, without texts
+) -> SafeLearner: # As it was saved, without texts; its `path` is the folder that holds the bundle
     """Read a learner. Nothing in the bundle runs. Raises `FileNotFoundError` where there is none, and `BundleError`, a
     `ValueError`, where it is damaged, or wants a class that is neither known here nor in `allow`."""
     path,known,device = Path(path),Known(allow),check_device(device)
@@ -501,7 +501,7 @@ def load_bundle(
                           "whoever made it, pass allow_pickle=True to load_learner; learn.export then writes a bundle "
                           "of it.")
     stored = read_files(path)
-    try: return _open(stored, known, path if path.is_dir() else path.parent, device)
+    try: return _open(stored, known, path.parent, device)
     except BundleError: raise
     except Exception as e:   # what others wrote may raise anything
         what = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"

@@ -288,7 +288,8 @@ def learner_facts(
     elif isinstance(learn, RNNLearner): labels = learn.task.y_vocab
     else: labels = getattr(learn.dls.train_ds, 'tags', None) or label_vocab(learn.dls)
     backwards = bool(getattr(learn.dls.train_ds, 'backwards', False))
-    known = None if recording is None else f"{len(recording):,} texts, {recording.n_steps:,} tokens"
+    texts = '' if recording is None else f"{len(recording):,} text{'s'*(len(recording) != 1)}"
+    known = None if recording is None else f"{recording.n_steps:,} tokens of {texts}"
     return dict(status='ok', version=__version__, learner=type(learn).__name__,
                 tasks=list(explorer_fields(learn, limits)), labels=list(map(str, labels)),
                 explains=not isinstance(learn, RNNLearner), streams=writes and not backwards, backwards=backwards,

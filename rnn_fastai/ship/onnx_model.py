@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import check_count, suggest
+from ..core import check_count, check_tokens, suggest
 from ..data.rules import BOS, PAD, SPECIAL_TOKENS, UNK
 from .codec import TextCodec, make_cutter, token_ids
 from .facts import read_facts
@@ -145,13 +145,6 @@ def _score(graph:_Graph, ids:np.ndarray, part:int=64) -> np.ndarray:
     return np.concatenate(logps)
 
 # %% ../../nbs/740_ship.onnx_model.ipynb #41c4920b
-def _check_lengths(what:str, lengths:list[int]):
-    "Raise `ValueError` where a text has no token."
-    n = lengths.count(0)
-    if n:
-        raise ValueError(f"{what} {lengths.index(0)} of {len(lengths)} has no token, as have {n-1} others; leave such "
-                         "rows out.")
-
 class Classified(NamedTuple):
     "An answer of a classifier."
     label:Any             # a label; a list of those that hold; or numbers
@@ -238,7 +231,7 @@ def _tag(graph:_Graph, facts:dict, reader:_Sentences, sents:list[list[str]], bs:
     "Number and tags of each sentence, those of like length together."
     names,crf = facts['tags'],facts['crf']
     lengths = [sum(map(len, map(reader.parts, s))) for s in sents]
-    _check_lengths('Sentence', lengths)
+    check_tokens('Sentence', lengths)
     order = sorted(range(len(sents)), key=lambda i: -lengths[i])
     for k in range(0, len(order), bs):
         b = reader.batch([sents[i] for i in order[k:k+bs]])
@@ -388,7 +381,7 @@ class OnnxModel(_Writer):
         for name,v in dict(bs=bs, part=part).items(): check_count(name, v)
         docs = list(map(self._document, _as_list('texts', texts)))
         if not docs: return []
-        _check_lengths('Text', list(map(len, docs)))
+        check_tokens('Text', map(len, docs))
         logits = _read_documents(self._graphs[0], docs, bs, part)
         if len(self._graphs) > 1:
             turned = _read_documents(self._graphs[1], [d[::-1] for d in docs], bs, part)

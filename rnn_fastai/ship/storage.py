@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import suggest
 from ..files import FilePart, check_place, locked, parse_json, write_whole
 from ..learner.tensors import TensorFile, tensor_bytes
 
@@ -232,7 +233,9 @@ def read_files(
 ) -> StoredBundle:
     "Open a bundle. Raises `FileNotFoundError` where there is none, `BundleError` where it is not as it was written."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"There is no bundle {path}.")
+    if not path.exists():
+        there = [p.name for p in path.parent.glob('*') if (p/_CONFIG).exists() or p.suffix == '.zip']
+        raise FileNotFoundError(f"There is no bundle {path}.{' ' + suggest(path.name, there) if there else ''}")
     if not path.is_dir() and not path.is_file(): _refuse(path, "is neither a folder nor a file")
     for _ in range(2):   # while another process replaces it
         with suppress(BundleError, OSError): return _open(path)

@@ -81,7 +81,7 @@ def _widget_class() -> type:
             data,metadata = super()._repr_mimebundle_(**kwargs)
             table = _table(self.learn, self.text) if self.text else ''
             says = '<p>The explorer is live in JupyterLab, Jupyter Notebook, VS Code and Colab. What it read:</p>'
-            plain = f'The explorer of a {type(self.learn).__name__}'
+            plain = f'Explorer of {type(self.learn).__name__}'
             return {**data, 'text/plain': plain, 'text/html': says + table},metadata
     return Explorer
 

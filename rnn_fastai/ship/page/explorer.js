@@ -6,8 +6,8 @@ const STYLE = `
 :host { color-scheme: light dark; display: block; container-type: inline-size;
   --paper: light-dark(#fbfaf7, #14161a); --card: light-dark(#ffffff, #1d2026); --ink: light-dark(#1b1c1e, #eceef1);
   --soft: light-dark(#55595f, #abb1ba); --line: light-dark(#8b9098, #7d848f); --hair: light-dark(#dddad2, #333842);
-  --accent: light-dark(#0b5cad, #8ec2ff); --on-accent: light-dark(#ffffff, #0c1a2a); --warm: light-dark(#ffa94d, #96500c);
-  --cool: light-dark(#7db8f0, #24639f); --changed: light-dark(#a2480a, #ffb066); --wrong: light-dark(#a3180f, #ffb4ab);
+  --accent: light-dark(#0b5cad, #8ec2ff); --on-accent: light-dark(#ffffff, #0c1a2a); --warm: light-dark(#ee8a76, #b0432f);
+  --cool: light-dark(#7fa9e8, #2f62b5); --changed: light-dark(#a2480a, #ffb066); --wrong: light-dark(#a3180f, #ffb4ab);
   --wrong-paper: light-dark(#fdeceb, #3b1a18);
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -105,7 +105,7 @@ const PAGE = `
       <textarea id="text" rows="3" spellcheck="false" aria-describedby="text-help"></textarea>
       <p class="help" id="text-help">What the model goes on from; an empty one begins a text. Ctrl+Enter writes.</p>
       <div class="options" id="rules">
-        <div><label for="n-words">Words</label><input id="n-words" type="number" min="1" max="1000" value="30" required></div>
+        <div><label for="n-words">New tokens</label><input id="n-words" type="number" min="1" max="1000" value="30" required></div>
         <div><label for="temperature">Temperature</label><input id="temperature" type="number" min="0" max="100" step="any" value="1" required></div>
         <div><label for="top-p">Top p</label><input id="top-p" type="number" min="0.001" max="1" step="any" placeholder="all"></div>
         <div><label for="seed">Seed</label><input id="seed" type="number" min="0" max="9007199254740991" placeholder="any"></div>
@@ -174,7 +174,7 @@ const PAGE = `
   </section>
 </div>`;
 
-const ENDS = {length: 'the number of words was reached', time: 'the time was up', 'stop token': 'a token ended it', 'stop string': 'a string ended it'};
+const ENDS = {length: 'that many were asked for', time: 'the time was up', 'stop token': 'a token ended it', 'stop string': 'a string ended it'};
 const CAN = {generate: 'writes', classify: 'classifies texts', tag: 'tags words'};
 const MOST_COMPARED = 200, LISTED = 10;   // words of two continuations; units that are listed
 
@@ -310,6 +310,7 @@ export function mount(host, transport, {text = ''} = {}) {
   let prompt = '', seed = null;
   let data = null, values = null, order = [], scale = 1, columns = 0;   // the answer, and its numbers
   let at = 0, unit = 0, lines = null;   // the token and the unit that are chosen; states and gates of the unit
+  let picked = false;   // whether the reader chose the unit: another text leaves it then
   let edits = [], colours = null, picture = null;
   const turns = {};          // only the newest answer of a kind is shown
   const abort = new AbortController();
@@ -370,7 +371,7 @@ export function mount(host, transport, {text = ''} = {}) {
       const done = await (streams ? stream : whole)(body, t => { grown = t; });
       seed = done.seed;
       await open({tokens: grown});
-      say(`Done: ${done.tokens.length} words, as ${ENDS[done.ended] || done.ended}. Seed ${done.seed}.`);
+      say(`Done: ${done.tokens.length} tokens, as ${ENDS[done.ended] || done.ended}. Seed ${done.seed}.`);
     } catch (e) {
       if (e.name === 'AbortError') await open({tokens: grown}).then(() => say('Stopped.')).catch(problem);
       else { problem(e); if (!$('tokens').children.length) $('answer').hidden = true; }
@@ -385,7 +386,7 @@ export function mount(host, transport, {text = ''} = {}) {
       else if (name === 'token') {
         grown.push(e.token);
         $('tokens').append(e.text);
-        if (++n % 10 === 0) say(`Writing: ${n} words.`);
+        if (++n % 10 === 0) say(`Writing: ${n} tokens.`);
       } else if (name === 'failed') throw new Error(e.error);
       else return {seed: e.seed, ...e.texts[0]};
       keep(grown);
@@ -485,7 +486,7 @@ export function mount(host, transport, {text = ''} = {}) {
   async function open(what) {   // a new text
     source = what;
     at = Infinity;   // the last token
-    unit = null;     // the one that varies most
+    if (!picked) unit = null;   // the one that varies most
     await explore();
   }
   async function explore() {
@@ -701,6 +702,7 @@ export function mount(host, transport, {text = ''} = {}) {
       return;
     }
     problem(null);
+    picked = true;
     unit = u;
     $('edit-unit').value = u;
     drawCursor();
@@ -746,6 +748,7 @@ export function mount(host, transport, {text = ''} = {}) {
     const edit = {layer: Number($('layer').value), name: data.layer, unit: n, part: $('edit-part').value, value, on: true};
     edits = [...edits.filter(e => !(e.layer === edit.layer && e.unit === n && e.part === edit.part)), edit];
     drawEdits();
+    if (data.units.includes(n)) pickUnit(n);
     again();
   }
   function drawEdits() {
