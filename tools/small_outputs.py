@@ -1,5 +1,5 @@
-"""Makes outputs of notebooks smaller and the same at every run: pictures of 64 colours, or 256 where they show ramps of
-colours, no remains of progress bars, no names of temporary folders. Run it after notebooks ran."""
+"""Makes outputs of notebooks smaller and the same at every run: pictures of 64 colours, or up to 256 where they show ramps
+of colours, no remains of progress bars, no names of temporary folders. Run it after notebooks ran."""
 import base64
 import io
 import json
@@ -25,8 +25,9 @@ def small_png(png: str) -> str:
     image = Image.open(io.BytesIO(base64.b64decode(png)))
     if image.mode == "P": return png
     image, out = image.convert("RGB"), io.BytesIO()
-    few = with_palette(image, 64)
-    if distance(image, few) > FAR: few = with_palette(image, 256)
+    for colors in (64, 128, 256):
+        few = with_palette(image, colors)
+        if distance(image, few) <= FAR: break
     few.save(out, "png", optimize=True)
     new = base64.b64encode(out.getvalue()).decode()
     return new if len(new) < len(png) else png
