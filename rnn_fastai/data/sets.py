@@ -98,7 +98,7 @@ def counting(
 _EXAMPLES = Path(rnn_fastai.__file__).parent/'data'/'examples'
 
 def example_file(
-    name:str, # 'reviews.few.csv', reviews of IMDB in columns `text` and `label`, or 'glove.50d.few.txt', vectors of GloVe
+    name:str, # 'reviews.few.csv', reviews of IMDB in columns `text` and `label`; 'glove.50d.few.txt', word vectors
 ) -> Path: # The file, within the package
     "Find a small file that comes with the package. Raises `ValueError` for any other name."
     there = {p.name: p for p in sorted(_EXAMPLES.iterdir())}
