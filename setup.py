@@ -27,7 +27,7 @@ setup(
     classifiers=meta["classifiers"].strip().splitlines(), python_requires=f">={meta['min_python']}",
     url=meta["git_url"], project_urls={name: meta["git_url"] + path for name, path in pages.items()},
     long_description=absolute((here/"README.md").read_text(encoding="utf8")), long_description_content_type="text/markdown",
-    packages=find_packages(include=["rnn_fastai", "rnn_fastai.*"]), package_data={"rnn_fastai": ["py.typed", "ship/page/*", "data/english/*", "pretrained/*"]},
+    packages=find_packages(include=["rnn_fastai", "rnn_fastai.*"]), package_data={"rnn_fastai": ["py.typed", "ship/page/*", "data/english/*", "data/examples/*", "pretrained/*"]},
     install_requires=meta["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": meta["console_scripts"].split()}, zip_safe=False,
 )

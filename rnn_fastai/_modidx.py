@@ -1288,6 +1288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rnn_fastai.data.sets._tree_reviews': ('data.sets.html#_tree_reviews', 'rnn_fastai/data/sets.py'),
                                       'rnn_fastai.data.sets._with_fastai': ('data.sets.html#_with_fastai', 'rnn_fastai/data/sets.py'),
                                       'rnn_fastai.data.sets.counting': ('data.sets.html#counting', 'rnn_fastai/data/sets.py'),
+                                      'rnn_fastai.data.sets.example_file': ('data.sets.html#example_file', 'rnn_fastai/data/sets.py'),
                                       'rnn_fastai.data.sets.fetch_file': ('data.sets.html#fetch_file', 'rnn_fastai/data/sets.py'),
                                       'rnn_fastai.data.sets.human_numbers': ('data.sets.html#human_numbers', 'rnn_fastai/data/sets.py'),
                                       'rnn_fastai.data.sets.human_numbers_100': ( 'data.sets.html#human_numbers_100',

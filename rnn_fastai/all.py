@@ -11,8 +11,8 @@ from rnn_fastai.devices import OutOfMemory, check_device, list_devices
 from rnn_fastai.data.conll import read_conllu, read_columns
 from rnn_fastai.data.texts import read_csv, texts_of
 from rnn_fastai.data.sets import (
-    number_words, human_numbers, number_runs, human_numbers_100, counting, fetch_file, imdb, imdb_sample, wikitext2,
-    ud_ewt,
+    number_words, human_numbers, number_runs, human_numbers_100, counting, example_file, fetch_file, imdb, imdb_sample,
+    wikitext2, ud_ewt,
 )
 from rnn_fastai.data.tokenize import WordTokenizer, CorpusTokenizer, TextTokenizer, decode_spec_tokens
 from rnn_fastai.data.corpus import Vocab, Corpus

@@ -18,8 +18,18 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
 import make_site  # noqa: E402
 from make_site import HERE, course, lesson_file, toctree, with_pictures, write_pages  # noqa: E402
-from pages import Pictures, directives, fix_links, plain_html, read_cells, show_args, show_output, show_types  # noqa: E402
-from signatures import Arg, read_module  # noqa: E402
+from pages import (  # noqa: E402
+    Pictures,
+    directives,
+    fix_links,
+    plain_html,
+    read_cells,
+    show_args,
+    show_output,
+    show_types,
+    what_it_does,
+)
+from signatures import Arg, Thing, read_module  # noqa: E402
 
 # The rows that five course texts are counted by.
 ROWS = [f"{part}{i}" for part, n in dict(A=6, B=4, C=1, D=4, E=11).items() for i in range(1, n + 1)]
@@ -219,3 +229,11 @@ def test_what_contributing_tells_to_do_can_be_done():
     size, cell, line = map(int, re.search(r"at most (\d+) lines, classes and exported cells (\d+), lines (\d+)", text).groups())
     house = (ROOT/"tests"/"test_project.py").read_text(encoding="utf8")
     assert f"<= {size}" in house and f"> {cell}]" in house and f"> {line} " in house
+
+
+def test_events_and_parts_of_cells_say_what_they_are():
+    def method(name, doc=""): return Thing(name, "method", "()", [], None, doc, [], [], (1, 2), [])
+    assert "event" in what_it_does(method("StateFeeder.after_batch"))
+    assert "contract of `Cell`" in what_it_does(method("LayerNormLSTMCell.inside"))
+    assert what_it_does(method("Recurrent.forward")) == what_it_does(method("Other.inside")) == ""
+    assert what_it_does(method("StateFeeder.after_batch", "Own words.")) == "Own words."

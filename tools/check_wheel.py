@@ -16,8 +16,8 @@ print(f'{len(names)} modules of the wheel import')
 
 
 def files(folder: Path) -> set[Path]:
-    "Modules, the files of the server's page, the rules of English words, and the model that comes with the package."
-    data = [p for pattern in ("ship/page/*", "data/english/*", "pretrained/*") for p in folder.glob(pattern)]
+    "Modules, the server's page, the rules of English words, the examples, and the model that comes with the package."
+    data = [p for pattern in ("ship/page/*", "data/english/*", "data/examples/*", "pretrained/*") for p in folder.glob(pattern)]
     return {p.relative_to(folder) for p in (*folder.rglob("*.py"), *data)}
 
 

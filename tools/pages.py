@@ -135,9 +135,20 @@ def source_link(module: str, lines: tuple[int, int]) -> str:
             f'title="rnn_fastai/{module.replace(".", "/")}.py, from line {lines[0]}">source</a>')
 
 
+CELL = {"step", "project", "terms", "scan", "inside", "all_states", "recur", "add_parameters"}   # what `Cell` documents
+
+
+def what_it_does(t: Thing) -> str:
+    "The docstring, or where a method is explained that is called by others."
+    owner, _, name = t.name.rpartition(".")
+    if t.doc or not owner: return t.doc
+    if name.startswith(("before_", "after_")): return "What is done at this event of a training; the learner calls it."
+    return "A part of the contract of `Cell`; layers call it." if name in CELL and owner.endswith("Cell") else ""
+
+
 def show_thing(t: Thing, module: str) -> str:
     "The entry of a name: how it is called, what it does, its arguments, what it gives, where it is written."
-    body = [t.doc]
+    body = [what_it_does(t)]
     if t.kind == "class" and t.bases: body.append("Built on " + ", ".join(map(as_code, t.bases)) + ".")
     if any(a.comment for a in t.args): body.append(show_args(t.args))
     elif any(a.type for a in t.args): body.append(show_types(t.args))

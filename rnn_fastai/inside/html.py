@@ -57,8 +57,8 @@ background:var(--paper);color:var(--ink)}
 h1{font-size:1.5rem}
 .controls{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,13rem),1fr));gap:.5rem 1rem;margin:1em 0}
 label{display:block;font-weight:600;font-size:.9rem;min-width:0}
-select,input{font:inherit;width:100%;min-height:2.4rem;display:block;text-overflow:ellipsis;color:inherit;
-background:var(--paper);border:1px solid var(--faint);border-radius:.4rem;padding:0 .5rem}
+select,input{font:inherit;font-weight:400;width:100%;min-height:2.4rem;display:block;text-overflow:ellipsis;
+color:inherit;background:var(--paper);border:1px solid var(--faint);border-radius:.4rem;padding:0 .5rem}
 #text span{padding:1px 3px;cursor:pointer;border-radius:2px}
 #text .at{outline:2px solid currentColor}
 canvas{width:100%;display:block;margin:.5rem 0}
