@@ -328,7 +328,7 @@ def test_the_next_token_says_where_words_are_left_out(n):
 def test_a_map_of_probabilities_has_no_negative_scale(low):
     ax = plots.plot_probs(np.array([[low, 1.]]), ["a", "b"])
     bar = next(a for a in ax.figure.axes if a.get_label() == "<colorbar>")
-    assert (ax.images[0].get_clim(), bar.get_ylabel()) == (((0, 1), "probability") if low == 0 else ((-1, 1), "value"))
+    assert (ax.images[0].get_clim(), "".join(bar.get_ylabel().split())) == (((0, 1), "probability") if low == 0 else ((-1, 1), "value"))
 
 
 # Files
