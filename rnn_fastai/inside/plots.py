@@ -246,8 +246,8 @@ def _hits(probs:np.ndarray, ids:np.ndarray, at:np.ndarray) -> str:
 
 def _unseen(probs:np.ndarray, top:np.ndarray) -> str:
     "At how many steps the likeliest token is not among those drawn, for a label; nothing where it always is."
-    n = (~np.isin(probs.argmax(1), top))[~np.isnan(probs).any(1)].sum()
-    return f"; at {n} steps the likeliest is another" if n else ""
+    n = int((~np.isin(probs.argmax(1), top))[~np.isnan(probs).any(1)].sum())
+    return f"; at {n} step{'s'*(n != 1)} the likeliest is another" if n else ""
 
 def _beside(ax:Axes, left:np.ndarray, right:np.ndarray, scale:dict) -> tuple[AxesImage, AxesImage]:
     "Draw a map on its own scale, and at its right, behind a line, probabilities from 0 to 1: rows are steps."
