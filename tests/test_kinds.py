@@ -75,3 +75,11 @@ def test_scores_are_read_from_the_columns_of_the_training(tmp_path, capsys):
     df.to_csv(tmp_path/'own.csv', index=False)
     score_model(str(tmp_path/'bundle'), str(tmp_path/'own.csv'), quiet=True)
     assert capsys.readouterr().out.startswith('20 rows: ')
+
+
+def test_a_whole_path_makes_no_folder_of_models(tmp_path):
+    learn = build('clas words')
+    learn.path = tmp_path/'own'
+    assert learn.save(tmp_path/'w').parent == tmp_path and not (tmp_path/'own').exists()
+    assert learn.save('w').parent == tmp_path/'own'/'models'
+    learn.load(tmp_path/'w')

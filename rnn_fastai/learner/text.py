@@ -30,7 +30,6 @@ from fastai.torch_core import TensorBase, distrib_barrier, get_model, rank_distr
 from fastcore.basics import ifnone, noop
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from fastcore.xtras import join_path_file
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -193,7 +192,10 @@ class SavedLearner(_DeviceLearner):
     def _file(self, file:str|Path) -> Path:
         "The file of a name, or that `save` gave; safetensors, unless the name or a callback asks for another."
         ext = _FILES[any(hasattr(self, cb) for cb in _PTH_CBS)]
-        return join_path_file(str(file), self.path/self.model_dir, ext='' if str(file).endswith(_FILES) else ext)
+        folder = self.path/self.model_dir
+        found = folder/f"{file}{'' if str(file).endswith(_FILES) else ext}"
+        if found.parent == folder: folder.mkdir(parents=True, exist_ok=True)   # a whole path may lie elsewhere
+        return found
 
     def _saved(self, file:str|Path) -> Path:
         "The file to read: one of the other kind, where there is none that `save` would write."
