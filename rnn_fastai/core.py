@@ -11,7 +11,7 @@ __all__ = ['suggest', 'Registry', 'check_count', 'check_number', 'check_prob', '
 import html
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -113,13 +113,13 @@ def check_prob(
 
 def check_tokens(
     what:str, # What each text is called, for the message
-    lens:Iterable[int], # Tokens of each text
+    lens:Sequence[int], # Tokens of each text
 ):
     "Raise `ValueError`, naming the first, where texts have no token."
-    lens = list(lens)
-    empty = [i for i,n in enumerate(lens) if n == 0]
+    import numpy as np
+    empty = np.flatnonzero(np.asarray(lens) == 0)   # there may be millions
     more = f" ({len(empty)} have none)" if len(empty) > 1 else ''
-    if empty: raise ValueError(f"{what} {empty[0]} of {len(lens)} has no token{more}; leave such rows out.")
+    if len(empty): raise ValueError(f"{what} {empty[0]} of {len(lens)} has no token{more}; leave such rows out.")
 
 # %% ../nbs/000_core.ipynb #4e145d6f
 def known_facts(

@@ -381,7 +381,7 @@ class OnnxModel(_Writer):
         for name,v in dict(bs=bs, part=part).items(): check_count(name, v)
         docs = list(map(self._document, _as_list('texts', texts)))
         if not docs: return []
-        check_tokens('Text', map(len, docs))
+        check_tokens('Text', list(map(len, docs)))
         logits = _read_documents(self._graphs[0], docs, bs, part)
         if len(self._graphs) > 1:
             turned = _read_documents(self._graphs[1], [d[::-1] for d in docs], bs, part)
