@@ -57,7 +57,8 @@ def live(kind, limits=None, recording=None):
     "A server of its own on a free port; gives the address and the worker's state through /health."
     sock = socket.socket()
     sock.bind(('127.0.0.1', 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(learner(kind), limits, recording=recording), log_level='error'))
+    own = learner.__wrapped__(kind)   # while a test asks the shared one, a page may still ask the server's with units changed
+    server = uvicorn.Server(uvicorn.Config(make_app(own, limits, recording=recording), log_level='error'))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
     thread.start()
     url = f'http://127.0.0.1:{sock.getsockname()[1]}'
