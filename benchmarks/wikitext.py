@@ -2,12 +2,12 @@
 results go to results/wikitext.json.
 
     python benchmarks/wikitext.py train [--hours 2] [--threads 2]
-    python benchmarks/wikitext.py score [--weights FILE]
+    python benchmarks/wikitext.py score [--weights FILE] [--tokens 20000] [--ways plain cache]
     python benchmarks/wikitext.py pack FILE
 
 `train`: as many epochs as fit into the hours on this processor; a second call goes on where the first was cut. `score`:
-perplexity of the whole test text as one stream in float32, plainly and with both, with settings that were chosen on the
-validation text; it takes hours. `pack`: the three texts as ids in one file, for machines that have neither the data nor
+perplexity of the test text, or its first tokens, as one stream in float32, plainly, with each means and with both, with
+settings that were chosen on the validation text; dynamic evaluation of the whole text takes hours. `pack`: the three texts as ids in one file, for machines that have neither the data nor
 a network. The published recipe is for GPUs: `gpu.py published`.
 """
 import argparse
@@ -52,6 +52,7 @@ VALIDATION = 0.04   # part of an epoch's time that the validation after it takes
 # The recipe of salesforce/awd-lstm-lm for WikiText-2, which takes 750 epochs.
 AWD_CONFIG = dict(emb_sz=400, n_hid=1150, n_layers=3, output_p=0.4, hidden_p=0.2, input_p=0.65, embed_p=0.1, weight_p=0.5)
 SPLITS = "train", "valid", "test"
+WAYS = "plain", "cache", "dynamic", "both"
 # Tokens that the settings are chosen on; the settings to choose from.
 N_CACHE, N_DYNAMIC, N_GATHER = 20_000, 5_000, 16_000
 CACHES = (500, 2000), (0.1, 0.3, 0.6), (0.05, 0.1, 0.2, 0.3)     # size, theta, weight
@@ -174,27 +175,30 @@ def best_cache(model: torch.nn.Module, text: torch.Tensor) -> NeuralCache:
     return min((NeuralCache(*how) for how in itertools.product(*CACHES)), key=loss)
 
 
-def score(weights: str = "small", **_) -> list:
+def best_dynamic(model: torch.nn.Module, train: torch.Tensor, text: torch.Tensor) -> DynamicEvaluation:
+    "The settings that are best on a text."
+    gathered = DynamicEvaluation().gather(model, train)
+    tried = [replace(gathered, lr=lr, decay=decay) for lr, decay in DYNAMICS]
+    return min(tried, key=lambda dynamic: scored(model, text, dynamic=dynamic)["perplexity"])
+
+
+def score(weights: str = "small", n: int | None = None, names: tuple = WAYS, **_) -> list:
     "Perplexity of the test text, each means as the validation text would have it."
     torch.set_num_threads(1)
     train, valid, test = corpora()
-    learn = learner()
-    model = learn.load(weights).model.eval()
-    start = time.perf_counter()
-    cache = best_cache(model, ids(valid, N_CACHE))
-    gathered = DynamicEvaluation().gather(model, ids(train, N_GATHER))
-    text = ids(valid, N_DYNAMIC)
-    tried = {how: scored(model, text, dynamic=replace(gathered, lr=how[0], decay=how[1])) for how in DYNAMICS}
-    lr, decay = min(tried, key=lambda how: tried[how]["perplexity"])
-    ways = dict(plain={}, cache=dict(cache=cache), dynamic=dict(dynamic=replace(gathered, lr=lr, decay=decay)))
-    choice = time.perf_counter() - start
-    ways["both"] = ways["cache"] | ways["dynamic"]
-    rows = {k: scored(model, ids(test), **kw) for k, kw in ways.items()}
-    for k, r in rows.items():
-        r["relative"] = r["perplexity"]/rows["plain"]["perplexity"]
-        print(f"{k}: perplexity {r['perplexity']:.2f}, {r['relative']:.3f} of plain, {r['seconds']:.0f} s", flush=True)
-    settings = dict(**vars(cache), lr=lr, decay=decay, every=gathered.every)
-    return [dict(what="scoring", tokens=len(test.ids) - 1, **rows, settings=settings, choice_seconds=choice, published=PUBLISHED)]
+    model = learner().load(weights).model.eval()
+    start, ways = time.perf_counter(), dict(plain={})
+    if {"cache", "both"} & {*names}: ways["cache"] = dict(cache=best_cache(model, ids(valid, N_CACHE)))
+    if {"dynamic", "both"} & {*names}:
+        ways["dynamic"] = dict(dynamic=best_dynamic(model, ids(train, N_GATHER), ids(valid, N_DYNAMIC)))
+    if "both" in names: ways["both"] = ways["cache"] | ways["dynamic"]
+    choice, text, rows = time.perf_counter() - start, ids(test, n), {}
+    for k in names:
+        rows[k] = r = scored(model, text, **ways[k])
+        print(f"{k}: perplexity {r['perplexity']:.2f}, {r['seconds']:.0f} s", flush=True)
+    settings = {k: {name: v for name, v in vars(how[k]).items() if name != "stats"} for k, how in ways.items() if k in how}
+    what = "scoring" if n is None else f"scoring, first {n:,} tokens"
+    return [dict(what=what, tokens=len(text) - 1, **rows, settings=settings, choice_seconds=choice, published=PUBLISHED)]
 
 
 def main():
@@ -203,10 +207,13 @@ def main():
     p.add_argument("steps", nargs="*", default=["train", "score"], help="train, score; or pack and a file")
     p.add_argument("--hours", type=float, default=2.)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--tokens", type=int, help="score the first tokens of the test text only")
+    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what to score; all by default")
     p.add_argument("--weights", default="small", help="weights to score, without ending; those of `train` by default")
     args = p.parse_args()
     if args.steps[0] == "pack": return pack(args.steps[1])
-    for name in args.steps: common.save("wikitext", dict(train=train, score=score)[name](**vars(args)))
+    how = dict(hours=args.hours, threads=args.threads, weights=args.weights, n=args.tokens, names=args.ways)
+    for name in args.steps: common.save("wikitext", dict(train=train, score=score)[name](**how))
 
 
 if __name__ == "__main__": main()
