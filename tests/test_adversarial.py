@@ -354,13 +354,14 @@ def recipe(**args):
                model_args=dict(n_hid=6, emb_sz=6, half=False, default_cbs=False))
     return text_lstm(texts(), **{**own, **args})
 
-def test_recipe_depends_on_its_seed_alone():
+@pytest.mark.parametrize('objective', [None, {}], ids=['plain', 'mixed'])
+def test_recipe_depends_on_its_seed_alone(objective):
     found = []
     for other in (0, 1):
         ft.set_seed(other)
-        found.append(weights(recipe(seed=3)))
+        found.append(weights(recipe(seed=3, objective=objective)))
     assert_close(*found, rtol=0, atol=0)
-    assert any(not a.equal(b) for a,b in zip(found[0], weights(recipe(seed=4)), strict=True))
+    assert any(not a.equal(b) for a,b in zip(found[0], weights(recipe(seed=4, objective=objective)), strict=True))
 
 def test_recipe_knows_words_of_unlabelled_texts():
     assert 'zebra' in rf.text_vocab(recipe().dls) and 'zebra' not in rf.text_vocab(recipe(unlabelled=None).dls)
@@ -383,9 +384,23 @@ def test_recipe_says_what_does_not_fit_before_it_trains(args, match, monkeypatch
     monkeypatch.setattr(rf.Learner, 'fit_one_cycle', lambda *a, **k: pytest.fail('it trains'))
     with pytest.raises(ValueError, match=match): recipe(**args)
 
-def test_recipe_warns_of_validation_texts_among_the_unlabelled():
+@pytest.mark.parametrize('reader', [dict(), dict(vectors=None, objective=dict(adversarial=0))], ids=['own vectors', 'objective'])
+def test_recipe_warns_of_validation_texts_among_the_unlabelled(reader):
     held = texts().assign(held=[i < 6 for i in range(30)])
-    def run(more): return text_lstm(held, valid_col='held', unlabelled=more, epochs=1, bs=8, min_freq=1, no_bar=True, tok_tfm=WORDS,
-                                    device='cpu', model_args=dict(n_hid=6, emb_sz=6, half=False, default_cbs=False))
-    with pytest.warns(UserWarning, match='2 of the 10 unlabelled texts are validation texts'):
-        run(pd.concat([UNLABELLED, held[['text']][:2]]))
+    def run(more, **args): return text_lstm(held, valid_col='held', unlabelled=more, epochs=1, bs=8, min_freq=1, no_bar=True, tok_tfm=WORDS,
+                                            device='cpu', model_args=dict(n_hid=6, emb_sz=6, half=False, default_cbs=False), **args)
+    more = pd.concat([UNLABELLED, held[['text']][:2]])
+    with pytest.warns(UserWarning, match='2 of the 10 unlabelled texts are validation texts'): run(more, **reader)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        run(more, vectors=None)   # nothing learns from them
+
+def test_recipe_adds_losses_where_they_are_asked_for():
+    def names(**args):
+        learn = recipe(model_args=dict(n_hid=6, emb_sz=6, half=False), **args)
+        return set(learn.recorder.metric_names)
+    assert not names() & {'adversarial', 'virtual', 'entropy'} and names(objective={}) >= {'adversarial', 'virtual', 'entropy'}
+    assert names(objective=dict(virtual=0, entropy=0)) & {'adversarial', 'virtual', 'entropy'} == {'adversarial'}
+
+def test_recipe_reads_few_texts_often():
+    assert len(recipe(epochs=None, model_args=dict(n_hid=6, emb_sz=6, half=False)).recorder.values) == 10

@@ -20,7 +20,7 @@ from rnn_fastai import all as rf
 from rnn_fastai.data.balance import balanced_loaders, class_counts, class_weights
 from rnn_fastai.data.documents import DocDataLoader
 from rnn_fastai.learner import calibration  # noqa: F401 # gives learners their methods
-from rnn_fastai.models.calibration import fit_temperature
+from rnn_fastai.models.calibration import best_threshold, fit_temperature
 from rnn_fastai.models.focal import FocalLoss
 from rnn_fastai.models.losses import CalibratedLoss, plain_loss
 from rnn_fastai.ship.bundle import load_bundle
@@ -165,7 +165,7 @@ def test_thresholds_of_each_label():
     (lambda l: l.set_thresholds(float('nan')), 'thresholds=nan is no probability'),
     (lambda l: l.set_thresholds([0.1, 0.2]), r"thresholds has 2 numbers; it must have 1: of \['pos'\]"),
     (lambda l: l.set_thresholds(dict(bad=0.1)), r"one for each of \['pos'\]"),
-    (lambda l: l.choose_thresholds(dl=rows(l), recall=2.), 'recall=2.0'),
+    (lambda l: l.choose_thresholds(dl=rows(l), recall=2.), 'Label .*: recall=2.0'),
     (lambda l: l.choose_thresholds(dl=l.dls.test_dl(texts()[lambda df: df.label == 'neg'], with_labels=True)), 'targets are the same'),
     (lambda l: l.calibrate(dl=l.dls.test_dl(['The CAT'])), 'The rows have no labels'),
     (lambda l: load_bundle(l.save_bundle(l.path/'none')).calibrate(), 'no batch to predict')])
@@ -258,3 +258,26 @@ def test_weights_of_losses_by_class():
     learn = quiet(clas(dls=clas_dls(**LABELS['multilabel'])))
     learn.loss_func = ft.BCEWithLogitsLossFlat(pos_weight=class_weights(learn.dls))
     learn.fit(1, 1e-3)
+
+# ---- The edges of numbers
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_a_threshold_holds_in_the_numbers_it_is_compared_in(dtype):
+    p,y = torch.tensor([1., 1., 1 - 2**-24, 0.2], dtype=dtype),torch.tensor([1, 1, 0, 0])
+    t = best_threshold(p, y)
+    assert (p.float() > torch.tensor(t)).tolist() == [True, True, False, False] and np.float32(t) == t
+
+def test_probabilities_of_zero_are_no_yes():
+    p,y = torch.tensor([0.9, 0., 0.]),torch.tensor([0, 1, 1])
+    t = best_threshold(p, y, recall=0.)
+    assert 0 < t < 0.9
+    with pytest.raises(ValueError, match='out of reach: the highest is 0.0000'): best_threshold(p, y, recall=0.5)
+
+def test_all_of_a_label_may_be_wanted():
+    p,y = torch.tensor([0.9, 0.8, 0.4, 0.1]),torch.tensor([1, 1, 0, 1])
+    assert 0.4 <= best_threshold(p, y, precision=1.) < 0.8 and best_threshold(p, y, recall=1.) < 0.1
+
+def test_bfloat16_answers_have_the_same_threshold():
+    loss = CalibratedLoss(b.clas_dls().loss_func, 1., 0.501)
+    p = torch.tensor([[0.5, 0.5], [0.498, 0.502]])
+    assert loss.decodes(p.bfloat16()).tolist() == (p.bfloat16().float()[:, 1] > 0.501).long().tolist()

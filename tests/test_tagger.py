@@ -258,15 +258,13 @@ def test_what_the_scheme_forbids_is_no_answer(tmp_path):
     assert free.predict(['Ann'])[0][1] == 'I-PER'
 
 @pytest.mark.parametrize('what', ['Training', 'Validation'])
-def test_a_broken_scheme_names_sentence_and_token(what, tmp_path):
+def test_a_broken_scheme_names_row_and_token(what, tmp_path):
     df = sentences(words=NAMES).reset_index(drop=True)
     row = next(i for i,r in df.iterrows() if len(r.tags) > 3 and r.held == (what == 'Validation'))
     df.at[row, 'tags'] = ['O', 'O', 'I-PER', *df.tags[row][3:]]
     dls = rf.TagDataLoaders.from_df(df, valid_col='held', path=tmp_path, device='cpu')
-    ds = dls.valid_ds if what == 'Validation' else dls.train_ds
-    k = ds.sents.index(df.tokens[row])
     word = re.escape(repr(df.tokens[row][2]))
-    with pytest.raises(ValueError, match=rf"{what} sentence {k}, token 2 \({word}\): The tag 'I-PER' cannot come after 'O' in the scheme IOB2.*convert_tags.*scheme=None"):
+    with pytest.raises(ValueError, match=rf"{what} sentence of row {row}, token 2 \({word}\): The tag 'I-PER' cannot come after 'O' in the scheme IOB2.*convert_tags.*scheme=None"):
         rf.tagger_learner(dls, n_hid=4, emb_sz=4, crf=True)
     rf.tagger_learner(dls, n_hid=4, emb_sz=4), rf.tagger_learner(dls, n_hid=4, emb_sz=4, crf=True, scheme=None)
     mended = df.assign(tags=[convert_tags(t, 'IOB2') for t in df.tags])
@@ -1123,3 +1121,35 @@ def test_weights_of_a_tagger_without_rules_still_load(tmp_path):
     old.save('old')
     new.load('old')
     assert_close(new.model.crf.transitions, old.model.crf.transitions)
+
+def test_vectors_with_capitals_are_looked_up_as_they_stand(tmp_path):
+    small = dict(n_hid=6, letter_hid=3, letter_emb=3, cbs=[])
+    for names,cased in ((('A', 'cat', 'Paris'), True), (('a', 'cat', 'paris'), False)):
+        vectors = {w: np.random.default_rng(i).normal(size=6) for i,w in enumerate(names)}
+        learn = train_tagger(make_frame(), vectors, epochs=1, seed=0, path=tmp_path, learner_args=small)
+        vocab = learn.dls.vocab[0]
+        assert ('A' in vocab) == cased and vocab[vocab.id_of('PARIS')] == ('xxunk' if cased else 'paris')
+        assert len(learn.tag([['Paris', 'cat']], no_bar=True)[0]) == 2
+
+def test_a_tokenizer_that_cuts_words_needs_no_further_argument(tmp_path):
+    learn = train_tagger(make_frame(), epochs=1, seed=0, path=tmp_path, tok=rf.TextTokenizer(), learner_args=dict(emb_sz=6, n_hid=6))
+    assert learn.dls.train_ds.chars is None
+
+@pytest.mark.parametrize('crf', [True, False])
+def test_the_likeliest_taggings_of_long_sentences(crf, tmp_path):
+    "Each of 3**-n or less, which float32 cannot hold."
+    found, = make(path=tmp_path, crf=crf).tag([['A', 'cat', 'runs']*60], no_bar=True, n_best=3)
+    assert len(found) == 3 and all(t.prob > 0 for t in found) and len({tuple(t.words) for t in found}) == 3
+
+def test_tagging_draws_no_random_number(tmp_path):
+    learn = make(path=tmp_path)
+    before = torch.get_rng_state()
+    learn.tag([['A', 'cat']], no_bar=True, n_best=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+def test_a_broken_scheme_names_the_row(tmp_path):
+    df = pd.DataFrame(dict(tokens=[['in', 'York']]*30, tags=[['O', 'B-LOC']]*30), index=[f'r{i}' for i in range(30)])
+    df.at['r7', 'tags'] = ['O', 'I-LOC']
+    dls = loaders(df.assign(held=[i > 20 for i in range(30)]).sample(frac=1, random_state=0), valid_col='held')
+    with pytest.raises(ValueError, match="Training sentence of row 'r7', token 1 .'York'.: The tag"):
+        make(dls, tmp_path, crf=True, scheme='IOB2')

@@ -193,3 +193,35 @@ def test_encoders_go_on_by_words(tmp_path):
             assert torch.equal(emb(torch.tensor(vocab.index('bird'))), torch.tensor(vectors()['bird']))
         own = learn.dls.vocab[0][:learn.dls.vocab[0].n_own]
         assert other.transfer.n_found == sum(w in own for w in dls.vocab[0])
+
+@pytest.mark.parametrize('text,line', [('2 2\nthe 1 2 3\nof 4 5 6\n', 2), ('the 1 2 3\nof 4 5 6 7\n', 2), ('the .1 -2\nof .5 -6 1e-3\n', 2),
+                                       ('1 1\na 0.5 0.25\n', 2)])
+def test_numbers_too_many(tmp_path, text, line):
+    (tmp_path/'v.txt').write_text(text)
+    for words in (None, ['the']):
+        with pytest.raises(ValueError, match=f'line {line}: more than . numbers, separated by blanks'): read_vectors(tmp_path/'v.txt', words)
+
+def test_words_with_blanks_and_numbers(tmp_path):
+    (tmp_path/'v.txt').write_text('cat 0.5 1\nnew york .25 -1\nwindows 95 0.5 2\n. . . 1 0.5\nto nan 1 2\n')
+    assert read_vectors(tmp_path/'v.txt').words == ['cat', 'new york', 'windows 95', '. . .', 'to nan']
+
+def test_the_last_known_end_of_a_name_counts(tmp_path):
+    for name in ('my.bin.txt', 'my.json.vec', 'v.bin.words'):
+        (tmp_path/name).write_text('cat 0.5 1\n')
+        if name.endswith('words'):
+            with pytest.raises(ValueError, match='a text must not end in .bin'): read_vectors(tmp_path/name)
+        else: assert read_vectors(tmp_path/name).words == ['cat']
+
+def test_digits_of_joined_words(tmp_path):
+    "What training texts write as digits says nothing of how the vectors write them."
+    learn = tagger(tmp_path)
+    vecs = {**vectors(), '##': np.ones(4, 'f4'), '####': np.full(4, 2., 'f4')}
+    df = frame()
+    df.at[0, 'tokens'] = ['25', '1999', df.tokens[0][2]]
+    dls = rf.TagDataLoaders.from_df(df, seed=0, bs=8, min_freq=1, path=tmp_path, device='cpu')
+    learn = rf.tagger_learner(dls, n_hid=8, vectors=vecs)
+    vocab = learn.dls.vocab[0]
+    assert [vocab[vocab.id_of(w)] for w in ('37', '1812', '25', 'CAT', '370')] == ['##', '####', '25', 'cat', 'xxunk']
+    export_onnx(learn, tmp_path/'o')
+    torch.testing.assert_close(torch.tensor(OnnxModel(tmp_path/'o').tag([['37', 'CAT']])[0][0][1] == learn.tag([['37', 'CAT']], no_bar=True)[0][0][1]), torch.tensor(True))
+    assert Vectors(['##', '####', '2000'], np.eye(3)).digit is None

@@ -9,9 +9,9 @@ __all__ = ['text_embedding', 'WordVectors', 'vector_spread', 'perturbation', 'tw
            'EntropyMinimization']
 
 # %% ../../nbs/540_callback.adversarial.ipynb #6934d6f0
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import check_count, check_number, full_precision, suggest
-from ..data.documents import PaddedDataset
-from ..data.unlabelled import UnlabelledBatches, count_shared, unlabelled_dataset
+from ..data.unlabelled import UnlabelledBatches, unlabelled_dataset, warn_of_shared
 from ..models.losses import answer_kind
 from .state import RNNCallback
 
@@ -73,6 +72,15 @@ class WordVectors:
             out.retain_grad()
             calls.append((out, self._real(ids)))
         with self._hooked(keep): yield calls
+
+    @staticmethod
+    def check_calls(
+        calls:list, # What `kept` gave, after the block
+    ):
+        "Raise `TypeError` where a model never called its embedding, so that no vector can be moved."
+        if calls: return
+        raise TypeError("The model does not call its embedding, but reads the table itself (as fastai's own AWD_LSTM "
+                        "does), so its word vectors cannot be moved. Call the layer, or leave the callback out.")
 
     @contextmanager
     def moved(self,
@@ -159,6 +167,7 @@ def virtual_shifts(
     retain_graph:bool=False, # The graph of `z` is needed afterwards
 ) -> list[Tensor]: # For each call: bs,sl,emb
     "Perturbations that change the answers most. Gradients of weights are not touched."
+    WordVectors.check_calls(calls)
     cotangent,shifts = random_cotangent(z),[]
     for i in range(power_iterations + 1):
         if i: cotangent = fisher_cotangent(z, moved(shifts).detach() - z.detach())
@@ -219,7 +228,7 @@ def random_state(
     device:torch.device, # Where a model is
 ) -> list[Tensor]: # Of the CPU, and of the device where it has its own
     "Take the state of the random streams that dropout draws from."
-    own = [] if device.type == 'cpu' else [getattr(torch, device.type).get_rng_state()]
+    own = [] if device.type == 'cpu' else [getattr(torch, device.type).get_rng_state(device)]
     return [torch.get_rng_state(), *own]
 
 def set_random_state(
@@ -228,7 +237,7 @@ def set_random_state(
 ):
     "Put the random streams back."
     torch.set_rng_state(state[0])
-    for own in state[1:]: getattr(torch, device.type).set_rng_state(own)
+    for own in state[1:]: getattr(torch, device.type).set_rng_state(own, device)
 
 # %% ../../nbs/540_callback.adversarial.ipynb #f76506a9
 @contextmanager
@@ -271,7 +280,7 @@ class ExtraLoss(RecordedLosses):
 
     def before_batch(self): self.start = random_state(self.device) if self.active else None
     def after_pred(self):
-        if self.rnn.state is not None:
+        if getattr(getattr(self.learn, 'rnn', None), 'state', None) is not None:
             raise TypeError(f"{type(self).__name__} is for models that read whole texts; "
                             f"{type(self.learn.model).__name__} carries its state from batch to batch. Leave it out.")
         kind = self.device.type
@@ -338,12 +347,14 @@ class AdversarialTraining(ExtraLoss):
         return ['adversarial']*bool(self.epsilon and self.weight)
 
     def before_batch(self):
+        self.forget_batch()   # where another callback cancelled the last one
         super().before_batch()
         self.watch = ExitStack()
         if self.active: self.calls = self.watch.enter_context(self.words.kept())
 
     def after_pred(self):
         self.watch.close()
+        if self.active: self.words.check_calls(self.calls)
         super().after_pred()
 
     def add(self,
@@ -370,7 +381,7 @@ class VirtualAdversarial(ExtraLoss):
     """Adds the divergence of a text's answer from that with its word vectors moved, and the entropy of the answer: for
     the texts of each batch, or for others without labels, of which each step reads a batch. Both share one pass of the
     model. Answers before and after are compared with the same dropout."""
-    checkpointed = (*ExtraLoss.checkpointed, 'n_given')
+    checkpointed,batches,_made_of = (*ExtraLoss.checkpointed, 'n_given'),None,(None, None)
     def __init__(self,
         epsilon:float=1., # Length of a text's perturbation, in standard deviations of word vectors
         weight:float=1., # Weight of the divergence
@@ -398,7 +409,29 @@ class VirtualAdversarial(ExtraLoss):
         if self.kind == 'values':
             raise TypeError(f"{type(self).__name__} compares probabilities, and {type(self.learn.loss_func).__name__} "
                             "is a loss of values. Leave it out, or use AdversarialTraining.")
-        self.batches = None if self.texts is None else _batches(self.texts, self.dls, self.bs, self.seed)
+        if self.texts is not None: self._read_texts()
+
+    def _read_texts(self):
+        "Make batches of the texts, once for a vocabulary: a prediction begins a fit too."
+        made_of = self.texts,self.dls.train_ds
+        if all(map(is_, made_of, self._made_of)): return
+        dataset = unlabelled_dataset(*made_of)
+        warn_of_shared(dataset, self.dls.valid_ds, stacklevel=4)
+        self.batches,self._made_of = UnlabelledBatches(dataset, self.bs, self.seed),made_of
+
+    def state_dict(self) -> dict:
+        "What a checkpoint keeps: sums, how many batches were given, and of which texts."
+        of = None if self.batches is None else self.batches.dataset.facts()
+        return {**{k: vars(self)[k] for k in self.checkpointed if k in vars(self)}, 'texts': of}
+
+    def load_state_dict(self,
+        state:dict, # What `state_dict` gave
+    ):
+        "Put it back. Raises `ValueError` for other texts."
+        if state['texts'] != self.state_dict()['texts']:
+            raise ValueError("The texts without labels are not those of the checkpoint; give the same ones, or train "
+                             "with another folder.")
+        vars(self).update({k: v for k,v in state.items() if k != 'texts'})
 
     def add(self,
         scale:Tensor, # What a gradient is multiplied by
@@ -412,8 +445,7 @@ class VirtualAdversarial(ExtraLoss):
             size = scale/len(z)
             shifts = virtual_shifts(z, calls, moved, self.epsilon, self.power_iterations, size, bool(self.entropy))
         if self.entropy: self._backward('entropy', self.entropy, answer_entropy(z), scale)
-        if 'virtual' not in self.names: return
-        self._backward('virtual', self.weight, divergence(z.detach(), moved(shifts)), scale)
+        if 'virtual' in self.names: self._backward('virtual', self.weight, divergence(z.detach(), moved(shifts)), scale)
 
     def _inputs(self) -> tuple:
         if self.batches is None: return self.xb
@@ -424,14 +456,6 @@ class VirtualAdversarial(ExtraLoss):
         self.note(name, loss)
         (weight*loss).backward(scale)
 
-def _batches(texts:Any, dls:Any, bs:int, seed:int) -> UnlabelledBatches:
-    "Batches of unlabelled texts. Warns where they hold a validation text."
-    dataset = unlabelled_dataset(texts, dls.train_ds)
-    n = count_shared(dataset, dls.valid_ds) if isinstance(dls.valid_ds, PaddedDataset) else 0
-    if n:
-        warnings.warn(f"{n} of the {len(dataset)} unlabelled texts are validation texts. A model that has read them is "
-                      "measured too well; leave them out.", stacklevel=4)
-    return UnlabelledBatches(dataset, bs, seed)
 
 # %% ../../nbs/540_callback.adversarial.ipynb #bfa33550
 class EntropyMinimization(VirtualAdversarial):

@@ -17,6 +17,7 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from ..core import check_count
+from ..data.lm import CorpusDataset
 from ..models.heads import WordDecoder
 from ..models.losses import LazyLogits
 from .state import RNNCallback
@@ -113,11 +114,13 @@ def word_shares(
     dls:Any, # Loaders for a language model
 ) -> Tensor: # As parts of one: vocab
     "How common each word of the training texts is. Raises `TypeError` for loaders that are not of this package."
-    corpus = getattr(dls.train_ds, 'corpus', None)
-    if corpus is None:
-        raise TypeError(f"SampledCrossEntropy counts words in a corpus, which {type(dls.train_ds).__name__} lacks; "
+    ds = dls.train_ds
+    if not isinstance(ds, CorpusDataset):
+        raise TypeError(f"SampledCrossEntropy counts words in a corpus, which {type(ds).__name__} lacks; "
                         "make the loaders with this package's TextDataLoaders.")
-    counts = np.bincount(np.asarray(corpus.ids[:_COUNTED]), minlength=len(corpus.vocab))
+    docs = ds.docs[:np.searchsorted(ds.lens.cumsum(), _COUNTED) + 1]
+    ids = np.concatenate([ds.corpus[d] for d in docs])[:_COUNTED]
+    counts = np.bincount(ids, minlength=len(ds.corpus.vocab))
     return torch.from_numpy(counts/counts.sum()).float()
 
 class _SampledLoss(LazyCrossEntropy):
@@ -143,14 +146,19 @@ class SampledCrossEntropy(ChunkedCrossEntropy):
         super().__init__()
         self.n = check_count('n', n)
 
+    def before_train(self):
+        "Let the bias of an untrained decoder say how common words are: else states learn it, and saturate."
+        super().before_train()
+        bias = self.decoder.decoder.bias
+        if bias is None or bias.any(): return
+        bias.data = word_shares(self.learn.dls).clamp(min=_RAREST).log().to(bias)
+
     def _lazy_loss(self) -> LazyCrossEntropy:
         layer = getattr(self.decoder, 'decoder', None)
         if layer is None:
             raise TypeError(f"SampledCrossEntropy draws from the words of a softmax; {type(self.decoder).__name__} has "
                             "groups of words, and is as fast: use ChunkedCrossEntropy.")
         share = word_shares(self.learn.dls).to(layer.weight.device)
-        if layer.bias is not None and not layer.bias.any():   # else states learn how common words are, and saturate
-            layer.bias.data = share.clamp(min=_RAREST).log().to(layer.bias)
         return _SampledLoss(self.learn.loss_func, self.chunk, share, self.n)
 
 # %% ../../nbs/525_callback.chunked_loss.ipynb #1d53d921

@@ -205,12 +205,13 @@ class VariableLength(Callback):
         self.opt.set_hyper('lr', [lr*self.xb[0].size(1)/self.dls.train.seq_len for lr in self.rates])
 
     def after_step(self):
-        "Put the rates back."
+        "Put the rates back, if this step was not left out, as one of float16 may be."
+        if self.rates is None: return
         self.opt.set_hyper('lr', self.rates)
         self.rates = None
 
     def after_fit(self): self.end_fit()
     def end_fit(self):
         "Leave loader and rates as they were."
-        if self.rates is not None: self.after_step()
+        self.after_step()
         if isinstance(self.dls.train, LMDataLoader): self.dls.train.cut(None)

@@ -6,6 +6,8 @@
 __all__ = ['class_counts', 'class_weights', 'balanced_loaders']
 
 # %% ../../nbs/172_data.balance.ipynb #85a4f201
+from numbers import Real
+
 import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
@@ -40,8 +42,9 @@ def _named_weights(given:dict, names:list) -> Tensor:
     odd,gone = [k for k in given if k not in names],[n for n in names if n not in given]
     if odd: raise ValueError(f"There is no class {odd[0]!r} to weigh. {suggest(str(odd[0]), list(map(str, names)))}")
     if gone: raise ValueError(f"The weight of {', '.join(map(repr, gone[:20]))} is missing; give one for each class.")
-    bad = [n for n in names if not (isinstance(given[n], (int, float)) and 0 <= given[n] < float('inf'))]
+    bad = [n for n in names if not (isinstance(given[n], Real) and 0 <= given[n] < float('inf'))]
     if bad: raise ValueError(f"The weight of {bad[0]!r} is {given[bad[0]]!r}; it must be a finite number from 0 up.")
+    if not any(given.values()): raise ValueError("All weights are 0; give one class at least a weight above 0.")
     return torch.tensor([float(given[n]) for n in names])
 
 def class_weights(

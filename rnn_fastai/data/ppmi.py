@@ -99,4 +99,5 @@ def learn_vectors(
         raise ValueError(f"width={width} needs as many different words with neighbours; there are {len(seen)}.")
     u,s,_ = randomized_svd(ppmi(counts[seen][:, seen]), width, n_iter=4, random_state=check_count('seed', seed, 0))
     table = u*np.sqrt(s)
-    return Vectors([sets[0].corpus.vocab[i] for i in seen], table*(_SPREAD/table.std()), 'the texts')
+    spread = table.std() or 1.   # 0 where all words are alike
+    return Vectors([sets[0].corpus.vocab[i] for i in seen], table*(_SPREAD/spread), 'the texts')

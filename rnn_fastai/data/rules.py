@@ -113,11 +113,13 @@ def decode_spec_tokens(
     return words
 
 # %% ../../nbs/112_data.rules.ipynb #4c81e6f6
+_NUMBERS = '12', '25', '50', '100', '1998', '1999', '2000'   # which words have, unless digits are written otherwise
+
 def digit_form(
     words:Container[str], # Words of a vocabulary
 ) -> str|None: # `#`, `0` or `D`; none where digits stand as they are
     "Find what stands for every digit in words."
-    if '1999' in words or '25' in words: return None
+    if any(n in words for n in _NUMBERS): return None
     return next((c for c in '#0D' if c*2 in words and c*4 in words), None)
 
 def word_forms(

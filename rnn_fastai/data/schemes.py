@@ -9,7 +9,7 @@ __all__ = ['tag_place', 'Entity', 'entities', 'joins_entity', 'name_entities', '
 # %% ../../nbs/158_data.schemes.ipynb #e94a70ec
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -155,6 +155,7 @@ def check_scheme(
     scheme:str, # Name of a scheme; see `convert_tags`
     tokens:list[list[str]]|None=None, # Tokens of each sentence, for the message
     what:str='Sentence', # What a sentence is called there
+    rows:Sequence|None=None, # Names of their rows, for the message
 ):
     "Raise `ValueError` for tags that break a scheme, naming the sentence and the token."
     _get_scheme(scheme)
@@ -163,7 +164,8 @@ def check_scheme(
     i,k,pair = next((i, k, p) for i,s in enumerate(sents) for k,p in enumerate(_neighbours(s)) if p in wrong)
     k = min(k, len(sents[i]) - 1)
     word = '' if tokens is None else f" ({tokens[i][k]!r})"
-    raise ValueError(f"{what} {i}, token {k}{word}: {wrong[pair]} Mend it, or write all tags again with "
+    at = i if rows is None else f"of row {rows[i]!r}"
+    raise ValueError(f"{what} {at}, token {k}{word}: {wrong[pair]} Mend it, or write all tags again with "
                      f"convert_tags(tags, {scheme!r}), which makes whole entities of them; without rules about "
                      "neighbours, pass scheme=None.")
 
@@ -172,13 +174,14 @@ def find_scheme(
     sents:list[list[str]], # Tags of each sentence
     tokens:list[list[str]]|None=None, # Tokens of each sentence, for the message
     what:str='Sentence', # What a sentence is called there
+    rows:Sequence|None=None, # Names of their rows, for the message
 ) -> str|None: # Name of the scheme; None where tags do not name entities
     "Find the scheme of tags. Raises `ValueError` where they break each one, naming a sentence and a token."
     counts = Counter(p for s in sents for p in _neighbours(s))
     if not name_entities([t for t in dict.fromkeys(t for p in counts for t in p) if t is not None]): return None
     broken = {name: sum(counts[p] for p in _breaks(counts, name)) for name in _SCHEMES}
     best = min(broken, key=broken.__getitem__)   # the first of several that fit
-    if broken[best]: check_scheme(sents, best, tokens, what)
+    if broken[best]: check_scheme(sents, best, tokens, what, rows)
     return best
 
 # %% ../../nbs/158_data.schemes.ipynb #84a8423e

@@ -102,10 +102,18 @@ def _check_line(file:Path, i:int, word:str, nums:str, width:int):
         raise ValueError(f"{file}, line {i}: the vector of {word!r} has the value {found[~np.isfinite(found)][0]}. "
                          "Leave the word out, or give it finite numbers.")
 
+_NUMBER = re.compile(r'[+-]?\d*\.?\d+(e[+-]?\d+)?', re.IGNORECASE)
+
 def _cut_line(line:str, width:int) -> tuple[str, str]:
     "A word, which may hold blanks, and its numbers."
     word,*nums = line.rsplit(' ', width) if width else [line]
     return word,' '.join(nums)
+
+def _too_long(word:str, nums:str) -> bool:
+    "Whether a number that is none of the word's stands before those of the vector; 'windows 95' is a word."
+    last = word.rsplit(' ', 1)[-1] if ' ' in word else ''
+    if not _NUMBER.fullmatch(last): return False
+    return not last.isdigit() or all(n.lstrip('+-').isdigit() for n in nums.split(' '))
 
 def _text_lines(lines:Iterable[str], file:Path) -> Iterator[tuple[int, str, str, int]]:
     "Number, word and numbers of each line that is not empty, and how many numbers there should be."
@@ -116,7 +124,11 @@ def _text_lines(lines:Iterable[str], file:Path) -> Iterator[tuple[int, str, str,
             said,width = map(int, head.groups())
         elif line:
             width,n = line.count(' ') if width is None else width,n + 1
-            yield i,*_cut_line(line, width),width
+            word,nums = _cut_line(line, width)
+            if ' ' in word and _too_long(word, nums):
+                raise ValueError(f"{file}, line {i}: more than {width} numbers, separated by blanks, follow "
+                                 f"{word.split(' ')[0]!r}. Mend the line, or the first one, which says how many.")
+            yield i,word,nums,width
     if said not in (None, n):
         raise ValueError(f"{file}, line 1 says {said:,} words, and {n:,} follow. The file is cut short, or its first "
                          "line is wrong: get it again, or correct the line.")
@@ -230,6 +242,8 @@ def _package_vectors(name:str, keep:set|None) -> Vectors:
                           f"{module.replace('_', '-')}.") from e
     return _array_vectors(root/array, root/index, keep)
 
+_ENDS = '.txt', '.vec', '.json', '.bin'   # of names, before those of packed files
+
 def read_vectors(
     file:str|Path, # Text, `.json`, `.bin` or `.npy`, all but the last also packed; or the name of a package's vectors
     words:Iterable[str]|None=None, # Read these only; all by default
@@ -244,10 +258,11 @@ def read_vectors(
         raise FileNotFoundError(f"There is no file {file}. For all 400,000 words of GloVe 6B, pass 'glove-6b-50d'; "
                                 f"others are at https://nlp.stanford.edu/data/glove.6B.zip.")
     if file.suffix == '.npy': return _array_vectors(file, index, keep)
-    if '.bin' in file.suffixes:
+    kind = next((s for s in reversed(file.suffixes) if s in _ENDS), None)
+    if kind == '.bin':
         with open_file(file) as f: return _binary_vectors(f, file, keep)
     with open_text(file, newline=None) as f:
-        return (_json_vectors if '.json' in file.suffixes else _text_vectors)(f, file, keep)
+        return (_json_vectors if kind == '.json' else _text_vectors)(f, file, keep)
 
 # %% ../../nbs/145_data.vectors.ipynb #39c46e50
 def as_vectors(
@@ -294,8 +309,8 @@ class JoinedVocab(Vocab):
 
     @cached_property
     def digit(self) -> str|None:
-        "What stands for every digit in the words, if anything; see `digit_form`."
-        return digit_form(self.o2i)
+        "What stands for every digit in the words of the vectors, if anything; see `digit_form`."
+        return digit_form(set(self[self.n_own:]))
 
     def id_of(self,
         tok:str, # A token
@@ -335,6 +350,7 @@ def join_loaders(
     own = dls.train.dataset.corpus.vocab
     vocab = join_vocab(own, vectors)
     def again(ds): return ds.new(ds.items, ds.y is not None, vocab).part(ds.split_idx, ds.splits)
-    res.loaders = [dl.new(again(dl.dataset)) for dl in dls.loaders]
+    def kept(dl): return {} if getattr(dl, 'wgts', None) is None else dict(wgts=dl.wgts)   # balanced classes
+    res.loaders = [dl.new(again(dl.dataset), **kept(dl)) for dl in dls.loaders]
     rows = torch.from_numpy(joined_rows(vocab, vectors, tune))
     return res,(word_vectors(own, vectors)[0], rows, torch.from_numpy(vectors.table))

@@ -100,6 +100,11 @@ def set_thresholds(self:ClassifierLearner|RNNLearner,
         raise ValueError(f"thresholds has {len(values)} numbers; it must have {len(wanted)}: of {wanted[:20]}.")
     self.loss_func = CalibratedLoss(plain_loss(self.loss_func), _temperature(self.loss_func), values)
 
+def _threshold_of(name:Any, probs:Tensor, targets:Tensor, goal:dict) -> float:
+    "`best_threshold` of a label, which an error names."
+    try: return best_threshold(probs, targets, **goal)
+    except ValueError as e: raise ValueError(f"Label {name!r}: {e}") from None
+
 @patch
 def choose_thresholds(self:ClassifierLearner|RNNLearner,
     ds_idx:int=1, # 0 for training rows, 1 for validation rows
@@ -117,7 +122,7 @@ def choose_thresholds(self:ClassifierLearner|RNNLearner,
     if one: p,y,names = p[:, 1:],(y == 1)[:, None],names[1:]
     same = [] if one else [n for n,v in zip(names, y.T, strict=True) if v.unique().numel() < 2]
     if same: warnings.warn(f"All rows, or none, have {', '.join(map(repr, same))}: its threshold is 0.5.", stacklevel=2)
-    found = {n: 0.5 if n in same else best_threshold(q, v, **goal) for n,q,v in zip(names, p.T, y.T, strict=True)}
+    found = {n: 0.5 if n in same else _threshold_of(n, q, v, goal) for n,q,v in zip(names, p.T, y.T, strict=True)}
     self.set_thresholds(found)
     return found
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PoolingLinearClassifier', 'FastaiClassifier', 'fastai_classifier', 'ClassifierLearner', 'check_classes',
-           'text_classifier_learner', 'mean_of_answers', 'mean_answer', 'BidirectionalEnsemble', 'combine_directions',
-           'both_ways']
+           'text_classifier_learner', 'mean_of_answers', 'answers_of', 'mean_answer', 'BidirectionalEnsemble',
+           'combine_directions', 'both_ways']
 
 # %% ../../nbs/625_learner.classifier.ipynb #b2e21347
 import warnings
@@ -181,6 +181,13 @@ def mean_of_answers(
     yes,no = (nn.functional.logsigmoid(x).logsumexp(0) for x in (answers, -answers))
     return yes - no
 
+def answers_of(
+    out:Any, # What a classifier of this package, of fastai or of torch gives
+) -> Tensor: # Logits, or values of a regression: bs,n_out
+    "Take the answers of a model's output, without states and what else comes with them."
+    out = getattr(out, 'logits', out)
+    return out[0] if isinstance(out, (tuple, list)) else out
+
 def mean_answer(
     first:Tensor, # Logits, or values of a regression: bs,n_out
     second:Tensor, # The same of another model
@@ -205,8 +212,7 @@ class BidirectionalEnsemble(nn.Module):
     def forward(self, ids:Tensor) -> Tensor:   # bs,sl -> bs,n_out
         ids = right_padded(ids.as_subclass(Tensor), self.pad)
         turned = reverse_padded(ids.t(), (ids != self.pad).sum(1)).t()
-        answers = (getattr(o, 'logits', o) for o in (self.forwards(ids), self.backwards(turned)))
-        return mean_answer(*answers, self.loss_func)
+        return mean_answer(answers_of(self.forwards(ids)), answers_of(self.backwards(turned)), self.loss_func)
 
 # %% ../../nbs/625_learner.classifier.ipynb #e00b4a18
 def combine_directions(

@@ -71,7 +71,8 @@ def read_pretrained(
     "Read a model's weights. Raises as `read_weights`."
     wgts = read_weights(file)
     if Path(file).suffix != '.safetensors': return wgts
-    scales = {k.removesuffix(_SCALE): wgts.pop(k) for k in list(wgts) if k.endswith(_SCALE)}
+    rounded = [k for k,w in wgts.items() if w.dtype == torch.int8 and k + _SCALE in wgts]
+    scales = {k: wgts.pop(k + _SCALE) for k in rounded}
     whole = {k: w*scales[k] if k in scales else w for k,w in wgts.items()}
     return whole | {k: whole[same] for k,same in notes_of(file).get('tied', {}).items()}
 

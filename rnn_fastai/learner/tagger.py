@@ -43,7 +43,7 @@ from ..data.loaders import text_vocab
 from ..data.tags import LMWords, TagDataLoaders, TagDataset, read_loaders, word_parts
 from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, TextTokenizer, WordTokenizer
-from ..data.vectors import join_loaders
+from ..data.vectors import Vectors, as_vectors, join_loaders
 from ..devices import fewer_rows, suggest_less
 from ..generate.decode import evaluating
 from ..models.awd import LanguageModel, archs
@@ -118,7 +118,7 @@ def tag_field(
     "The distribution over whole sentences: the loss's CRF, or one without neighbours, where each token is alone."
     out = out.as_subclass(Tensor)
     if isinstance(loss_func, CRFLoss): return loss_func.crf,out
-    alone = CRF(out.size(-1)).requires_grad_(False).to(out.device)
+    with torch.random.fork_rng(devices=[]): alone = CRF(out.size(-1)).requires_grad_(False).to(out.device)
     alone.transitions.zero_()
     return alone,loss_func.activation(out).float().clamp(min=torch.finfo(torch.float32).tiny).log()
 
@@ -357,18 +357,20 @@ def _tag_lists(ds:TagDataset) -> list[list[str]]:
     places = ((ds.corpus.offsets[d], ds.corpus.offsets[d+1]) for d in ds.docs)
     return [[ds.tags[i] for i in ds.y[a:b] if i != IGNORE] for a,b in places]
 
+def _row_names(ds:TagDataset) -> list|None: return ds.items.index.tolist() if hasattr(ds.items, 'loc') else None
+
 def tag_rules(
     dls:Any, # `TagDataLoaders`
     scheme:str|None='auto', # Name of the tags' scheme; `auto` finds it where they name entities; None for no rules
 ) -> list[list[bool]]|None: # What a `CRF` allows; None for all
     """Find which tags may follow each other. Raises `ValueError` for an unknown scheme, and for tags that break theirs,
     naming the sentence and the token."""
-    sets = [(_tag_lists(ds), ds.sents if len(ds) else [], what) for ds,what in
+    sets = [(_tag_lists(ds), ds.sents if len(ds) else [], what, _row_names(ds)) for ds,what in
             ((dls.train_ds, 'Training sentence'), (dls.valid_ds, 'Validation sentence'))]
     if scheme == 'auto': scheme = find_scheme(*sets[0])
     if scheme is None: return None
     allowed = allowed_transitions(dls.train_ds.tags, scheme)
-    for tags,tokens,what in sets: check_scheme(tags, scheme, tokens, what)
+    for tags,tokens,what,rows in sets: check_scheme(tags, scheme, tokens, what, rows)
     return allowed.values.tolist()
 
 # %% ../../nbs/630_learner.tagger.ipynb #de7480e1
@@ -479,6 +481,10 @@ def tagger_plan(
     return TaggerPlan(16, 10, 1, 2) if n < 8_000 else TaggerPlan(32, 8, 2, 2) if n < 40_000 else TaggerPlan(64, 4, 2, 3)
 
 # %% ../../nbs/630_learner.tagger.ipynb #f1b67e25
+def _cased(vectors:Vectors|None) -> bool:
+    "Whether vectors tell 'March' from 'march': then words are looked up as they stand, before their lower case."
+    return vectors is not None and sum(w != w.lower() for w in vectors) > len(vectors)/100
+
 @delegates(TagDataLoaders.from_df)
 def train_tagger(
     df:pd.DataFrame, # Sentences, a row each
@@ -495,7 +501,9 @@ def train_tagger(
     `ValueError` for columns, tags or arguments that do not fit."""
     plan = tagger_plan(max(len(df), 1))   # a frame without rows is refused below
     epochs = check_count('epochs', ifnone(epochs, plan.epochs))
-    settings = dict(tok=str.lower, chars=True, bs=plan.bs, min_freq=plan.min_freq)
+    vectors = None if vectors is None else as_vectors(vectors)
+    whole = not isinstance(kwargs.get('tok'), (CorpusTokenizer, WordTokenizer))   # not cut into parts
+    settings = dict(tok=None if _cased(vectors) else str.lower, chars=whole, bs=plan.bs, min_freq=plan.min_freq)
     dls = TagDataLoaders.from_df(df, **{**settings, **kwargs})
     crf = name_entities(dls.train_ds.tags) if crf is None else crf
     args = dict(crf=crf, vectors=vectors, lms=lms, num_layers=plan.num_layers, drop=0.4, embed_p=0.2)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
+from fastai.data.transforms import get_c
 from fastai.torch_core import get_model
 from fastcore.meta import delegates
 from torch import Tensor, nn
@@ -26,15 +27,16 @@ from ..data.documents import DocDataset
 from ..data.loaders import TextDataLoaders, label_vocab, text_vocab
 from ..data.ppmi import learn_vectors
 from ..data.tokenize import as_tokenizer
+from ..data.unlabelled import warn_of_shared
 from ..data.vectors import Vectors
-from ..models.losses import answer_kind
+from ..models.losses import answer_kind, plain_loss
 from ..models.origin import maker
-from .classifier import check_classes, mean_of_answers
+from .classifier import answers_of, check_classes, mean_of_answers
 from .rnn import RNNLearner, rnn_learner
 from .ulmfit import ANSWER_METRICS, lm_texts
 
 # %% ../../nbs/636_learner.text_lstm.ipynb #83bd8b40
-_OF_CORPUS = 'min_freq', 'max_vocab', 'cache', 'no_bar'
+_OF_CORPUS = 'min_freq', 'max_vocab', 'known_words', 'cache', 'no_bar'
 
 @delegates(TextDataLoaders.from_df)
 def mixed_loaders(
@@ -54,7 +56,7 @@ def mixed_loaders(
     corpus = cached_corpus(texts, 'text', tok, vocab=kwargs.get('text_vocab'), **how)
     dls = loaders(text_vocab=list(corpus.vocab), tok_tfm=tok)
     rows = np.arange(len(df), len(corpus))
-    return dls,DocDataset(corpus, rows, tokenizer=tok, backwards=dls.train_ds.backwards)
+    return dls,DocDataset(corpus, rows, tokenizer=tok, backwards=dls.train_ds.backwards, items=texts.text[len(df):])
 
 # %% ../../nbs/636_learner.text_lstm.ipynb #80cb396a
 def own_vectors(
@@ -63,9 +65,10 @@ def own_vectors(
     width:int=256, # Numbers of a vector; fewer where there are fewer different words
     no_bar:bool=False, # Show no progress bar
 ) -> Vectors:
-    "Word vectors learnt from training texts and those without labels."
+    "Word vectors learnt from training texts and those without labels. Warns where the latter hold a validation text."
+    if texts is not None: warn_of_shared(texts, dls.valid_ds)
     sets = [dls.train_ds, *([] if texts is None else [texts])]
-    n = len(np.unique(np.concatenate([np.concatenate([ds.corpus[d] for d in ds.docs]) for ds in sets])))
+    n = len(np.unique(np.concatenate([ds.corpus[d] for ds in sets for d in ds.docs[ds.lens > 1]])))   # with neighbours
     return learn_vectors(sets, min(width, n), no_bar=no_bar)
 
 # %% ../../nbs/636_learner.text_lstm.ipynb #5db28a17
@@ -81,11 +84,11 @@ def fast_bfloat16(
 def text_lstm_learner(
     dls:TextDataLoaders, # Loaders of texts and labels
     cell:Any='LSTM', # A cell's name or class
-    n_hid:int=256, # Features of the state, in each direction
+    n_hid:int=128, # Features of the state, in each direction
     emb_sz:int|None=None, # Features of a word; 128 by default, or those of the vectors
     vectors:Any=None, # Word vectors that the embedding starts from: a file, or vectors by word
     pool:str='max', # What the head reads; see `pool_states`
-    drop:float=0.5, # Dropout of the features of words, one mask a text, and of what the head reads
+    drop:float=0.3, # Dropout of the features of words, one mask a text, and of what the head reads
     embed_p:float=0.1, # Probability to drop a word of the vocabulary
     half:bool|None=None, # Train in bfloat16; by default where that is fast
     **kwargs # Further arguments of `rnn_learner`
@@ -126,23 +129,36 @@ class MeanClassifier(nn.Module):
 
     def forward(self, ids:Tensor) -> Tensor:   # bs,sl -> bs,out
         outs = [m(ids) for m in self.models]
-        return mean_of_answers(torch.stack([getattr(o, 'logits', o) for o in outs]), self.kind)
+        return mean_of_answers(torch.stack([answers_of(o) for o in outs]), self.kind)
+
+_SAME = dict(words=lambda l: list(text_vocab(l.dls)), labels=lambda l: list(label_vocab(l.dls)),
+             answers=lambda l: (answer_kind(l.loss_func), get_c(l.dls)),
+             directions=lambda l: getattr(l.dls.train_ds, 'backwards', False))
 
 def mean_of_learners(
     learners:list[RNNLearner], # Trained on the same words and labels
 ) -> RNNLearner: # On the same weights, with the loaders of the first
-    "Make one learner of several. Raises `ValueError` where there is none, or words or labels differ."
+    """Make one learner of several. Raises `ValueError` where there is none, or words, labels, answers or directions
+    differ."""
     if not learners: raise ValueError("learners is empty; give one at least.")
     first,*others = learners
     for i,l in enumerate(others, 1):
-        for what,names in (('words', text_vocab), ('labels', label_vocab)):
-            if list(names(l.dls)) != list(names(first.dls)):
+        for what,of in _SAME.items():
+            if of(l) != of(first):
                 raise ValueError(f"The {what} of learner {i} differ from those of learner 0; give both the same.")
-    model = MeanClassifier([get_model(l.model) for l in learners], answer_kind(first.loss_func))
-    return RNNLearner(first.dls, model, loss_func=first.loss_func, metrics=first.metrics, path=first.path,
+    loss = plain_loss(first.loss_func)   # a temperature is that of one net
+    model = MeanClassifier([get_model(l.model) for l in learners], answer_kind(loss))
+    return RNNLearner(first.dls, model, loss_func=loss, metrics=first.metrics, path=first.path,
                       model_dir=first.model_dir)
 
 # %% ../../nbs/636_learner.text_lstm.ipynb #d32e9457
+_READ,_PASSES = 64_000,(3, 10)   # texts that the default reads, and how often, at least and at most
+
+def _default_epochs(n:int) -> int: return min(max(round(_READ/n), _PASSES[0]), _PASSES[1])
+
+def _losses(objective:dict|None, **more) -> list[Callback]:
+    return [] if objective is None else mixed_objective(**{**more, **objective})
+
 def text_lstm(
     df:pd.DataFrame, # Texts with labels, a row each
     text_col:Any='text', # Column of the texts
@@ -151,28 +167,28 @@ def text_lstm(
     valid_pct:float=0.2, # Part of the rows held out at random
     unlabelled:pd.DataFrame|None=None, # More texts, which have no labels
     vectors:Any='own', # Word vectors to start from; 'own' learns them from all texts but those held out
-    epochs:int=10, # Passes over the labelled texts
+    epochs:int|None=None, # Passes over the labelled texts; by default those that read 64,000, from 3 to 10
     lr:float=3e-3, # Highest rate of the cycle
     n_nets:int=1, # Nets whose mean counts
     seed:int=42, # Seed of the split and of the first net; the next ones have the next seeds
     path:str|Path='.', # Where models are saved
     bs:int=32, # Rows of a batch, of labelled and of unlabelled texts
-    objective:dict|None=None, # Further arguments of `mixed_objective`: weights, `epsilon`
+    objective:dict|None=None, # Arguments of `mixed_objective`, for its further losses; without them by default
     model_args:dict|None=None, # Further arguments of `text_lstm_learner`: sizes, dropouts, cell
     **kwargs # Further arguments of `TextDataLoaders.from_df`
 ) -> RNNLearner: # One learner, also for several nets
     "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
-    check_count('epochs', epochs); check_count('n_nets', n_nets)
+    check_count('epochs', 1 if epochs is None else epochs); check_count('n_nets', n_nets)
+    _losses(objective)   # odd arguments are told at once
+    args,learners = dict(model_args or {}),[]
     split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
     dls,texts = mixed_loaders(df, unlabelled, text_col, label_col, bs=bs, path=path, **split, **kwargs)
     if isinstance(vectors, str) and vectors == 'own':
-        width = (model_args or {}).get('emb_sz', 256)
-        vectors = own_vectors(dls, texts, width, no_bar=kwargs.get('no_bar', False))
-    learners = []
+        vectors = own_vectors(dls, texts, args.pop('emb_sz', 256), no_bar=kwargs.get('no_bar', False))
     for i in range(n_nets):
         with seeded(seed + i):
-            learn = text_lstm_learner(dls, vectors=vectors, **(model_args or {}))
-            cbs = mixed_objective(texts, **{'bs': bs, 'seed': seed + i, **(objective or {})})
-            learn.fit_one_cycle(epochs, lr, cbs=cbs)
+            learn = text_lstm_learner(dls, vectors=vectors, **args)
+            cbs = _losses(objective, texts=texts, bs=bs, seed=seed + i)
+            learn.fit_one_cycle(epochs or _default_epochs(len(dls.train_ds)), lr, cbs=cbs)
         learners.append(learn)
     return learners[0] if n_nets == 1 else mean_of_learners(learners)

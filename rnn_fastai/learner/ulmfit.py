@@ -15,7 +15,7 @@ from fastai.metrics import accuracy, accuracy_multi, mse
 from fastcore.meta import delegates
 
 from ..callback.schedule import Learner  # with `fit_gradually`
-from ..core import check_count, check_prob, suggest
+from ..core import check_count, check_number, check_prob, suggest
 from ..data.loaders import TextDataLoaders
 from ..data.texts import check_column
 from ..models.awd import archs
@@ -120,9 +120,9 @@ def ulmfit(
     "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
     if reading not in READINGS: raise ValueError(f"reading={reading!r} is unknown. {suggest(str(reading), READINGS)}")
     check_prob('smooth', smooth); check_count('epochs', epochs); check_count('lm_epochs', lm_epochs)
-    args = dict(clas_args or {})
-    lr = args.pop('lr', 2e-2)
-    split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
+    args,split = dict(clas_args or {}),dict(stratify=kwargs.pop('stratify', False))   # of texts with labels alone
+    lr = check_number('lr', args.pop('lr', 2e-2), 'a rate above 0, such as 2e-2', lambda v: v > 0)
+    split |= dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
     texts,vocab,pairs = lm_texts(df, text_col, unlabelled),None,[]
     for backwards in READINGS[reading]:
         both = dict(backwards=backwards, bs=bs, path=path, **_with_known_words(arch, backwards, pretrained, kwargs))

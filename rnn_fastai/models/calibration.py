@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import check_count, check_prob, suggest
+from ..core import check_count, check_number, suggest
 
 # %% ../../nbs/227_models.calibration.ipynb #44794fff
 class Reliability(NamedTuple):
@@ -117,8 +117,10 @@ def _cuts(probs:Tensor, targets:Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p,order = probs.sort(descending=True)
     yes = targets[order].double()
     last = torch.cat([p[1:] != p[:-1], torch.ones(1, dtype=torch.bool)])      # of equal ones, all or none
-    below = torch.cat([p[1:], p.new_zeros(1)])
-    return ((p + below)/2)[last],yes.cumsum(0)[last],(1 - yes).cumsum(0)[last]
+    if (p > 0).any(): last &= p > 0                                           # nothing makes 'yes' of 0
+    middle = ((p + torch.cat([p[1:], p.new_zeros(1)]))/2)[last].float()       # as it will be compared
+    below = torch.nextafter(p[last].float(), middle.new_zeros(()))
+    return torch.minimum(middle, below),yes.cumsum(0)[last],(1 - yes).cumsum(0)[last]
 
 def best_threshold(
     probs:Tensor, # Probabilities of 'yes': rows
@@ -147,7 +149,7 @@ def best_threshold(
 
 def _reaching(name:str, least:float, reached:Tensor, score:Tensor) -> Tensor:
     "`score`, where a goal is reached. Raises `ValueError` where it is nowhere."
-    ok = reached >= check_prob(name, least)
+    ok = reached >= check_number(name, least, 'a share from 0 to 1', lambda v: 0 <= v <= 1)
     if ok.any(): return score.masked_fill(~ok, -1.)
     raise ValueError(f"{name}={least} is out of reach: the highest is {reached.max():.4f}.")
 

@@ -198,8 +198,8 @@ class CRF(_Distribution):
         real:Tensor, # Where tokens are, from the left: bs,sl
         n:int, # How many labellings
     ) -> tuple[Tensor, Tensor]: # bs,n,sl; bs,n
-        """The `n` labellings of highest score, the best first, and their probabilities: 0, and labels without meaning,
-        where fewer are allowed."""
+        """The `n` labellings of highest score, the best first, and their probabilities, above 0 however small: 0, and
+        labels without meaning, where fewer are allowed."""
         (start,pairs,end,wide,where),k = self._wide(scores, real),scores.size(-1)
         so_far,came = start + wide[:, 0],[]
         so_far = torch.cat([so_far[:, None], so_far.new_full((len(so_far), check_count('n', n) - 1, k), -torch.inf)], 1)
@@ -212,8 +212,9 @@ class CRF(_Distribution):
         path = [at]
         for back in reversed(came): path.append(back.flatten(1).gather(1, path[-1]))
         labels = torch.stack([p % k for p in path[::-1]], -1).masked_fill(~where[:, None], 0)
-        probs = (best - _sums(start, pairs, end, wide, where)[2][:, None]).exp()
-        return labels.to(scores.device),probs.to(scores.device, full_precision(scores).dtype)
+        logs,dtype = best - _sums(start, pairs, end, wide, where)[2][:, None],full_precision(scores).dtype
+        probs = torch.where(logs > _FORBIDDEN/2, logs.exp().clamp(min=torch.finfo(dtype).tiny), 0.)
+        return labels.to(scores.device),probs.to(scores.device, dtype)
 
     @torch.no_grad()
     def span_probs(self,

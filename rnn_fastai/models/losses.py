@@ -58,6 +58,7 @@ class AnsweringLoss:
         kind:str, # 'labels', 'log labels', 'multilabel', 'probabilities' or 'values'
     ):
         self.func,self.kind = func,kind
+        self.answers = kind   # see `answer_kind`
 
     def __call__(self, inp:Tensor, targ:Tensor, **kwargs) -> Tensor:
         if isinstance(self.func, nn.Module): self.func.to(inp.device)   # its weights; fastai moves its own losses alone
@@ -143,7 +144,6 @@ class CalibratedLoss(AnsweringLoss):
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature={temperature!r} must be a finite number above 0.")
         super().__init__(func, kind)
-        self.answers = kind
         self.temperature,self.thresholds = float(temperature),_check_thresholds(thresholds, kind)
 
     def __call__(self, *args, **kwargs) -> Tensor: return self.func(*args, **kwargs)
@@ -156,6 +156,7 @@ class CalibratedLoss(AnsweringLoss):
     def decodes(self, x:Tensor) -> Tensor:   # probabilities: ...,n
         "The answer to probabilities: a label's number, or yes or no for each label."
         if self.thresholds is None: return self.func.decodes(x)
+        x = full_precision(x)   # bfloat16 would round thresholds
         least = torch.tensor(self.thresholds).to(x)
         if self.kind == 'multilabel': return x > least
         return (x[..., 1] > least).long()

@@ -91,11 +91,11 @@ def make_cutter(
 # %% ../../nbs/717_ship.codec.ipynb #2b308516
 def token_ids(
     vocab:list[str], # Tokens by id
-    joined:bool=False, # A vocabulary with those of word vectors, which knows words by other forms too
+    joined:int=0, # Where the words of word vectors begin, by which words are known in other forms too; none by default
 ) -> Callable[[str], int]: # From a token to its id; 0 for an unknown one
     "What finds ids of tokens."
     o2i = {t: i for i,t in enumerate(vocab) if t != FAKE}
-    return partial(known_id, o2i=o2i, digit=digit_form(o2i)) if joined else lambda tok: o2i.get(tok, 0)
+    return partial(known_id, o2i=o2i, digit=digit_form(set(vocab[joined:]))) if joined else lambda tok: o2i.get(tok, 0)
 
 # %% ../../nbs/717_ship.codec.ipynb #1daac9e1
 class TextCodec:
@@ -104,7 +104,7 @@ class TextCodec:
         tok:dict|None, # Facts of the tokenizer
         vocab:list[str], # Tokens by id
         backwards:bool=False, # The model reads and writes from the end
-        joined:bool=False, # The vocabulary is joined with that of word vectors; see `token_ids`
+        joined:int=0, # Where the words of word vectors begin; see `token_ids`
     ):
         self.vocab,self.backwards,self.cutter = vocab,backwards,make_cutter(tok)
         self.id_of = token_ids(vocab, joined)

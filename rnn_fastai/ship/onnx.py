@@ -311,7 +311,7 @@ def model_facts(
                          "models and classifiers of TextDataLoaders, and taggers of TagDataLoaders.")
     kind,tok = _KINDS[type(ds)],ds.tok if isinstance(ds, TagDataset) else ifnone(ds.tokenizer, TextTokenizer())
     more = {'lm': _writing_facts, 'classifier': _answer_facts, 'tagger': _tag_facts}[kind](learn, ds)
-    if isinstance(ds.corpus.vocab, JoinedVocab): more['joined'] = True
+    if isinstance(ds.corpus.vocab, JoinedVocab): more['joined'] = ds.corpus.vocab.n_own
     return dict(kind=kind, vocab=list(map(str, ds.corpus.vocab)), tok=_tok_facts(tok),
                 backwards=bool(ds.backwards), **more)
 

@@ -196,7 +196,7 @@ def _spell(words:list[str], names:list[str]) -> np.ndarray:
 class _Sentences:
     "Sentences as a tagger reads them."
     def __init__(self, facts:dict):
-        self.id_of,self.letters = token_ids(facts['vocab'], facts.get('joined', False)),facts['chars']
+        self.id_of,self.letters = token_ids(facts['vocab'], facts.get('joined', 0)),facts['chars']
         self.pad,tok = facts['vocab'].index(PAD),facts['tok']
         self.cut_word = make_cutter(tok).cut
         self.added = {BOS} if tok is not None and tok['kind'] not in ('words', 'function') else set()   # to each text
@@ -300,7 +300,7 @@ class _Exported:
                             if n in self.facts['files']]
             if self.kind == 'tagger': self._reader = _Sentences(self.facts)
             else: self.codec = TextCodec(self.facts['tok'], self.vocab, self.facts['backwards'],
-                                         self.facts.get('joined', False))
+                                         self.facts.get('joined', 0))
         except (KeyError, TypeError) as e:   # of the tokenizer
             raise ValueError(f"{folder} is no whole export ({type(e).__name__}: {e}); export the model again.") from e
 
