@@ -111,6 +111,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'rnn_fastai/callback/adversarial.py'),
                                                  'rnn_fastai.callback.adversarial._centred': ( 'callback.adversarial.html#_centred',
                                                                                                'rnn_fastai/callback/adversarial.py'),
+                                                 'rnn_fastai.callback.adversarial._own_stream': ( 'callback.adversarial.html#_own_stream',
+                                                                                                  'rnn_fastai/callback/adversarial.py'),
                                                  'rnn_fastai.callback.adversarial._unit': ( 'callback.adversarial.html#_unit',
                                                                                             'rnn_fastai/callback/adversarial.py'),
                                                  'rnn_fastai.callback.adversarial.answer_entropy': ( 'callback.adversarial.html#answer_entropy',

@@ -163,6 +163,8 @@ def test_the_shares_of_words_are_those_of_training_texts():
     dls = rf.TextDataLoaders.from_df(held_out(), text_col='text', valid_col='held', is_lm=True, text_vocab=['xxunk', 'xxpad', 'a', 'b', 'c'],
                                      bs=2, seq_len=5, tok_tfm=PLAIN, device='cpu', no_bar=True)
     assert_close(word_shares(dls), torch.tensor([0., 0., 5/6, 0., 1/6]))
+    dls.train.dataset = dls.train_ds.new_empty()   # as after loading
+    assert word_shares(dls).tolist() == [0.]*5
 
 def test_a_validation_changes_no_weight():
     learn = rf.language_model_learner(lm_dls(WORDS), 'AWD_LSTM', dict(emb_sz=6, n_hid=8, n_layers=1), pretrained=False, cbs=rf.SampledCrossEntropy(4))

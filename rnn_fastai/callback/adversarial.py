@@ -224,12 +224,17 @@ class RecordedLosses(Callback):
         self.sums[name] = self.sums.get(name, 0) + loss.detach()
 
 # %% ../../nbs/540_callback.adversarial.ipynb #3f6eb3db
+def _own_stream(device:torch.device) -> tuple[Any, list[torch.device]]:
+    "The module that keeps a device's random stream, and the device where there may be several of the kind."
+    return getattr(torch, device.type),[device] if device.type in ('cuda', 'xpu') else []
+
 def random_state(
     device:torch.device, # Where a model is
 ) -> list[Tensor]: # Of the CPU, and of the device where it has its own
     "Take the state of the random streams that dropout draws from."
-    own = [] if device.type == 'cpu' else [getattr(torch, device.type).get_rng_state(device)]
-    return [torch.get_rng_state(), *own]
+    if device.type == 'cpu': return [torch.get_rng_state()]
+    own,which = _own_stream(device)
+    return [torch.get_rng_state(), own.get_rng_state(*which)]
 
 def set_random_state(
     state:list[Tensor], # What `random_state` gave
@@ -237,7 +242,9 @@ def set_random_state(
 ):
     "Put the random streams back."
     torch.set_rng_state(state[0])
-    for own in state[1:]: getattr(torch, device.type).set_rng_state(own, device)
+    if device.type == 'cpu': return
+    own,which = _own_stream(device)
+    own.set_rng_state(state[1], *which)
 
 # %% ../../nbs/540_callback.adversarial.ipynb #f76506a9
 @contextmanager

@@ -119,9 +119,9 @@ def word_shares(
         raise TypeError(f"SampledCrossEntropy counts words in a corpus, which {type(ds).__name__} lacks; "
                         "make the loaders with this package's TextDataLoaders.")
     docs = ds.docs[:np.searchsorted(ds.lens.cumsum(), _COUNTED) + 1]
-    ids = np.concatenate([ds.corpus[d] for d in docs])[:_COUNTED]
+    ids = np.concatenate([ds.corpus.ids[:0], *(ds.corpus[d] for d in docs)])[:_COUNTED]
     counts = np.bincount(ids, minlength=len(ds.corpus.vocab))
-    return torch.from_numpy(counts/counts.sum()).float()
+    return torch.from_numpy(counts/max(len(ids), 1)).float()   # a learner that was loaded has no texts
 
 class _SampledLoss(LazyCrossEntropy):
     "Cross-entropy over a sample of the words in training, over all of them otherwise."
