@@ -51,7 +51,6 @@ TASKS = [
         Row("Two-way LSTM, pooled; words start from vectors learnt from 72,500 reviews, with labels or not; the first of three "
             "nets", "imdb_text", "own vectors, full", "test.nets.0", "{:.1%}", "`imdb_text.py full`"),
         Row("The mean of the three", "imdb_text", "own vectors, full", "test.mean", "{:.1%}", "`imdb_text.py full`"),
-        Row("The mean of six", "imdb_text", "own vectors, six nets", "test.mean", "{:.1%}", "`imdb_text.py full --nets 6`"),
         Row("ULMFiT, a small language model of the reviews", "ulmfit", "classifier", "test", "{:.1%}",
             "`ulmfit.py lm classifier`"),
         Row("The small model that comes with the package, an epoch of the head and one of all layers", "ulmfit",
@@ -92,9 +91,6 @@ TASKS = [
         Row("AWD-LSTM of two layers of 800, two hours of two cores: bfloat16, epochs over samples of the words, the last "
             "one over all", "wikitext", "scoring", "plain.perplexity", "{:.1f}", "`wikitext.py`"),
         Row("with a neural cache", "wikitext", "scoring", "cache.perplexity", "{:.1f}", "`wikitext.py`"),
-        *[Row(f"First 20,000 tokens, {name}", "wikitext", "scoring, first 20,000 tokens", f"{key}.perplexity", "{:.1f}",
-              "`wikitext.py`") for name, key in (("plainly", "plain"), ("with a neural cache", "cache"),
-                                                 ("with dynamic evaluation", "dynamic"), ("with both", "both"))],
     ], [
         Published("AWD-LSTM, the whole test text", "65.8", "[Merity et al., 2017](https://arxiv.org/abs/1708.02182)"),
         Published("with a neural cache", "52.0", "[Merity et al., 2017](https://arxiv.org/abs/1708.02182)"),
