@@ -91,6 +91,9 @@ TASKS = [
         Row("AWD-LSTM of two layers of 800, two hours of two cores: bfloat16, epochs over samples of the words, the last "
             "one over all", "wikitext", "scoring", "plain.perplexity", "{:.1f}", "`wikitext.py`"),
         Row("with a neural cache", "wikitext", "scoring", "cache.perplexity", "{:.1f}", "`wikitext.py`"),
+        *[Row(f"First 20,000 tokens, {name}", "wikitext", "scoring, first 20,000 tokens", f"{key}.perplexity", "{:.1f}",
+              "`wikitext.py`") for name, key in (("plainly", "plain"), ("with a neural cache", "cache"),
+                                                 ("with dynamic evaluation", "dynamic"), ("with both", "both"))],
     ], [
         Published("AWD-LSTM, the whole test text", "65.8", "[Merity et al., 2017](https://arxiv.org/abs/1708.02182)"),
         Published("with a neural cache", "52.0", "[Merity et al., 2017](https://arxiv.org/abs/1708.02182)"),
