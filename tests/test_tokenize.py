@@ -553,6 +553,11 @@ def test_imdb_sample():
     texts = pd.read_csv(shared('imdb_sample', 'texts.csv.xz')).text.tolist()
     assert_same(texts[:150])
 
+def test_a_letter_that_ends_a_word_is_none_of_the_next_ones():
+    "New words are looked through together; each is a word of its own all the same."
+    forget()
+    assert_same(['cinema Aaaarrgh', 'odd dddone', 'buzz zzzoom Zzzz', 'a aaah', 'Booo oooh', 'pass ssssnake sss'])
+
 @pytest.mark.slow
 def test_all_imdb_reviews():
     texts = pd.read_csv(shared('imdb', 'imdb_train.csv.xz')).text.tolist()

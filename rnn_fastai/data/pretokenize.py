@@ -246,8 +246,7 @@ class _PlainPieces:
     def _special(self, parts:dict[str, tuple]) -> np.ndarray:
         "Which pieces may hold a special case, or repeat a letter so that a rule changes them."
         word,words = parts['word']
-        near = np.array([w in self._near for w in words], dtype=bool)
-        near[_holding(_THRICE, words)] = True
+        near = np.array([w in self._near or _THRICE.search(w) is not None for w in words], dtype=bool)
         (own,owns),(sign,signs),(last,lasts) = (parts[k] for k in ('own', 'sign', 'last'))
         ends = {(k, a, b): owns[k] + signs[a] + lasts[b] for k,a,b in np.ndindex(len(owns), len(signs), len(lasts))}
         odd = np.zeros((len(owns), len(signs), len(lasts)), dtype=bool)
