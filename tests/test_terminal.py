@@ -1,6 +1,7 @@
 "The command at a pseudo-terminal, as a person sits before it: arrow keys, Ctrl-C, prompts. Each process imports torch."
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -61,8 +62,8 @@ def test_a_training_that_is_stopped_goes_on(folder):
     t = Terminal(folder, *args).until(r'\r3  ')   # the row of the fourth epoch
     said,status = t.type(CTRL_C).end()
     assert status == 1 and 'Traceback' not in said
-    last = said.strip().splitlines()[-1].removeprefix('^C')   # which the terminal shows
-    assert re.fullmatch(r'rnn_fastai train: interrupted\. checkpoint-\d+ is kept in cut/checkpoints; go on with the same command and --resume\.', last), said
+    last = said.strip().splitlines()[-1]   # behind `^C`, which the terminal shows where the cursor is
+    assert re.search(r'(^|\^C)rnn_fastai train: interrupted\. checkpoint-\d+ is kept in cut/checkpoints; go on with the same command and --resume\.$', last), said
     said,status = Terminal(folder, *args).end()
     assert status == 1 and 'go on with --resume, or delete the folder' in said
     said,status = Terminal(folder, *args[:-1], '300', '--resume').end()
@@ -92,4 +93,5 @@ def test_ctrl_c_at_once_is_one_line(folder, args):
     t = Terminal(folder, *args)
     time.sleep(1.5)
     said,status = t.type(CTRL_C).end()
-    assert 'Traceback' not in said and status in (0, 1), said
+    by_signal = t.p.signalstatus == signal.SIGINT   # so Python ends where the interrupt came through an `exec`
+    assert 'Traceback' not in said and (status in (0, 1) or by_signal), said

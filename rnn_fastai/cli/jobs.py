@@ -445,8 +445,8 @@ def train_model(
         if not quiet:
             print(size_note(learn, sizes), end='', flush=True)
             print(steps_note(learn, epochs, bs) if lm is None else '', end='', file=sys.stderr)
-        fit = _fit_of(learn, task, epochs, lr, lm, checkpoints)
-        with in_ranks(learn):
+        with in_ranks(learn):   # the encoder's file too is written by one process, for which the others wait
+            fit = _fit_of(learn, task, epochs, lr, lm, checkpoints)
             fit_or_resume(learn, fit, checkpoints, resume)
             took,scores = time.perf_counter() - start,scores_of(learn)
     learn.notes = dict(notes or {}, rows=len(df), epochs=epochs, lr=fit.args[1], bs=bs, drop=drop, seed=seed)
