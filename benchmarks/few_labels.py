@@ -1,6 +1,6 @@
 """IMDB with 100 and 500 labels, spread by topics over reviews that have none; results go to results/few_labels.json.
 
-    python benchmarks/few_labels.py topics           the classifier over topics alone, ten draws of the labels
+    python benchmarks/few_labels.py topics           the classifier over topics alone, five draws of the labels
     python benchmarks/few_labels.py lstm [--test]    `text_lstm` trained on the reviews that it is sure of, three draws
     python benchmarks/few_labels.py small [--test]   the classifier from the small model that comes with the package, the same
 
@@ -57,7 +57,7 @@ def topics() -> list:
     rows = []
     for n in LABELS:
         right, sure, took = [], [], []
-        for draw in range(10):
+        for draw in range(5):
             few = given.groupby("label").sample(n//2, random_state=draw)
             start = time.perf_counter()
             both = with_pseudo_labels(few, pd.concat([more, held[["text"]]]), valid_pct=0, share=1., no_bar=True)
@@ -82,9 +82,10 @@ def small(both: pd.DataFrame, n: int, seed: int) -> Learner:
                                   text_vocab=shipped_vocab(), no_bar=True, path=OUT)
     with seeded(seed):
         learn = text_classifier_learner(dls, "AWD_LSTM_small", metrics=accuracy, drop_mult=0.3, max_len=400)
-        learn.fit_one_cycle(1, 1e-2)
-        learn.unfreeze()
-        learn.fit_one_cycle(1, slice(5e-4, 5e-3))
+        with learn.no_bar():
+            learn.fit_one_cycle(1, 1e-2)
+            learn.unfreeze()
+            learn.fit_one_cycle(1, slice(5e-4, 5e-3))
     return learn
 
 

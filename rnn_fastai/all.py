@@ -124,6 +124,7 @@ from rnn_fastai.learner.ulmfit import lm_texts, fine_tune_lm, new_classifier, fi
 from rnn_fastai.learner.text_lstm import (
     MeanClassifier, mean_of_learners, mixed_loaders, mixed_objective, text_lstm_learner, text_lstm,
 )
+from rnn_fastai.learner.pseudo import with_pseudo_labels
 from rnn_fastai.models.origin import maker
 from rnn_fastai.ship.bundle import load_bundle, load_learner
 from rnn_fastai.ship.storage import BundleError

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bundles import clas_dls, lm_dls, texts
+from bundles import clas_dls, lm_dls, tag_dls, texts
 from fastai.text import all as ft
 from test_checkpoint import Cut, cut_after
 from torch import nn
@@ -186,3 +186,16 @@ def test_a_rate_of_the_classifier_is_checked_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(ft.Learner, 'fit', lambda *a, **k: pytest.fail('it trains'))
     with pytest.raises(ValueError, match='lr=-1.0 must be'):
         rf.ulmfit(texts(), pretrained=False, path=tmp_path, clas_args=dict(lr=-1.), **ARGS)
+
+@pytest.mark.parametrize('pool', ['max', 'last'])
+def test_vectors_where_no_row_is_held_out(pool, tmp_path):
+    "All labels are for training where there are few."
+    learn = text_lstm(texts(), valid_pct=0, unlabelled=MORE, vectors=VECTORS, epochs=1, model_args={**SMALL, 'pool': pool}, **ARGS)
+    assert len(learn.dls.valid_ds) == 0 and learn.dls.valid_ds.corpus.vocab == learn.dls.train_ds.corpus.vocab
+    again = rf.load_bundle(learn.save_bundle(tmp_path/'all'))
+    assert_close(again.predict('okapi cat')[2], learn.predict('okapi cat')[2])
+
+def test_a_tagger_with_vectors_where_no_row_is_held_out():
+    learn = rf.tagger_learner(tag_dls(valid_pct=0), vectors=VECTORS, n_hid=4, emb_sz=6)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert [w for w,_ in learn.tag('okapi sat')[0]] == ['okapi', 'sat']

@@ -33,7 +33,8 @@ def topics(
     n:int=50, # Numbers of a point; fewer where there are fewer texts or different words
     seed:int=0, # Of the search for directions, which it hardly changes
 ) -> np.ndarray: # texts,n float32; rows of length 1
-    "Place texts by latent semantic analysis, the widest direction first. Raises `ValueError` where all hold the same words."
+    """Place texts by latent semantic analysis, the widest direction first. Raises `ValueError` where all hold the same
+    words."""
     weights = word_weights(corpus)
     n = min(check_count('n', n), len(corpus), int((weights.sum(0) > 0).sum()))
     if not n: raise ValueError("No word tells the texts apart: each stands in all of them, or in none.")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .conll import open_file, open_text
-from .corpus import Vocab
+from .corpus import Corpus, Vocab
 from .rules import digit_form, known_id, word_forms
 
 # %% ../../nbs/145_data.vectors.ipynb #ec94a0a4
@@ -349,7 +349,11 @@ def join_loaders(
     vectors,res = as_vectors(vectors),copy.copy(dls)
     own = dls.train.dataset.corpus.vocab
     vocab = join_vocab(own, vectors)
-    def again(ds): return ds.new(ds.items, ds.y is not None, vocab).part(ds.split_idx, ds.splits)
+    def again(ds):
+        if len(ds): return ds.new(ds.items, ds.y is not None, vocab).part(ds.split_idx, ds.splits)
+        none = copy.copy(ds)   # no row is held out
+        none.corpus = Corpus.from_ids([], vocab)
+        return none
     def kept(dl): return {} if getattr(dl, 'wgts', None) is None else dict(wgts=dl.wgts)   # balanced classes
     res.loaders = [dl.new(again(dl.dataset), **kept(dl)) for dl in dls.loaders]
     rows = torch.from_numpy(joined_rows(vocab, vectors, tune))

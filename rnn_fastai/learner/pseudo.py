@@ -92,8 +92,9 @@ def with_pseudo_labels(
     labels and arguments that do not fit."""
     check_number('share', share, 'above 0 and at most 1', lambda v: 0 < v <= 1)
     text,label = check_column(df, text_col, 'text_col'),check_column(df, label_col, 'label_col')
-    if {text, label} & {*_ADDED}: raise ValueError(f"Columns {text!r} and {label!r} must not be named as one of {_ADDED}, "
-                                                   "which are added; rename them.")
+    if {text, label} & {*_ADDED}:
+        raise ValueError(f"Columns {text!r} and {label!r} must not be named as one of {_ADDED}, which are added; "
+                         "rename them.")
     train,valid = (random_splitter(valid_pct, seed) if valid_col is None else column_splitter(df, valid_col))(df)
     check_training(len(train))
     known = df.iloc[list(train)]
