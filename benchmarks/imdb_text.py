@@ -8,6 +8,8 @@ results/imdb_text.json.
 Word vectors are learnt first, once, from all training reviews that are not held out and from those without labels. Each
 net trains on one thread in a process of its own, so two nets take two cores. Settings are chosen by `dev` alone:
 `--set n_hid=128`, `--set adversarial=1`, for one or several settings of SETTINGS; a width of 0 does without own vectors.
+With `--students 2` the mean of the nets tells labels of the reviews that have none, and as many nets again are trained on
+these and the given ones, for two epochs (self-training, see `learner.pseudo`).
 """
 import argparse
 import json
@@ -50,20 +52,21 @@ def reviews(n_labels: int, n_more: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 def picked(names: tuple, settings: dict) -> dict: return {k: settings[k] for k in names}
 
 
-def loaders(kind: str, settings: dict) -> tuple:
-    "Loaders of the labelled reviews, and those without labels."
+def loaders(kind: str, settings: dict, told: np.ndarray | None = None) -> tuple:
+    "Loaders of the labelled reviews, and those without labels, which are among them where their labels were told."
     df, more = reviews(*SIZES[kind])
+    if told is not None: df, more = pd.concat([df, more.assign(label=told, held=False)], ignore_index=True), None
     tok = TextTokenizer(rules=[fix_html, lowercase], post_rules=[])
     return mixed_loaders(df, more, valid_col="held", tok_tfm=tok, bs=settings["bs"], val_bs=128,
                          min_freq=settings["min_freq"], cache=True, no_bar=True)
 
 
 def train(task: tuple) -> dict:
-    "Train one net; its probabilities of held-out reviews and, if asked for, of the test reviews."
-    kind, seed, epochs, settings, vectors = task
+    "Train one net; its probabilities of held-out reviews and, if asked for, of the test reviews and those it teaches."
+    kind, seed, epochs, settings, vectors, told, teaches = task
     torch.set_num_threads(1)
     start = time.perf_counter()
-    dls, texts = loaders(kind, settings)
+    dls, texts = loaders(kind, settings, told)
     read, cpu = time.perf_counter(), time.process_time()
     with seeded(seed):
         learn = text_lstm_learner(dls, vectors=vectors, **picked(MODEL, settings))
@@ -74,6 +77,10 @@ def train(task: tuple) -> dict:
     with learn.no_bar(): probs, y = learn.get_preds()
     res = dict(seed=seed, reading=read - start, training=trained - read, cpu=cpu, curve=curve,
                labelled_a_cpu_second=epochs*len(dls.train_ds)/cpu, valid=(probs.numpy(), y.numpy()))
+    if teaches:
+        began = time.process_time()
+        with learn.no_bar(): res["more"] = learn.get_preds(dl=dls.test_dl(reviews(*SIZES[kind])[1].text.tolist()))[0].numpy()
+        res["cpu"] += time.process_time() - began
     if kind == "full":
         test = imdb("test")
         with learn.no_bar(): probs, y = learn.get_preds(dl=dls.test_dl(test, with_labels=True))
@@ -95,6 +102,7 @@ def main():
     ask.add_argument("--epochs", type=int, default=3)
     ask.add_argument("--nets", type=int, default=2)
     ask.add_argument("--jobs", type=int, default=2, help="nets that train at the same time")
+    ask.add_argument("--students", type=int, default=0, help="nets that learn what the first ones tell")
     ask.add_argument("--name", default="own vectors", help="of the row of results")
     ask.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER")
     a = ask.parse_args()
@@ -106,13 +114,23 @@ def main():
     vectors = own_vectors(*loaders(a.kind, settings), settings["width"], no_bar=True) if settings["width"] else None
     cpu = time.process_time() - cpu
     print(f"vectors after {cpu:.0f} s", flush=True)
-    tasks = [(a.kind, seed, a.epochs, settings, vectors) for seed in range(a.nets)]
-    with ProcessPoolExecutor(a.jobs, get_context("spawn")) as pool: nets = list(pool.map(train, tasks))
+    parts = ("valid", "test") if a.kind == "full" else ("valid",)
+    with ProcessPoolExecutor(a.jobs, get_context("spawn")) as pool:
+        def trained(seeds, *rest): return list(pool.map(train, [(a.kind, seed, *rest) for seed in seeds]))
+        nets, students = trained(range(a.nets), a.epochs, settings, vectors, None, a.students > 0), []
+        print({part: accuracy(nets, part) for part in parts}, flush=True)
+        if a.students:
+            told = np.array(["neg", "pos"])[np.mean([n.pop("more") for n in nets], 0).argmax(1)]
+            seeds = range(a.nets, a.nets + a.students)
+            students = trained(seeds, 2, {**settings, "bs": 2*settings["bs"]}, vectors, told, False)
+    def runs(nets): return [{k: v for k, v in n.items() if k not in parts} for n in nets]
     row = dict(what=f"{a.name}, {a.kind}", labels=SIZES[a.kind][0], unlabelled=SIZES[a.kind][1], settings=settings,
                epochs=a.epochs, jobs=a.jobs, seconds=time.perf_counter() - start,
-               cpu_seconds=cpu + sum(n["cpu"] for n in nets), cpu_of_vectors=cpu,
-               runs=[{k: v for k, v in n.items() if k not in ("valid", "test")} for n in nets],
-               **{part: accuracy(nets, part) for part in ("valid", "test") if part in nets[0]})
+               cpu_seconds=cpu + sum(n["cpu"] for n in nets + students), cpu_of_vectors=cpu, runs=runs(nets),
+               **{part: accuracy(nets, part) for part in parts})
+    if students:
+        row |= dict(runs_of_students=runs(students), students={part: accuracy(students, part) for part in parts},
+                    all={part: accuracy(nets + students, part)["mean"] for part in parts})
     print(json.dumps(row, indent=1), flush=True)
     save("imdb_text", [row])
 

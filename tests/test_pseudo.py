@@ -135,3 +135,83 @@ def test_a_net_learns_from_labels_that_follow():
     others = frame(200, 2, ('pos', 'neg'))
     with learn.no_bar(): right = learn.validate(dl=learn.dls.test_dl(others, with_labels=True))[1]
     assert right > 0.8
+
+# ---- What is left out
+
+def test_texts_of_the_frame_are_not_added_again():
+    few,more = frame(60),frame(300, 1)
+    with pytest.warns(UserWarning, match=r'12 of the 360 unlabelled texts are validation texts, and are left out'):
+        both = with_pseudo_labels(few, pd.concat([few, more]), share=1., **ARGS)
+    assert not both.text[60:].isin(few.text).any()
+    pd.testing.assert_frame_equal(both, with_pseudo_labels(few, more[~more.text.isin(few.text)], share=1., **ARGS))
+
+def test_a_text_in_both_parts_is_no_reason_to_warn(recwarn):
+    few = pd.concat([frame(40), frame(40)], ignore_index=True).assign(held=np.arange(80) >= 40)
+    with_pseudo_labels(few, pd.concat([few[:5], frame(100, 1)]), valid_col='held', **ARGS)
+    assert not [w for w in recwarn if 'unlabelled' in str(w.message)]
+
+@pytest.mark.parametrize('tok', [None, rf.TextTokenizer(rules=[], post_rules=[])], ids=['rules', 'plain'])
+def test_texts_without_words_are_never_sure(tok):
+    few,more = frame(100, labels=('pos',)*9 + ('neg',)),frame(100, 1, ('pos', 'neg'))
+    odd = pd.DataFrame(dict(text=['']*20))
+    both = with_pseudo_labels(few, pd.concat([odd, more]), valid_pct=0, share=1., tok_tfm=tok, **ARGS)
+    assert not both.text[100:].isin(['']).any() and len(both) > 150
+    with pytest.raises(ValueError, match='No unlabelled text holds a word that tells texts apart'):
+        with_pseudo_labels(few, odd, valid_pct=0, tok_tfm=tok, **ARGS)
+
+@pytest.mark.parametrize('seed', range(4))
+def test_labels_are_held_out_in_parts(seed):
+    few = frame(60)
+    few.loc[55:, 'label'] = 'rare'
+    both = with_pseudo_labels(few, frame(200, 1), valid_pct=0.4, stratify=True, seed=seed, **ARGS)
+    held = both[:60].groupby('label').is_valid.sum()
+    assert held['rare'] == 2 and held.sum() == 24
+
+def test_rows_that_are_held_out_are_checked_too():
+    few = frame(60).assign(held=np.arange(60) >= 50)
+    for col,value,match in (('text', None, "'text' has 1 missing texts, the first in row 55"), ('label', np.nan, "missing labels, the first in row 55")):
+        odd = few.copy()
+        odd.loc[55, col] = value
+        with pytest.raises(ValueError, match=match): with_pseudo_labels(odd, frame(100, 1), valid_col='held', **ARGS)
+
+def test_a_missing_text_is_named_by_its_own_frame():
+    more = frame(20, 1)
+    more.index = [f'r{i}' for i in range(20)]
+    more.loc['r7', 'text'] = None
+    with pytest.raises(ValueError, match="unlabelled: Column 'text' has 1 missing texts, the first in row 'r7'"):
+        with_pseudo_labels(frame(30), more, **ARGS)
+
+def test_frames_stay_as_they_are():
+    few,more = frame(40),frame(100, 1)
+    before = few.copy(),more.copy()
+    with_pseudo_labels(few, more, **ARGS)
+    pd.testing.assert_frame_equal(few, before[0]); pd.testing.assert_frame_equal(more, before[1])
+
+def test_strength_and_topics_are_those_likeliest_on_rows_held_out(monkeypatch):
+    "Labels that are half noise: the points are trusted least."
+    rng = np.random.default_rng(0)
+    points,tried = rng.normal(size=(300, 100)),[]
+    y = (points[:, 0] + rng.normal(0, 3, 300) > 0).astype(int)
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(LogisticRegression, 'fit', lambda self, x, y: tried.append((x.shape[1], self.C)) or fit(self, x, y))
+    topic_probs(points, y[:150])
+    assert tried[-1] == (12, 1.) and len(set(tried)) == 16
+
+# ---- A net as the teacher
+
+def test_a_teacher_tells_labels_in_the_order_of_the_frame():
+    few,more = frame(60, labels=('pos', 'neg')),frame(100, 1, ('neg', 'pos'))   # the frame begins with 'pos', the vocabulary with 'neg'
+    learn = text_lstm(few, epochs=6, lr=3e-2, bs=16, model_args=dict(n_hid=8, emb_sz=8, half=False), **ARGS)
+    both = with_pseudo_labels(few, more, teacher=learn, share=1., no_bar=True)
+    assert both.is_valid[:60].sum() == 12 and len(learn.dls.valid_ds) == 12
+    for text,label,prob in both[60:80][['text', 'label', 'prob']].itertuples(index=False):
+        told,_,probs = learn.predict(text)
+        assert told == label and probs.max().item() == pytest.approx(prob, abs=1e-5)
+
+def test_a_teacher_of_other_labels_is_refused():
+    learn = text_lstm(frame(30), epochs=1, bs=8, model_args=dict(n_hid=4, emb_sz=4, half=False), **ARGS)
+    with pytest.raises(ValueError, match='are not those of the training rows'):
+        with_pseudo_labels(frame(30, labels=('a', 'b')), frame(30, 1), teacher=learn)
+    values = rf.TextDataLoaders.from_df(frame(30).assign(label=np.linspace(0, 1, 30)), text_col='text', label_col='label', y_block=rf.RegressionBlock(), **ARGS)
+    with pytest.raises(ValueError, match='teacher must tell one label a text'):
+        with_pseudo_labels(frame(30), frame(30, 1), teacher=rf.rnn_learner(values, 'GRU', 4))

@@ -18,14 +18,16 @@ from .corpus import Corpus
 def word_weights(
     corpus:Corpus, # Texts
 ) -> sp.csr_array: # texts,words; rows of length 1, and of zeros for a text without a word that tells anything
-    "Weights of the words of texts: tf-idf, where a word counts once."
+    "Weights of the words of texts: tf-idf, where a word counts once. Raises `ValueError` where there is no text."
+    if not len(corpus): raise ValueError("The corpus has no text.")
     ids,shape = np.asarray(corpus.ids[:]).astype(np.int32),(len(corpus), len(corpus.vocab))
-    found = sp.csr_array((np.ones(len(ids), dtype=np.float32), ids, corpus.offsets.copy()), shape=shape)
+    ends = corpus.offsets.astype(np.int32 if len(ids) < 2**31 else np.int64)   # with wider ones ids are made wide, too
+    found = sp.csr_array((np.ones(len(ids), dtype=np.float32), ids, ends), shape=shape)
     found.sum_duplicates()
     found.data[:] = 1
     holds = np.maximum(found.sum(0), 1)   # texts that hold a word
     found.data *= np.log(len(corpus)/holds, dtype=np.float32)[found.indices]
-    return normalize(found)
+    return normalize(found, copy=False)
 
 # %% ../../nbs/154_data.topics.ipynb #a2e9291e
 def topics(

@@ -7,22 +7,26 @@ __all__ = ['topic_probs', 'with_pseudo_labels']
 
 # %% ../../nbs/637_learner.pseudo.ipynb #b911e1d5
 import warnings
+from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from fastai.learner import Learner
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.preprocessing import normalize
 
-from ..core import check_number
+from ..core import check_count, check_number
 from ..data.cache import cached_corpus
 from ..data.documents import label_keys
+from ..data.loaders import label_vocab
 from ..data.splits import check_training, column_splitter, random_splitter
-from ..data.texts import check_column
+from ..data.texts import check_column, check_texts
 from ..data.tokenize import as_tokenizer
 from ..data.topics import topics
-from .ulmfit import lm_texts
+from ..models.losses import answer_kind
 
 # %% ../../nbs/637_learner.pseudo.ipynb #18e171f9
 _TOPICS = 12, 25, 50, 100   # numbers of a point that are tried
@@ -32,47 +36,83 @@ def topic_probs(
     points:np.ndarray, # Texts as points: texts,topics, see `topics`
     y:np.ndarray, # Labels of the first of them: numbers from 0, each at least twice
     seed:int=0, # Of the parts that are held out
-) -> np.ndarray: # Probability of each label, for the texts that have none: texts,labels
+) -> np.ndarray: # Probability of each label, for the texts that have none: texts,labels; zeros for a point of zeros
     "Learn labels from some points, and tell those of the others."
     parts = StratifiedKFold(min(5, int(np.bincount(y).min())), shuffle=True, random_state=seed)
-    tried = [(normalize(points[:, :n]), LogisticRegression(C=c, max_iter=1000)) for n in _TOPICS for c in _TRUST]
-    def likelihood(how): return cross_val_score(how[1], how[0][:len(y)], y, cv=parts, scoring='neg_log_loss').mean()
-    known,model = max(tried, key=likelihood)
-    return model.fit(known[:len(y)], y).predict_proba(known[len(y):])
+    known,others = points[:len(y)],points[len(y):]
+    def likelihood(how):
+        n,trust = how
+        model = LogisticRegression(C=trust, max_iter=1000)
+        return cross_val_score(model, normalize(known[:, :n]), y, cv=parts, scoring='neg_log_loss').mean()
+    n,trust = max(product(_TOPICS, _TRUST), key=likelihood)
+    model = LogisticRegression(C=trust, max_iter=1000).fit(normalize(known[:, :n]), y)
+    return model.predict_proba(normalize(others[:, :n]))*others.any(1, keepdims=True)
 
 # %% ../../nbs/637_learner.pseudo.ipynb #4edd3df0
 _ADDED = 'is_valid','prob'
 
 def _surest(probs:np.ndarray, share:float) -> np.ndarray:
-    "Which texts are the surest of those that got the same label: at least one each."
+    "Which texts are the surest of those that got the same label: at least one each. Raises `ValueError` for none."
     got,top = probs.argmax(1),probs.max(1)
-    rows = [np.flatnonzero(got == i) for i in range(probs.shape[1])]
-    return np.sort(np.concatenate([r[np.argsort(-top[r], kind='stable')][:int(np.ceil(share*len(r)))] for r in rows]))
+    rows = [np.flatnonzero((got == i) & (top > 0)) for i in range(probs.shape[1])]
+    took = [r[np.argsort(-top[r], kind='stable')][:int(np.ceil(share*len(r)))] for r in rows]
+    if not sum(map(len, took)): raise ValueError("No unlabelled text holds a word that tells texts apart; give others.")
+    return np.sort(np.concatenate(took))
 
-def _coded(values:list, name:Any, index:Any) -> tuple[np.ndarray, list]:
+def _coded(keys:list, name:Any) -> tuple[np.ndarray, list]:
     "Labels as numbers, and what these stand for. Raises `ValueError` for lists, and where a label stands alone."
-    keys = label_keys(values, name, index)
     odd = next((k for k in keys if isinstance(k, tuple)), None)
     if odd is not None: raise ValueError(f"Column {name!r} holds lists, such as {list(odd)}; pseudo-labels are for one "
                                          "label a text.")
-    names = list(dict.fromkeys(keys))
-    y = np.array([{k: i for i,k in enumerate(names)}[k] for k in keys])
+    number = {k: i for i,k in enumerate(dict.fromkeys(keys))}
+    y,names = np.array([number[k] for k in keys]),list(number)
     if len(names) == 1: raise ValueError(f"All labels are {names[0]!r}; there is nothing to tell apart.")
     alone = [n for n,count in zip(names, np.bincount(y), strict=True) if count < 2]
-    if alone: raise ValueError(f"Label {alone[0]!r} has one training text; give two of each at least.")
+    if alone: raise ValueError(f"Label {alone[0]!r} is that of one training text; give two of each at least, or "
+                               "stratify=True.")
     return y,names
 
-# %% ../../nbs/637_learner.pseudo.ipynb #878bd650
-def _others(texts:pd.DataFrame, known:pd.Series, held:pd.Series) -> pd.DataFrame:
-    "Texts that have no label yet. Warns of those that are held out; raises `ValueError` where none is left."
-    n = int(texts.text.isin(held).sum())
-    if n:
-        warnings.warn(f"{n} of the {len(texts)} unlabelled texts are validation texts. A model that has read them is "
-                      "measured too well; leave them out.", stacklevel=3)
-    texts = texts[~texts.text.isin(known)]
-    if not len(texts): raise ValueError("Every unlabelled text stands among those with labels; give others.")
-    return texts
+def _labelled(df:pd.DataFrame, text_col:Any, label_col:Any) -> tuple[Any, Any, list]:
+    "Names of two columns, and all labels. Raises `ValueError` for columns, texts and labels that do not fit."
+    for name,col in dict(text_col=text_col, label_col=label_col).items():
+        if isinstance(col, list): raise ValueError(f"{name}={col!r} must be one column, not a list.")
+    text,label = check_column(df, text_col, 'text_col'),check_column(df, label_col, 'label_col')
+    if text == label: raise ValueError(f"text_col and label_col are both {text!r}; they must be two columns.")
+    if {text, label} & {*_ADDED}:
+        raise ValueError(f"Columns {text!r} and {label!r} must not be named as one of {_ADDED}, which are added; "
+                         "rename them.")
+    check_texts(df[text])
+    return text,label,label_keys(df[label].tolist(), label, df.index.tolist())
 
+# %% ../../nbs/637_learner.pseudo.ipynb #878bd650
+def _texts(unlabelled:Any, name:Any) -> pd.Series:
+    "Texts that have no label. Raises `ValueError` or `TypeError`, naming them, for what is no frame of texts."
+    if not isinstance(unlabelled, pd.DataFrame):
+        raise TypeError(f"unlabelled is a {type(unlabelled).__name__}; it must be a frame with a column {name!r}.")
+    if not len(unlabelled): raise ValueError("unlabelled is empty; give one text at least.")
+    try: return check_texts(unlabelled[check_column(unlabelled, name)])
+    except (TypeError, ValueError) as e: raise type(e)(f"unlabelled: {e}") from e
+
+def _others(texts:pd.Series, known:pd.Series, held:pd.Series) -> pd.Series:
+    "Texts that have no label yet. Warns of those that are held out; raises `ValueError` where none is left."
+    more = texts[~texts.isin(known)]
+    shared = more.isin(held)
+    if n := int(shared.sum()): warnings.warn(f"{n} of the {len(texts)} unlabelled texts are validation texts, and are "
+                                             "left out.", stacklevel=3)
+    if shared.all(): raise ValueError("Every unlabelled text stands among those with labels; give others.")
+    return more[~shared]
+
+def _told_by(teacher:Learner, texts:list[str], names:list, no_bar:bool) -> np.ndarray:
+    "Probabilities of labels by a learner, in the order of `names`. Raises `ValueError` where it knows others."
+    if answer_kind(teacher.loss_func) != 'labels': raise ValueError("teacher must tell one label a text.")
+    known = list(label_vocab(teacher.dls))
+    if set(known) != set(names):
+        raise ValueError(f"The labels of the teacher, {known}, are not those of the training rows, {names}.")
+    with teacher.no_bar() if no_bar else nullcontext():
+        probs = teacher.get_preds(dl=teacher.dls.test_dl(texts))[0].numpy()
+    return probs[:, [known.index(n) for n in names]]
+
+# %% ../../nbs/637_learner.pseudo.ipynb #cf8c33e9
 def with_pseudo_labels(
     df:pd.DataFrame, # Texts with labels, a row each
     unlabelled:pd.DataFrame, # More texts, which have no labels, in a column of the same name
@@ -80,31 +120,35 @@ def with_pseudo_labels(
     label_col:Any='label', # Column of the labels
     valid_col:Any=None, # Column that is true for the rows held out; a random part by default
     valid_pct:float=0.2, # Part of the rows held out at random
+    stratify:bool=False, # Hold out the same part of each label
     share:float=0.6, # Part of the unlabelled texts that is taken, the surest ones of each label
+    teacher:Learner|None=None, # A learner that tells labels, trained on the same split; one over topics by default
     seed:int=42, # Seed of the split, and of the search for topics
-    tok_tfm:Any=None, # Tokenizer, as for loaders
+    tok_tfm:Any=None, # Tokenizer, as for loaders; this and the rest is for topics
     cache:Any=False, # Keep the tokenized texts on the disk, as for loaders
     no_bar:bool=False, # Show no progress bar
     **kwargs # Further arguments of `Corpus.from_texts`
 ) -> pd.DataFrame: # The texts with labels, in their order, then the others; `is_valid`, and `prob`, how sure a label is
-    """Add texts to a frame under labels that a classifier over topics learnt from the training rows. Texts that stand
-    among these are left out. Warns of validation texts among the unlabelled ones; raises `ValueError` for columns,
-    labels and arguments that do not fit."""
-    check_number('share', share, 'above 0 and at most 1', lambda v: 0 < v <= 1)
-    text,label = check_column(df, text_col, 'text_col'),check_column(df, label_col, 'label_col')
-    if {text, label} & {*_ADDED}:
-        raise ValueError(f"Columns {text!r} and {label!r} must not be named as one of {_ADDED}, which are added; "
-                         "rename them.")
-    train,valid = (random_splitter(valid_pct, seed) if valid_col is None else column_splitter(df, valid_col))(df)
+    """Add texts to a frame under labels that a classifier tells, learnt from the training rows. Texts that stand in the
+    frame are left out, with a warning where they are held out there; so are those without a word that tells anything.
+    Raises `ValueError` for columns, labels and arguments that do not fit, `TypeError` for what is no frame."""
+    check_number('share', share, 'above 0 and at most 1', lambda v: 0 < v <= 1); check_count('seed', seed, 0)
+    text,label,keys = _labelled(df, text_col, label_col)
+    texts,by = _texts(unlabelled, text),keys if stratify else None
+    train,valid = (random_splitter(valid_pct, seed, by) if valid_col is None else column_splitter(df, valid_col))(df)
     check_training(len(train))
-    known = df.iloc[list(train)]
-    y,names = _coded(known[label].tolist(), label, known.index.tolist())
-    more = _others(lm_texts(known, text, unlabelled)[len(known):], known[text], df[text].iloc[list(valid)])
-    texts = lm_texts(known, text, more.rename(columns={'text': text}))
-    corpus = cached_corpus(texts, 'text', as_tokenizer(tok_tfm), cache, no_bar, **kwargs)
-    probs = topic_probs(topics(corpus, max(_TOPICS), seed), y, seed)
+    y,names = _coded([keys[i] for i in train], label)
+    odd = {keys[i] for i in valid} - {*names}
+    if odd: raise ValueError(f"Label {min(odd, key=str)!r} is in no training row; hold out others, or stratify=True.")
+    known = df[text].iloc[list(train)]
+    more = _others(texts, known, df[text].iloc[list(valid)])
+    if teacher is None:
+        read = pd.DataFrame({'text': pd.concat([known, more], ignore_index=True)})
+        corpus = cached_corpus(read, 'text', as_tokenizer(tok_tfm), cache, no_bar, **kwargs)
+        probs = topic_probs(topics(corpus, max(_TOPICS), seed), y, seed)
+    else: probs = _told_by(teacher, more.tolist(), names, no_bar)
     took = _surest(probs, share)
-    added = {text: texts.text[len(known) + took], label: [names[i] for i in probs[took].argmax(1)],
-             'is_valid': False, 'prob': probs[took].max(1)}
+    added = {text: more.iloc[took], label: [names[i] for i in probs[took].argmax(1)], 'is_valid': False,
+             'prob': probs[took].max(1)}
     held = np.isin(np.arange(len(df)), valid)
     return pd.concat([df[[text, label]].assign(is_valid=held, prob=1.), pd.DataFrame(added)], ignore_index=True)
