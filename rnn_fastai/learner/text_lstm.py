@@ -7,6 +7,7 @@ __all__ = ['mixed_loaders', 'own_vectors', 'fast_bfloat16', 'text_lstm_learner',
            'mean_of_learners', 'text_lstm']
 
 # %% ../../nbs/636_learner.text_lstm.ipynb #780cb5a7
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,7 @@ def text_lstm(
     bs:int=32, # Rows of a batch, of labelled and of unlabelled texts
     objective:dict|None=None, # Arguments of `mixed_objective`, for its further losses; without them by default
     model_args:dict|None=None, # Further arguments of `text_lstm_learner`: sizes, dropouts, cell
+    no_bar:bool=False, # Show no progress bar
     **kwargs # Further arguments of `TextDataLoaders.from_df`
 ) -> RNNLearner: # One learner, also for several nets
     "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
@@ -182,13 +184,15 @@ def text_lstm(
     _losses(objective)   # odd arguments are told at once
     args,learners = dict(model_args or {}),[]
     split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
-    dls,texts = mixed_loaders(df, unlabelled, text_col, label_col, bs=bs, path=path, **split, **kwargs)
+    dls,texts = mixed_loaders(df, unlabelled, text_col, label_col, bs=bs, path=path, no_bar=no_bar, **split,
+                              **kwargs)
     if isinstance(vectors, str) and vectors == 'own':
-        vectors = own_vectors(dls, texts, args.pop('emb_sz', 256), no_bar=kwargs.get('no_bar', False))
+        vectors = own_vectors(dls, texts, args.pop('emb_sz', 256), no_bar=no_bar)
     for i in range(n_nets):
         with seeded(seed + i):
             learn = text_lstm_learner(dls, vectors=vectors, **args)
             cbs = _losses(objective, texts=texts, bs=bs, seed=seed + i)
-            learn.fit_one_cycle(epochs or _default_epochs(len(dls.train_ds)), lr, cbs=cbs)
+            with learn.no_bar() if no_bar else nullcontext():
+                learn.fit_one_cycle(epochs or _default_epochs(len(dls.train_ds)), lr, cbs=cbs)
         learners.append(learn)
     return learners[0] if n_nets == 1 else mean_of_learners(learners)
