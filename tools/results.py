@@ -62,6 +62,20 @@ TASKS = [
         Published("ULMFiT, both readings", "95.4 %", "[Howard and Ruder, 2018](https://arxiv.org/abs/1801.06146)"),
         Published("Two-way LSTM, mixed objective", "95.7 %", "[Sachan et al., 2019](https://arxiv.org/abs/2009.04007)"),
     ]),
+    Task("Few labels (IMDB)", "accuracy on the 25,000 test reviews; as many labels of each kind, drawn from the training reviews; all "
+         "other training reviews and those without labels are read without theirs", [
+        *[Row(f"{n} labels, spread by topics (`with_pseudo_labels`) over 20,000 reviews, which `text_lstm` learns", "few_labels",
+              f"lstm, {n} labels", "test", "{:.1%}", "`few_labels.py lstm`") for n in (100, 500)],
+        *[Row(f"{n} labels, spread over 4,000 reviews, from the small model that comes with the package", "few_labels",
+              f"small, {n} labels", "test", "{:.1%}", "`few_labels.py small`") for n in (100, 500)],
+        *[Row(f"{n} labels and no more, ULMFiT", "ulmfit", f"{n} labels, with the language model", "test", "{:.1%}",
+              "`ulmfit.py lowshot`") for n in (100, 500)],
+    ], [
+        Published("20 labels, Transformer from random weights, plain and with unsupervised data augmentation", "56.7 %, 74.8 %",
+                  "[Xie et al., 2019](https://arxiv.org/abs/1904.12848)"),
+        Published("20 labels, BERT tuned on the reviews, plain and with the same", "93.5 %, 95.8 %",
+                  "[Xie et al., 2019](https://arxiv.org/abs/1904.12848)"),
+    ]),
     Task("Calibration (IMDB)", "expected calibration error of the last classifier on the 25,000 test reviews, 15 bins", [
         Row("As it was trained", "ulmfit", "classifier from the small model", "error_before", "{:.4f}", "`ulmfit.py small`"),
         Row("With a temperature, chosen on 2,500 training reviews held out", "ulmfit", "classifier from the small model",
