@@ -95,6 +95,8 @@ TASKS = [
             "test", "{:.1%}", "`entities.py`"),
         Row("The same with all words of GloVe 6B 50d", "entities", "BTC, names, vectors glove-6b-50d", "test", "{:.1%}",
             "`entities.py`"),
+        Row("The same, and the states of the small model that comes with the package (`lms`)", "entities",
+            "BTC, names, vectors glove-6b-50d, AWD_LSTM_small", "test", "{:.1%}", "`entities.py lms`"),
     ], []),
     Task("The small model that comes with the package", "perplexity of texts that it has not read, over its 20,000 words", [
         Row("700 reviews of IMDB", "small_model", "perplexity, packed", "reviews", "{:.1f}", "`small_model.py`"),
