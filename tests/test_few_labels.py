@@ -199,3 +199,8 @@ def test_a_tagger_with_vectors_where_no_row_is_held_out():
     learn = rf.tagger_learner(tag_dls(valid_pct=0), vectors=VECTORS, n_hid=4, emb_sz=6)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert [w for w,_ in learn.tag('okapi sat')[0]] == ['okapi', 'sat']
+
+@pytest.mark.parametrize('no_bar', [True, False])
+def test_no_bar_is_drawn_in_training_where_none_is_asked_for(no_bar, capsys):
+    text_lstm(texts(), vectors=VECTORS, epochs=1, model_args=SMALL, **{**ARGS, 'no_bar': no_bar})
+    assert ('Epoch 1/1' in capsys.readouterr().out) is not no_bar
