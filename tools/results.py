@@ -51,6 +51,10 @@ TASKS = [
         Row("Two-way LSTM, pooled; words start from vectors learnt from 72,500 reviews, with labels or not; the first of three "
             "nets", "imdb_text", "own vectors, full", "test.nets.0", "{:.1%}", "`imdb_text.py full`"),
         Row("The mean of the three", "imdb_text", "own vectors, full", "test.mean", "{:.1%}", "`imdb_text.py full`"),
+        Row("Two nets that learn, for two epochs, what the mean of two others tells of 50,000 reviews without labels; their mean",
+            "imdb_text", "own vectors, self-training, full", "students.test.mean", "{:.1%}", "`imdb_text.py full --students 2`"),
+        Row("The mean of these four nets", "imdb_text", "own vectors, self-training, full", "all.test", "{:.1%}",
+            "`imdb_text.py full --students 2`"),
         Row("ULMFiT, a small language model of the reviews", "ulmfit", "classifier", "test", "{:.1%}",
             "`ulmfit.py lm classifier`"),
         Row("The small model that comes with the package, an epoch of the head and one of all layers", "ulmfit",

@@ -225,7 +225,6 @@ def entity_scores(
 ) -> pd.DataFrame: # Precision, recall, F1 and how many were guessed and are right: a row for each kind, and for all
     "The scores of `entity_f1` for each kind of entity."
     counts = _counts(guessed, right, partial)
-    rows = {kind: [c[kind] for c in counts] for kind in sorted(set().union(*counts))}
-    rows['all'] = [c.total() for c in counts]
-    return pd.DataFrame({k: dict(_rates(*n), guessed=n[0], right=n[2]) for k,n in rows.items()}).T.astype(
-        dict(guessed=int, right=int))
+    kinds = sorted(set().union(*counts))
+    rows = [[c[kind] for c in counts] for kind in kinds] + [[c.total() for c in counts]]
+    return pd.DataFrame([dict(_rates(*n), guessed=n[0], right=n[2]) for n in rows], [*kinds, 'all'])
