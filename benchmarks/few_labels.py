@@ -77,11 +77,11 @@ def lstm(both: pd.DataFrame, n: int, seed: int) -> Learner:
 
 
 def small(both: pd.DataFrame, n: int, seed: int) -> Learner:
-    "The small model on the labels and 4,000 that follow: an epoch of the head and one of all layers."
-    dls = TextDataLoaders.from_df(some(both, n, 4000), text_col="text", label_col="label", valid_col="is_valid", bs=32,
+    "The small model on the labels and 10,000 that follow, in bfloat16: an epoch of the head and one of all layers."
+    dls = TextDataLoaders.from_df(some(both, n, 10_000), text_col="text", label_col="label", valid_col="is_valid", bs=32,
                                   text_vocab=shipped_vocab(), no_bar=True, path=OUT)
     with seeded(seed):
-        learn = text_classifier_learner(dls, "AWD_LSTM_small", metrics=accuracy, drop_mult=0.3, max_len=400)
+        learn = text_classifier_learner(dls, "AWD_LSTM_small", metrics=accuracy, drop_mult=0.3, max_len=400).to_bf16()
         with learn.no_bar():
             learn.fit_one_cycle(1, 1e-2)
             learn.unfreeze()

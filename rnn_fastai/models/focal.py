@@ -35,7 +35,8 @@ class FocalLoss(nn.Module):
     def forward(self, x:Tensor, y:Tensor) -> Tensor:   # logits: ...,n and targets: ... -> a number, or one a target
         x,y = x.reshape(-1, x.size(-1)),y.reshape(-1).long()
         if len(x) != len(y):
-            raise ValueError(f"There are {len(y)} targets for {len(x)} rows of logits; give each the number of its class.")
+            raise ValueError(f"There are {len(y)} targets for {len(x)} rows of logits; give the number of each one's "
+                             "class.")
         if x.dtype in (torch.half, torch.bfloat16): x = x.float()
         if self.weight is not None and len(self.weight) != x.size(1):
             raise ValueError(f"weight has {len(self.weight)} numbers, and there are {x.size(1)} classes.")
