@@ -70,6 +70,7 @@ from ..generate.texts import Generated
 from ..learner.checkpoint import Checkpoint, last_checkpoint, list_checkpoints
 from ..learner.classifier import text_classifier_learner
 from ..learner.lm import LMLearner, language_model_learner
+from ..learner.rnn import RNNLearner
 from ..learner.snapshot import differences
 from ..learner.tagger import TaggerLearner, best_tags, tagger_learner
 from ..learner.text import SafeLearner, TextLearner
@@ -185,6 +186,7 @@ def load_task(
     "Load a model of one of the three tasks. Raises `ValueError` for another one."
     learn = load_allowed(model, allow)
     if type(learn) in TASKS: return learn,TASKS[type(learn)]
+    if isinstance(learn, RNNLearner) and learn.answers_texts: return learn,'classifier'   # such as of `text_lstm`
     raise ValueError(f"{model} holds a {type(learn).__name__}, which this command does not use; see `load_bundle`.")
 
 def build_learner(

@@ -100,6 +100,14 @@ def label_keys(
                               f"(`df.dropna(subset=[{name!r}])`) or label them.")
     return keys
 
+# %% ../../nbs/155_data.documents.ipynb #60b33686
+def _known_labels(names:list, rows:int) -> str:
+    "The labels of so many training rows, and what to do about one that none of them has."
+    some = ', '.join(f'{n!r:.40}' for n in names[:20])
+    if len(names) > 20 and 2*len(names) > rows:
+        return f"{some}. {rows:,} training rows have {len(names):,} different labels: is it the right column?"
+    return f"{some}. Each label must stand in a training row too; stratify=True sees to it where rows are drawn."
+
 # %% ../../nbs/155_data.documents.ipynb #47140588
 def _warn_of_names(names:list, column:Any):
     "Warn of labels that differ by blanks or case alone, and of measured numbers that would be classes."
@@ -140,8 +148,8 @@ class Labels:
         where = f"Column {self.name!r}" if row is None else f"Column {self.name!r}, row {row!r}"
         try: yield
         except KeyError as e:
-            known = ', '.join(map(repr, list(self.vocab)[:20])) if self._pipe is not None else 'those of the block'
-            raise ValueError(f"{where}: label {_value(value)!r} is not among those known: {known}.") from e
+            known = 'those of the block.' if self._pipe is None else _known_labels(list(self.vocab), len(self.y))
+            raise ValueError(f"{where}: label {_value(value)!r:.80} is not among those known: {known}") from e
         except (TypeError, ValueError) as e:
             raise TypeError(f"{where}: label {_value(value)!r} does not go with the others, or with the block: "
                             f"{e}") from e

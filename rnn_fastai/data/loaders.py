@@ -7,7 +7,6 @@ __all__ = ['text_loaders', 'lm_loaders', 'doc_loaders', 'TextDataLoaders', 'text
 
 # %% ../../nbs/170_data.loaders.ipynb #240de539
 import csv
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,7 +25,7 @@ from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 
-from ..core import check_count, shows, suggest
+from ..core import check_count, check_names, shows, suggest
 from ..devices import check_device
 from .cache import cached_corpus
 from .corpus import Corpus
@@ -38,12 +37,6 @@ from .texts import CheckedTexts, check_column, frame_texts, read_csv, texts_of
 from .tokenize import CorpusTokenizer, as_tokenizer
 
 # %% ../../nbs/170_data.loaders.ipynb #96024c1f
-def _check_names(given:dict, f:Callable):
-    "Raise `TypeError` for arguments that `f` does not have."
-    known = inspect.signature(f).parameters
-    odd = [k for k in given if k not in known]
-    if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {suggest(odd[0], known)}")
-
 def _corpus(texts:Any, tokenizer:CorpusTokenizer, no_bar:bool, verbose:bool, **how) -> Corpus:
     "The corpus of `texts`, with a report of it where it took long."
     start = time.monotonic()
@@ -112,7 +105,7 @@ def lm_loaders(
     **kwargs
 ) -> list: # Training loader, validation loader
     "Tokenize, numericalize and cut into batches. Raises `ValueError` for bad sizes and texts too short for one batch."
-    _check_names(kwargs, lm_loaders)
+    check_names(kwargs, lm_loaders)
     check_count('seq_len', seq_len)
     def dataset(corpus, i, rows, its, tokenizer): return LMDataset(corpus, rows, tokenizer, backwards, its, text_col)
     train,valid = text_loaders(texts, splits, dataset, LMDataLoader, items=items, seq_len=seq_len, **kwargs)
@@ -143,7 +136,7 @@ def doc_loaders(
     **kwargs
 ) -> list: # Training loader, validation loader
     "Tokenize, numericalize, read labels and cut into batches. Raises `ValueError` for bad sizes, labels or splits."
-    _check_names(kwargs, doc_loaders)
+    check_names(kwargs, doc_loaders)
     items = ifnone(items, texts)
     labels,targets = _read_targets(read_labels, block, items, splits, label_col)
     def dataset(corpus, i, rows, its, tokenizer):

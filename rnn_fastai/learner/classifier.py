@@ -24,7 +24,7 @@ from fastcore.basics import ifnone
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import check_count, show_frame
+from ..core import check_count, check_names, show_frame
 from ..data.documents import PaddedText
 from ..data.loaders import label_vocab, text_vocab
 from ..models.documents import chunk_padded, get_text_classifier
@@ -33,7 +33,7 @@ from ..models.losses import answer_kind, plain_loss
 from ..models.origin import maker
 from ..models.padding import reverse_padded, right_padded
 from .pretrained import pretrained_files
-from .text import SequentialRNN, TextLearner, check_loaders, fastai_config, find_arch
+from .text import AnsweringLearner, SequentialRNN, TextLearner, check_loaders, fastai_config, find_arch
 
 # %% ../../nbs/625_learner.classifier.ipynb #134e02fb
 class PoolingLinearClassifier(fastai_core.PoolingLinearClassifier):
@@ -85,32 +85,9 @@ def _show_losses(x:PaddedText, y:TensorCategory, samples:Any, outs:Any, raws:Any
     show_frame(pd.DataFrame(rows, columns=['text', 'target', 'predicted', 'probability', 'loss']))
 
 # %% ../../nbs/625_learner.classifier.ipynb #05c05b28
-@delegates(TextLearner.__init__)
-class ClassifierLearner(TextLearner):
+@delegates(AnsweringLearner.__init__)
+class ClassifierLearner(AnsweringLearner):
     "A `Learner` of a `TextClassifier`."
-    def predict(self,
-        item:Any, # A text
-        rm_type_tfms:Any=None, # As in fastai
-        with_input:bool=False, # Give the text as the model reads it, too
-        int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
-    ) -> tuple: # Label, its id, all probabilities
-        "Classify one text. Raises `ValueError` or `RuntimeError` for `int8` where there are no kernels for it."
-        if isinstance(item, (list, tuple, pd.DataFrame)):
-            raise TypeError(f"item is a {type(item).__name__}; predict takes one text. For many, call classify.")
-        with self._in_bits(int8), self.no_bar(): return super().predict(item, rm_type_tfms, with_input)
-
-    def classify(self,
-        texts:Any, # A list or column of texts, or a frame with the column of the training texts
-        bs:int=64, # Texts read together
-        int8:bool=False, # As in `predict`
-    ) -> list[tuple]: # In their order: label, its id, all probabilities, as `predict` gives them
-        "Classify texts. Raises as `predict` does."
-        if not len(texts): return []
-        dl = self.dls.test_dl(texts, bs=check_count('bs', bs))
-        with self._in_bits(int8): probs,_,best = self.get_preds(dl=dl, with_decoded=True)
-        shown = dl.dataset.labels.decode
-        return [(shown(b), b, p) for b,p in zip(best, probs, strict=True)]
-
     @delegates(Learner.fit_one_cycle)
     def fine_tune(self,
         epochs:int, # Epochs with all layers unfrozen
@@ -161,7 +138,7 @@ def text_classifier_learner(
     **kwargs
 ) -> ClassifierLearner: # With pretrained weights, frozen up to the head
     "Make a classifier of texts. Raises `ValueError` for an unknown `arch` or config entry, or one class only."
-    check_loaders(dls, 'many-to-one')
+    check_names(kwargs, text_classifier_learner); check_loaders(dls, 'many-to-one')
     arch,facts,in_fastai = find_arch(arch)
     n_out,vocab = check_classes(dls, n_out),text_vocab(dls)
     files = pretrained_files(facts, backwards) if pretrained else None

@@ -22,6 +22,7 @@ from fastcore.basics import defaults, ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 
+from ..core import check_names
 from ..data.corpus import FAKE
 from ..data.lm import LMDataset
 from ..data.loaders import text_vocab
@@ -178,7 +179,7 @@ def language_model_learner(
     **kwargs
 ) -> LMLearner: # With pretrained weights, frozen up to the last group
     "A language model `Learner`. Raises `ValueError` for an unknown `arch`, `RuntimeError` if weights cannot be found."
-    check_loaders(dls, 'next')
+    check_names(kwargs, language_model_learner); check_loaders(dls, 'next')
     arch,facts,in_fastai = find_arch(arch)
     files = pretrained_files(facts, backwards) if pretrained and pretrained_fnames is None else None
     build = fastai_language_model if in_fastai else get_language_model

@@ -24,7 +24,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..callback.optim import Adam
-from ..core import check_count
+from ..core import check_count, check_names
 from ..data.documents import DocDataLoader
 from ..data.lm import ArrayDataLoader, LMDataLoader
 from ..data.loaders import label_vocab, text_vocab
@@ -42,7 +42,7 @@ from ..models.recurrent import Recurrent
 from ..models.seq2seq import OneHot, Seq2Seq, SequenceModel, StateInput, plain_cell, token_input
 from ..models.state import fresh_logits
 from .lm import LMLearner
-from .text import TextLearner, need_batches
+from .text import AnsweringLearner, TextLearner, need_batches
 from .writing import WritingLearner
 
 # %% ../../nbs/620_learner.rnn.ipynb #5a8af1ff
@@ -80,9 +80,27 @@ def loaders_task(
     vocab = text_vocab(dls)
     return SeqTask('many-to-one', vocab, label_vocab(dls) or list(range(get_c(dls))), 1)   # values have no names
 
+# %% ../../nbs/620_learner.rnn.ipynb #b6be83a3
+class _TaskLearner(AnsweringLearner):
+    "A `Learner` that knows what its loaders are for."
+    def __init__(self, dls, *args, **kwargs):
+        super().__init__(dls, *args, **kwargs)
+        self.task = loaders_task(dls)
+
+    @property
+    def answers_texts(self) -> bool:
+        "Whether it gives a label for a whole text."
+        return self.task.kind == 'many-to-one' and not isinstance(self.dls.train, SeqDataLoader)
+
+    @delegates(AnsweringLearner.classify)
+    def classify(self, texts:Any, **kwargs) -> list[tuple]:
+        "Classify texts. Raises `TypeError` where the loaders are not of texts and labels."
+        if self.answers_texts: return super().classify(texts, **kwargs)
+        raise TypeError(f"The loaders are of small sequences of kind {self.task.kind!r}; call predict for each.")
+
 # %% ../../nbs/620_learner.rnn.ipynb #47c29902
 @delegates(Learner.__init__)
-class RNNLearner(TextLearner):
+class RNNLearner(_TaskLearner):
     "A `Learner` over small sequences, whose `predict` does what the loaders are for: classify, tag or write a target."
     _own_loss = CrossEntropyLossFlat()   # each output is one token or label of many
     def __init__(self,
@@ -95,7 +113,6 @@ class RNNLearner(TextLearner):
         **kwargs
     ):
         super().__init__(dls, model, alpha, beta, moms, opt_func, **kwargs)
-        self.task = loaders_task(dls)
 
     def predict(self,
         item:Any, # A sequence: a string (characters; or words, separated by blanks, where tokens are longer), or a list
@@ -103,10 +120,10 @@ class RNNLearner(TextLearner):
         int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
     ) -> Any: # By the kind of task
         "Predict the label, its id and all probabilities; or pairs of token and tag; or the tokens of a target."
+        if not isinstance(self.dls.train, SeqDataLoader): return super().predict(item, int8=int8)
         with self._in_bits(int8): return self._predict(item, n_words)
 
     def _predict(self, item:Any, n_words:int) -> Any:
-        if not isinstance(self.dls.train, SeqDataLoader): return super().predict(item)   # fastai's own transforms
         seq,model = self.split(item),get_model(self.model)
         ids = self.task.encode(seq).to(next(model.parameters()).device)
         with evaluating(model), torch.no_grad():
@@ -349,6 +366,7 @@ def rnn_learner(
 ) -> TextLearner: # An `LMLearner` for a language model's loaders, otherwise an `RNNLearner`; see `NextTokenLearner`
     """Make a `Learner` around a cell, a layer or a module. Raises `ValueError` for arguments that do not go together.
     For a module, see `module_learner`; the settings of a model that is built here are those of `RNNConfig`."""
+    check_names(kwargs, rnn_learner)
     config = RNNConfig(n_hid, emb_sz, one_hot, vectors, attention, pool, drop, embed_p, num_layers, bidirectional,
                        dropout, weight_p, zoneout_p, proj_size, backend, cell_args)
     if not _is_whole(cell):

@@ -38,7 +38,7 @@ from rnn_fastai.data.schemes import (
 )
 
 from ..callback.schedule import KeepBest
-from ..core import check_count, show_frame, suggest
+from ..core import check_count, check_names, show_frame, suggest
 from ..data.loaders import text_vocab
 from ..data.tags import LMWords, TagDataLoaders, TagDataset, read_loaders, word_parts
 from ..data.task import IGNORE
@@ -434,6 +434,7 @@ def tagger_learner(
     "Make a `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
     arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
     lms = L(lms)
+    check_names(kwargs, tagger_learner)
     _check_tagger(dls, arch, config, crf, vectors, letters, check_count('shape_emb', shape_emb, 0), lms)
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     allowed = tag_rules(dls, scheme) if crf else None
@@ -499,6 +500,7 @@ def train_tagger(
 ) -> TaggerLearner: # Trained
     """Train a tagger of words, their letters and shapes, with settings that fit the number of sentences. Raises
     `ValueError` for columns, tags or arguments that do not fit."""
+    check_names(kwargs, train_tagger)
     plan = tagger_plan(max(len(df), 1))   # a frame without rows is refused below
     epochs = check_count('epochs', ifnone(epochs, plan.epochs))
     vectors = None if vectors is None else as_vectors(vectors)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEARNER_ABOUT', 'need_batches', 'check_loaders', 'SavedLearner', 'check_rates', 'data_sizes', 'SafeLearner',
-           'TextLearner', 'SequentialRNN', 'find_arch', 'fastai_config']
+           'TextLearner', 'AnsweringLearner', 'SequentialRNN', 'find_arch', 'fastai_config']
 
 # %% ../../nbs/605_learner.text.ipynb #7070dff3
 import copy
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.callback import rnn as fastai_rnn
 from fastai.callback.core import Callback, event
@@ -534,6 +535,33 @@ class TextLearner(SafeLearner):
         wgts = read_pretrained(wgts_fname)
         wgts,vocab = wgts.get('model', wgts) if isinstance(wgts, dict) else wgts,read_vocab(vocab_fname)
         return self._transfer(wgts_fname, check_named(wgts, wgts_fname), vocab, model)
+
+# %% ../../nbs/605_learner.text.ipynb #460164e0
+@delegates(TextLearner.__init__)
+class AnsweringLearner(TextLearner):
+    "A `TextLearner` whose model gives an answer for a whole text."
+    def predict(self,
+        item:Any, # A text
+        rm_type_tfms:Any=None, # As in fastai
+        with_input:bool=False, # Give the text as the model reads it, too
+        int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
+    ) -> tuple: # Label, its id, all probabilities
+        "Classify one text. Raises `ValueError` or `RuntimeError` for `int8` where there are no kernels for it."
+        if isinstance(item, (list, tuple, pd.DataFrame)):
+            raise TypeError(f"item is a {type(item).__name__}; predict takes one text. For many, call classify.")
+        with self._in_bits(int8), self.no_bar(): return super().predict(item, rm_type_tfms, with_input)
+
+    def classify(self,
+        texts:Any, # A list or column of texts, or a frame with the column of the training texts
+        bs:int=64, # Texts read together
+        int8:bool=False, # As in `predict`
+    ) -> list[tuple]: # In their order: label, its id, all probabilities, as `predict` gives them
+        "Classify texts. Raises as `predict` does."
+        if not len(texts): return []
+        dl = self.dls.test_dl(texts, bs=check_count('bs', bs))
+        with self._in_bits(int8): probs,_,best = self.get_preds(dl=dl, with_decoded=True)
+        shown = dl.dataset.labels.decode
+        return [(shown(b), b, p) for b,p in zip(best, probs, strict=True)]
 
 # %% ../../nbs/605_learner.text.ipynb #4f7e7955
 def _keep_state(part:torch.nn.Module) -> torch.nn.Module:

@@ -7,6 +7,7 @@ __all__ = ['mixed_loaders', 'own_vectors', 'fast_bfloat16', 'text_lstm_learner',
            'mean_of_learners', 'text_lstm']
 
 # %% ../../nbs/636_learner.text_lstm.ipynb #780cb5a7
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,11 @@ _READ,_PASSES = 64_000,(3, 10)   # texts that the default reads, and how often, 
 
 def _default_epochs(n:int) -> int: return min(max(round(_READ/n), _PASSES[0]), _PASSES[1])
 
+def _check_args(given:dict):
+    "Raise `TypeError` for an argument of the net, which loaders do not take."
+    of_net = [k for k in given if k in inspect.signature(text_lstm_learner).parameters]
+    if of_net: raise TypeError(f"{of_net[0]} is of the net; pass model_args=dict({of_net[0]}={given[of_net[0]]!r}).")
+
 def _losses(objective:dict|None, **more) -> list[Callback]:
     return [] if objective is None else mixed_objective(**{**more, **objective})
 
@@ -180,7 +186,7 @@ def text_lstm(
     **kwargs # Further arguments of `TextDataLoaders.from_df`
 ) -> RNNLearner: # One learner, also for several nets
     "Train a classifier by the recipe. Raises `ValueError` at once for columns, labels or arguments that do not fit."
-    check_count('epochs', 1 if epochs is None else epochs); check_count('n_nets', n_nets)
+    _check_args(kwargs); check_count('epochs', 1 if epochs is None else epochs); check_count('n_nets', n_nets)
     _losses(objective)   # odd arguments are told at once
     args,learners = dict(model_args or {}),[]
     split = dict(valid_pct=valid_pct, seed=seed) if valid_col is None else dict(valid_col=valid_col)
@@ -194,5 +200,5 @@ def text_lstm(
             cbs = _losses(objective, texts=texts, bs=bs, seed=seed + i)
             with learn.no_bar() if no_bar else nullcontext():
                 learn.fit_one_cycle(epochs or _default_epochs(len(dls.train_ds)), lr, cbs=cbs)
-        learners.append(learn)
+        learners.append(learn.to_fp32())   # it answers as a bundle of it does
     return learners[0] if n_nets == 1 else mean_of_learners(learners)

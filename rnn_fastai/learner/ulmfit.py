@@ -30,8 +30,11 @@ def lm_texts(
     text_col:Any='text', # Column of the texts
     unlabelled:pd.DataFrame|None=None, # More texts, in a column of the same name
 ) -> pd.DataFrame: # Column `text`
-    "Collect all texts that a language model may read. Raises `ValueError` where the column is missing."
+    """Collect all texts that a language model may read. Raises `ValueError` where the column is missing, `TypeError`
+    for what is no frame."""
     name = check_column(df, text_col, 'text_col')
+    if not (unlabelled is None or isinstance(unlabelled, pd.DataFrame)):
+        raise TypeError(f"unlabelled is a {type(unlabelled).__name__}; it must be a frame with a column {name!r}.")
     frames = [df] if unlabelled is None else [df, unlabelled]
     names = [name if name in f.columns else check_column(f, str(name), 'text_col') for f in frames]
     return pd.concat([pd.DataFrame({'text': f[n]}) for f,n in zip(frames, names, strict=True)], ignore_index=True)

@@ -6,7 +6,6 @@
 __all__ = ['ScoringLearner', 'WritingLearner']
 
 # %% ../../nbs/610_learner.writing.ipynb #c3536758
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from fastai.text.core import UNK
 from fastai.torch_core import get_model
 from fastcore.meta import delegates
 
-from ..core import ShownList, check_count, suggest
+from ..core import ShownList, check_count, check_names
 from ..data.tokenize import decode_spec_tokens
 from ..generate.adapt import DynamicEvaluation, NeuralCache
 from ..generate.beam import Beam
@@ -59,12 +58,6 @@ def _check_apart(no_unk:bool, forbidden:Any=(), **others):
             raise ValueError(f"{name} has {both[0]!r}, which is {why}; leave one out.")
 
 # %% ../../nbs/610_learner.writing.ipynb #dd46cef8
-def _check_names(given:dict, f:Callable):
-    "Raise `TypeError` for options that a method does not have."
-    known = [n for n in inspect.signature(f).parameters if n != 'self']
-    odd = [n for n in given if n not in known]
-    if odd: raise TypeError(f"Unexpected argument {odd[0]!r}. {suggest(odd[0], known)}")
-
 @contextmanager
 def _fastai_names():
     "Errors in this block name the arguments of a learner."
@@ -145,7 +138,7 @@ class ScoringLearner(TextLearner):
         **kwargs
     ) -> list[Generated]: # `n` for each prompt, best first, in their order
         "Search the likeliest continuations of prompts; see `Beam`. Raises as `generate` does."
-        _check_names(kwargs, ScoringLearner.beam_search)
+        check_names(kwargs, ScoringLearner.beam_search)
         codec = self._codec(decoder, strict)
         _check_apart(no_unk, forbidden, stop_tokens=stop_tokens)
         stops = codec.ids(stop_tokens, 'stop_tokens')
@@ -190,7 +183,7 @@ class WritingLearner(ScoringLearner):
         **kwargs # See `Sampling`
     ) -> tuple[Codec, Ending, Sampling]:
         "Check the options, and make what `write_texts` takes."
-        _check_names(kwargs, WritingLearner.generate)
+        check_names(kwargs, WritingLearner.generate)
         codec = self._codec(decoder, strict)
         _check_apart(no_unk, forbidden=forbidden, required=required, stop_tokens=stop_tokens)
         if not isinstance(stop, Iterable): raise TypeError(f"stop={stop!r} must be a string, or a list of strings.")

@@ -481,7 +481,9 @@ def save_bundle(self:SafeLearner,
     folder:str|Path, # Where to write; made if need be
     **scores # Figures to keep with it, besides those of the last validation
 ) -> Path: # The folder
-    "Write a folder that `load_bundle` reads. Raises `ValueError` for what cannot be kept, and then writes nothing."
+    """Write a folder that `load_bundle` reads; a bundle that it holds is replaced. Raises `ValueError` for what cannot
+    be kept, `FileExistsError` for a folder with other files of these names, and then writes nothing."""
+    if not str(folder): raise ValueError("folder is ''; name one, or '.' for the working folder.")
     folder = Path(folder)
     if rank_distrib(): return folder   # rank 0 writes for all
     config,wgts,texts = bundle_parts(self, **scores)

@@ -255,6 +255,11 @@ def _own_files(folder:Path) -> dict:
         return {} if part is None else _read_config(part, _CONFIG)['files']
     except ValueError: return {}
 
+def _check_free(folder:Path, names:set[str]):
+    "Raise `FileExistsError` for a file that no bundle has written."
+    odd = sorted(n for n in names if (folder/n).exists())
+    if odd: raise FileExistsError(f"{folder} holds {', '.join(odd)} of something else than a bundle; name another folder.")
+
 def _settle(folder:Path):
     "Put the files of the valid bundle in their places, and remove what else writers left beside them."
     for name,f in _own_files(folder).items():
@@ -278,12 +283,14 @@ def write_files(
     texts:dict[str, str]|None=None, # Texts by name, such as 'vocab.json'
     card:str|None=None, # The model card
 ) -> Path: # The folder
-    "Write a bundle. Raises `OSError`, and then leaves the old one; so does a process that is killed."
+    """Write a bundle. Raises `OSError`, and then leaves the old one; so does a process that is killed. Raises
+    `FileExistsError` where a file of the same name is no bundle's."""
     folder,packed = Path(folder),_pack(config, tensors, texts, card)
     check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         old = _own_files(folder)
+        _check_free(folder, {*packed} - {_CARD, *old, *([_CONFIG] if old else [])})
         _settle(folder)
         try:
             for name,data in packed.items():
