@@ -127,8 +127,10 @@ def _after_a_look(method:Callable, to:str, ds_idx:int=1) -> Callable:
 # %% ../../nbs/605_learner.text.ipynb #83eb1a16
 _WRITING,_TAGGING = 'a language model, of language_model_learner','a tagger, of tagger_learner'
 _SORTING = 'a classifier, of text_classifier_learner'
+_SURE = 'calibrate', 'uncalibrate', 'plot_reliability', 'set_thresholds', 'choose_thresholds'
 _ELSEWHERE = {**dict.fromkeys(('generate', 'stream', 'beam_search', 'score'), _WRITING),
-              **dict.fromkeys(('tag', 'entities'), _TAGGING), 'classify': _SORTING}
+              **dict.fromkeys(('tag', 'entities'), _TAGGING), **dict.fromkeys(('classify', *_SURE), _SORTING),
+              'class_report': f'{_SORTING}, or {_TAGGING}'}
 
 def _check_metrics(metrics:Any):
     "Raise `TypeError` for a metric that cannot be called."
