@@ -59,7 +59,7 @@ def _checked(edit:Edit) -> Edit:
     if not values.isfinite().all():
         raise ValueError(f"Units cannot hold {edit.values!r:.80}; give a finite number, or one for each unit.")
     if values.dim() and values.size(-1) not in (1, len(units)):
-        raise ValueError(f"There are {values.size(-1)} values for {len(units)} units; give one number, or one for each.")
+        raise ValueError(f"There are {values.size(-1)} values for {len(units)} units; give a number, or one for each.")
     return edit._replace(units=units)
 
 # %% ../../nbs/415_inside.interventions.ipynb #2a699b35

@@ -10,6 +10,7 @@ __all__ = ['PoolingLinearClassifier', 'FastaiClassifier', 'fastai_classifier', '
 # %% ../../nbs/625_learner.classifier.ipynb #b2e21347
 import warnings
 from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import pandas as pd
@@ -94,8 +95,9 @@ class ClassifierLearner(TextLearner):
         with_input:bool=False, # Give the text as the model reads it, too
         int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
     ) -> tuple: # Label, its id, all probabilities
-        "Classify one text. Raises `ValueError` or `RuntimeError` for `int8` where there are no kernels for it."
-        if isinstance(item, (list, tuple, pd.DataFrame)):
+        """Classify one text. Raises `TypeError` for what is none, `ValueError` or `RuntimeError` for `int8` where there
+        are no kernels for it."""
+        if item is None or isinstance(item, (list, tuple, pd.DataFrame, Number, bytes)):
             raise TypeError(f"item is a {type(item).__name__}; predict takes one text. For many, call classify.")
         with self._in_bits(int8), self.no_bar(): return super().predict(item, rm_type_tfms, with_input)
 
