@@ -137,6 +137,7 @@ class Field:
         if self.default is None: own['type'] = [own['type'], 'null']
         return own | dict(description=self.about) | ({} if self.default is ... else dict(default=self.default))
 
+# %% ../../nbs/742_ship.requests.ipynb #51983d9a
 def object_schema(
     fields:Iterable[Field], # Of an object
 ) -> dict:
