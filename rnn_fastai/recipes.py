@@ -178,10 +178,17 @@ def _check_held(col:pd.Series):
                          "some not (false).")
 
 # %% ../nbs/750_recipes.ipynb #bf544128
+_TAGGED = '.conll', '.iob', '.bio', '.txt', '.tsv'   # for a tagger: a word and its tag in each line
+_KINDS = *_TAGGED, '.conllu', '.csv', '.parquet'
+
+def _kind(file:Path) -> str:
+    "The ending that tells what a file holds, which may be packed."
+    return next((s for s in map(str.lower, reversed(file.suffixes)) if s in _KINDS), '.csv')
+
 def _frame(file:Path, texts:dict, needed:dict, encoding:str|None) -> pd.DataFrame:
     "A CSV or Parquet file; `.tsv` has tabs between its columns."
-    if '.parquet' in file.suffixes: return open_parquet(file).read().to_pandas()
-    return read_csv(file, texts, needed, delimiter='\t' if '.tsv' in file.suffixes else None, encoding=encoding)
+    if _kind(file) == '.parquet': return open_parquet(file).read().to_pandas()
+    return read_csv(file, texts, needed, delimiter='\t' if _kind(file) == '.tsv' else None, encoding=encoding)
 
 def _words(texts:pd.Series) -> pd.Series:
     "Lists of words: texts are cut at blanks."
@@ -190,15 +197,17 @@ def _words(texts:pd.Series) -> pd.Series:
 
 def _read_file(task:str, file:Path, text:str, label:str, valid:str|None, encoding:str|None) -> pd.DataFrame:
     "Data for a task from a file, see `read_data`."
-    if '.conllu' in file.suffixes:
-        if task != 'tagger': raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
+    kind = _kind(file)
+    if kind in ('.conllu', '.conll', '.iob', '.bio') and task != 'tagger':
+        raise ValueError(f"{file} holds tagged sentences, which are for the task 'tagger'.")
+    if kind == '.conllu':
         return read_conllu(file, ('upos',), encoding).rename(columns={'upos': 'tags'})
-    if task == 'tagger' and '.tsv' in file.suffixes: return read_columns(file, encoding=encoding)
+    if task == 'tagger' and kind in _TAGGED: return read_columns(file, encoding=encoding)
     texts = dict(tokens='tokens', tags='tags') if task == 'tagger' else dict(text=text)
     needed = {k: v for k,v in dict(label=label if task == 'classifier' else None, valid=valid).items() if v}
     df = _frame(file, texts, needed, encoding)
     if len(df) == 0: raise ValueError(f"{file} has no rows.")
-    df.index += 1 if '.parquet' in file.suffixes else 2   # as a spreadsheet counts: names are in row 1
+    df.index += 1 if kind == '.parquet' else 2   # as a spreadsheet counts: names are in row 1
     cols = {k: df[check_column(df, v, k)] for k,v in {**texts, **needed}.items()}
     for col in cols.values(): _check_filled(col)
     for k in texts: cols[k] = _words(cols[k]) if task == 'tagger' else check_texts(cols[k])

@@ -163,6 +163,8 @@ def test_thresholds_of_each_label():
 @pytest.mark.parametrize(('call', 'match'), [
     (lambda l: l.set_thresholds(-0.1), 'thresholds=-0.1 is no probability'),
     (lambda l: l.set_thresholds(float('nan')), 'thresholds=nan is no probability'),
+    (lambda l: l.set_thresholds('0.5'), "thresholds='0.5' is no probability; it must be a number from 0 to 1"),
+    (lambda l: l.set_thresholds(['0.5']), "thresholds='0.5' is no probability"),
     (lambda l: l.set_thresholds([0.1, 0.2]), r"thresholds has 2 numbers; it must have 1: of \['pos'\]"),
     (lambda l: l.set_thresholds(dict(bad=0.1)), r"one for each of \['pos'\]"),
     (lambda l: l.choose_thresholds(dl=rows(l), recall=2.), 'Label .*: recall=2.0'),

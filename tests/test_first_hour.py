@@ -243,6 +243,7 @@ PYTHON = [
     # A loss that becomes NaN: test_learner_faults.py
     ('B5', "mood.predict(['good one', 'bad two'])", r"item is a list; predict takes one text\. For many, call classify\.$"),
     ('B5', "mood.predict(df)", r"item is a DataFrame; predict takes one text\. For many, call classify\.$"),
+    ('B5', "mood.predict(5)", r"item is a int; predict takes one text\."),
     ('B5', "[label for label,_,_ in mood.classify(['good one', 'bad two'])]", r"^\['(pos|neg)', '(pos|neg)'\]"),
     ('B5', "[label for label,_,_ in mood.classify(df[:2])]", r"^\['(pos|neg)', '(pos|neg)'\]"),
     ('B6', "WordTokenizer('ko')", r"lang='ko', spaCy needs a library that is missing here: .*natto-py.*\. Without it, lang='xx' cuts at blanks"),

@@ -6,6 +6,7 @@ from torch import nn
 
 from rnn_fastai.inside.capture import capture
 from rnn_fastai.inside.interventions import (
+    Edit,
     ablate,
     clamp,
     edit_states,
@@ -14,6 +15,9 @@ from rnn_fastai.inside.interventions import (
     saliency,
     unit_effects,
 )
+from rnn_fastai.inside.plots import color_text, plot_states
+from rnn_fastai.inside.probes import top_contexts
+from rnn_fastai.inside.recording import Recording
 from rnn_fastai.models.cells import cells
 from rnn_fastai.models.recurrent import Recurrent
 from rnn_fastai.models.seq2seq import SequenceModel
@@ -69,6 +73,23 @@ def test_steps_are_a_number_or_several(steps):
     assert (out[:, :, 1] == 0.25).all(1).tolist() == [False]*3 + [True] + [False]*2
     with pytest.raises(ValueError, match=r'steps=slice\(0, 3, None\).*range'), edit_states(layer, clamp(0, 1, 0.25, steps=slice(0, 3))): pass
     assert layer.edit is None
+
+
+@pytest.mark.parametrize('value', ['x', float('nan'), float('inf'), None, [1., 'a'], [1., 2.]])
+def test_values_that_units_cannot_hold_are_refused_at_once(value):
+    for make in (clamp, Edit):
+        with pytest.raises(ValueError, match='Units cannot hold|There are 2 values for 1 units'), edit_states(Recurrent('GRU', 5, 4), make(0, 1, value)): pass
+    with pytest.raises(ValueError, match='Units cannot hold'): patch_states(0, 1, np.full((2, 4), np.nan))
+    with pytest.raises(ValueError, match='Units cannot hold'): ablate(0, 1, [float('nan')]*4)
+
+
+@pytest.mark.parametrize('unit', ['a', 1.5, None, True, [], [0, 'a']])
+def test_what_is_no_unit_is_refused_at_once(unit):
+    rec = Recording.from_arrays({('rnn', 'h'): np.zeros((3, 4))}, [3], [0, 1, 2], [*'abc'])
+    for call in (lambda: clamp(0, unit, 1.), lambda: ablate(0, unit), lambda: color_text(rec, unit), lambda: top_contexts(rec, unit)):
+        with pytest.raises(ValueError, match='units?=.* must be the number of'): call()
+    if unit is not None:
+        with pytest.raises(ValueError, match='units=.* must be the number of a unit, or several'): plot_states(rec, units=unit)
 
 
 def test_all_is_put_back_after_an_error():

@@ -10,13 +10,19 @@ from rnn_fastai.ship.bundle import load_bundle
 @pytest.mark.parametrize('case, method, meant', [
     ('clas words', 'generate', 'a language model, of language_model_learner'), ('tagger chars', 'score', 'a language model'),
     ('lm AWD_LSTM', 'classify', 'a classifier, of text_classifier_learner'), ('lm AWD_LSTM', 'entities', 'a tagger, of tagger_learner'),
-    ('clas words', 'tag', 'a tagger')])
+    ('clas words', 'tag', 'a tagger'), ('lm AWD_LSTM', 'class_report', 'a classifier, of text_classifier_learner, or a tagger'),
+    ('tagger chars', 'set_thresholds', 'a classifier'), ('lm AWD_LSTM', 'calibrate', 'a classifier')])
 def test_a_method_of_another_kind_names_that_kind(case, method, meant):
     learn = build(case)
     with pytest.raises(AttributeError, match=f"has no '{method}'; that is for {meant}"): getattr(learn, method)
     assert not hasattr(learn, method)
     with pytest.raises(AttributeError) as plain: _ = learn.nothing_of_this_name
     assert 'that is for' not in str(plain.value)
+
+
+@pytest.mark.parametrize('item', [None, 5, float('nan'), b'a', ['a']])
+def test_a_classifier_takes_one_text(item):
+    with pytest.raises(TypeError, match=f'item is a {type(item).__name__}; predict takes one text'): build('clas words').predict(item)
 
 
 @pytest.mark.parametrize('metrics', ['acc', ['acc'], [3]])

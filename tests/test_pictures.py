@@ -337,6 +337,8 @@ def test_a_map_of_probabilities_has_no_negative_scale(low):
 def test_vector_files_keep_text(name, tmp_path):
     axs = CASES[name](TEXTS["words"])
     svg = save_plot(axs, tmp_path/"a.svg").read_text(encoding="utf8")
+    assert save_plot(axs, tmp_path/"new"/"deep"/"a.png").exists()
+    with pytest.raises(OSError, match="cannot be made a folder: .*a.svg is a file"): save_plot(axs, tmp_path/"a.svg"/"b.png")
     title = drawn_axes(axs)[0].get_title() or drawn_axes(axs)[0].figure.get_suptitle()
     lines = re.findall(r">([^<]+)</t(?:ext|span)>", svg)
     assert {" ".join(line.split()) for line in title.split("\n")} <= {" ".join(x.replace("&lt;", "<").replace("&gt;", ">").split()) for x in lines}

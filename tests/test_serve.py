@@ -256,7 +256,8 @@ def test_only_what_the_model_can_do_is_offered():
             assert [p.strip('/') for p in c.get('/openapi.json').json()['paths']] == ['health', *can]
             for other in {'generate', 'classify', 'tag', 'score', 'states', 'compare'} - {*can}:
                 answer = c.post(f'/{other}', json=dict(texts=['a']))
-                assert answer.status_code == 404 and 'error' in answer.json()
+                assert answer.status_code == 404 and f'does not answer at /{other}. It answers at /{can[0]}' in answer.json()['error']
+            assert 'nothing at this path' in c.post('/other', json={}).json()['error']
 
 def test_the_description_says_what_is_checked():
     from rnn_fastai.ship.requests import RequestError, request_fields
@@ -264,8 +265,9 @@ def test_the_description_says_what_is_checked():
         for f in fields:
             s = f.schema()
             if 'maximum' not in s: continue
-            f.check(s['minimum']), f.check(s['maximum'])
-            for bad in (s['minimum'] - 1, s['maximum'] + 1):
+            f.check(s['maximum'])
+            if not f.above: f.check(s['minimum'])
+            for bad in (s['exclusiveMinimum'] if f.above else s['minimum'] - 1, s['maximum'] + 1):
                 with pytest.raises(RequestError): f.check(bad)
 
 @pytest.mark.parametrize('body, field', [
@@ -289,6 +291,11 @@ def test_a_refusal_names_field_value_and_what_is_allowed(body, field):
 def test_texts_are_checked(kind, path, texts, field):
     with client(kind, Limits(max_chars=200, max_texts=4)) as c: answer = c.post(f'/{path}', json=dict(texts=texts))
     assert answer.status_code == 422 and answer.json()['field'] == field
+    if '[' in field: assert 'it must be a text of 1 to 200 characters, not only blanks.' in answer.json()['error']
+
+def test_a_share_of_0_is_refused_and_what_is_allowed_says_so():
+    with client('lm') as c: said = c.post('/generate', json=dict(top_p=0)).json()
+    assert said['allowed'] == 'a number above 0 and at most 1, or null' and said['error'] == f"top_p is 0; it must be {said['allowed']}."
 
 def post(c, data, kind='application/json', path='/generate', method='POST'):
     return c.request(method, path, content=data, headers={'content-type': kind})

@@ -519,7 +519,11 @@ def test_words_never_seen(tmp_path):
 @pytest.mark.parametrize('f,error,match', [
     (lambda: make(loaders(tok=rf.TextTokenizer(), chars=True)), ValueError, 'chars=True reads whole words'),
     (lambda: make(cell_args=1), TypeError, 'cell_args'), (lambda: make(arch='LSTMM'), ValueError, "Unknown cell or architecture 'LSTMM'"),
-    (lambda: make().predict(''), ValueError, 'Sentence 0 of 1 has no token'),
+    (lambda: make().predict(''), ValueError, "item='' has no token; give a text with a word"),
+    (lambda: make().predict([]), ValueError, r"item=\[\] has no token"), (lambda: make().predict(None), TypeError, 'item is a NoneType; predict takes one text'),
+    (lambda: make().predict(7), TypeError, 'item is a int; predict takes one text, or a list of tokens. For many, call tag'),
+    (lambda: make().predict(['a', '']), ValueError, r'item\[1\] is an empty token'),
+    (lambda: make().predict(['a', 7]), TypeError, r'item\[1\] is a int; a token must be a string'),
     (lambda: make(loaders(make_frame().assign(tags=[['X']*len(t) for t in make_frame().tags]))), ValueError,
      "All tags are 'X'"),
     (lambda: make(letters='CNNN'), ValueError, "letters='CNNN' is unknown. Did you mean 'CNN'"),

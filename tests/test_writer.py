@@ -148,6 +148,6 @@ def test_log_probabilities_are_the_models(ours):
 
 def test_bad_prompt_in_a_list_leaves_the_learner_usable(ours):
     with pytest.raises(ValueError, match='Zebra'): texts(ours, ['one', 'Zebra'])
-    with pytest.raises(TypeError, match='must be a text'): texts(ours, ['one', None])
+    with pytest.raises(TypeError, match=r'prompts\[1\] must be a text, not NoneType None'): texts(ours, ['one', None])
     with pytest.raises(TypeError, match='top_q'): texts(ours, 'one', top_q=3)
     assert texts(ours, []) == [] and len(texts(ours, ['one'])) == 1

@@ -99,7 +99,7 @@ def _check_training(task:str, data:str, out:str, encoder:str|None, lr:float|None
 @call_parse
 def train(
     task:str, # 'lm', 'classifier' or 'tagger'
-    data:str, # A set (human_numbers, imdb_sample, imdb, wikitext2, ud_ewt), or a .csv, .tsv, .parquet or .conllu file
+    data:str, # A set (human_numbers, imdb_sample, imdb, wikitext2, ud_ewt), or a .csv, .tsv, .parquet, .conll(u) file
     out:str='out/model', # Folder for the model
     arch:str=None, # AWD_LSTM, or another registered architecture; LSTM, or another cell, for a tagger
     encoder:str=None, # Folder of a trained language model to start from

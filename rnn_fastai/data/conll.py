@@ -39,6 +39,15 @@ def _open_zstd(path:Path) -> BinaryIO:
     import pyarrow as pa
     return BufferedReader(pa.input_stream(str(path), compression='zstd'))
 
+def no_file(
+    path:str|Path, # A file that is not there
+) -> FileNotFoundError:
+    "The error for a missing file, which names those of its folder that are like it."
+    folder,name = Path(path).parent,Path(path).name
+    if not folder.is_dir(): return FileNotFoundError(f"There is no folder {str(folder)!r}, so no file {name} in it.")
+    there = sorted(p.name for p in folder.glob('*') if p.is_file())
+    return FileNotFoundError(f"There is no file {name} in the folder {str(folder)!r}. {suggest(name, there)}")
+
 _OPEN = {'.xz': lzma.open, '.gz': gzip.open, '.bz2': bz2.open, '.zip': _open_zip, '.zst': _open_zstd}
 _BROKEN = EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile
 
@@ -49,9 +58,7 @@ def open_file(
     "Open a file. Raises `FileNotFoundError`, and `ValueError` for a folder or a broken archive."
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{path} is a folder; give a file.")
-    if not path.exists():
-        lacks = f"its folder {path.parent} has no such file" if path.parent.is_dir() else "its folder is missing too"
-        raise FileNotFoundError(f"There is no file {path}: {lacks}.")
+    if not path.exists(): raise no_file(path)
     unpack = _OPEN.get(path.suffix.lower())
     if unpack is None:
         with path.open('rb') as f: yield f

@@ -28,6 +28,7 @@ from fastcore.meta import delegates
 from ..core import check_count, check_names, shows, suggest
 from ..devices import check_device
 from .cache import cached_corpus
+from .conll import no_file
 from .corpus import Corpus
 from .documents import DocDataLoader, DocDataset, Labels, folder_labels, frame_labels, label_keys
 from .lm import LMDataLoader, LMDataset
@@ -197,13 +198,6 @@ def _loaders(texts:CheckedTexts, splits:tuple, labels:tuple|None, **kwargs) -> l
     return doc_loaders(texts, splits, read, block, label_col=name, **_without(kwargs, _NOT_DOC))
 
 # %% ../../nbs/170_data.loaders.ipynb #d3233363
-def _there(path:Path, file:str) -> Path:
-    "A file of a folder. Raises `FileNotFoundError`, naming what is like it, where there is none."
-    if (path/file).exists(): return path/file
-    if not path.is_dir(): raise FileNotFoundError(f"There is no folder {str(path)!r}, so no file {file} in it.")
-    there = sorted(p.name for p in path.glob('*') if p.is_file())
-    raise FileNotFoundError(f"There is no file {file} in the folder {str(path)!r}. {suggest(file, there)}")
-
 def _warn_of_empty(df:pd.DataFrame, text_col:Any):
     "Warn of rows whose text is empty or blank, which stay."
     cols = [check_column(df, c) for c in L(text_col)]
@@ -264,7 +258,8 @@ class _FrameDataLoaders(fastai_data.TextDataLoaders):
         """Loaders from the rows of a CSV file. Warns of empty texts. Raises `ValueError` that names the line at fault,
         `FileNotFoundError` without a file."""
         needed = dict(label_col=None if is_lm else label_col, valid_col=valid_col)
-        file = _there(Path(path), csv_fname)
+        file = Path(path)/csv_fname
+        if not file.exists(): raise no_file(file)
         df = read_csv(file, dict(text_col=text_col), needed, header, delimiter, quoting, encoding)
         _warn_of_empty(df, text_col)
         return cls.from_df(df, path=path, text_col=text_col, label_col=label_col, valid_col=valid_col, is_lm=is_lm,

@@ -23,7 +23,7 @@ from ..models.cells import Cell
 from ..models.recurrent import Recurrent
 from ..models.seq2seq import OneHot
 from ..models.tagger import CharEncoder
-from .trace import pick_layers
+from .trace import check_units, pick_layers
 
 if TYPE_CHECKING:   # loaded when a frame is asked for
     import pandas as pd
@@ -47,6 +47,21 @@ class Edit(NamedTuple):
         if np.ndim(self.values) < 2: return self.values
         return self.values[t] if t < len(self.values) else None
 
+def _checked(edit:Edit) -> Edit:
+    "An edit as it is. Raises `ValueError` for what are no units, steps, or finite values of the units."
+    steps,units = _as_several(edit.steps),check_units(edit.units)
+    if steps is not None and not hasattr(steps, '__contains__'):
+        raise ValueError(f"steps={steps!r} must be the number of a step, or several, such as range(0, 5).")
+    raw = edit.values.copy() if isinstance(edit.values, np.ndarray) else edit.values   # torch reads none backwards
+    try: values = torch.as_tensor(raw, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError): values = torch.tensor(torch.nan)   # texts, or none
+    if values.dim() > 1 and steps is not None: values = values[[t in steps for t in range(len(values))]]
+    if not values.isfinite().all():
+        raise ValueError(f"Units cannot hold {edit.values!r:.80}; give a finite number, or one for each unit.")
+    if values.dim() and values.size(-1) not in (1, len(units)):
+        raise ValueError(f"There are {values.size(-1)} values for {len(units)} units; give a number, or one for each.")
+    return edit._replace(units=units)
+
 # %% ../../nbs/415_inside.interventions.ipynb #2a699b35
 def clamp(
     layer:Any, # Name or number of a layer
@@ -55,8 +70,8 @@ def clamp(
     part:str='h', # Entry of the state
     steps:Any=None, # A step, or several; all by default
 ) -> Edit:
-    "Hold units at a value."
-    return Edit(layer, np.atleast_1d(units), value, part, steps)
+    "Hold units at a value. Raises `ValueError` for what is no unit, or no finite number."
+    return _checked(Edit(layer, units, value, part, steps))
 
 # %% ../../nbs/415_inside.interventions.ipynb #12f38263
 def ablate(
@@ -66,8 +81,8 @@ def ablate(
     part:str='h', # Entry of the state
 ) -> Edit:
     "Take units out: hold them at zero, or at their mean."
-    units = np.atleast_1d(units)
-    return Edit(layer, units, 0. if mean is None else np.asarray(mean, np.float32)[units], part)
+    units = check_units(units)
+    return _checked(Edit(layer, units, 0. if mean is None else np.asarray(mean, np.float32)[units], part))
 
 # %% ../../nbs/415_inside.interventions.ipynb #d61b1c17
 def patch_states(
@@ -80,7 +95,7 @@ def patch_states(
     "Give units the values they had in another run."
     states = np.asarray(states, np.float32)
     units = np.arange(states.shape[1])[units]
-    return Edit(layer, np.atleast_1d(units), states[:, np.atleast_1d(units)], part, steps)
+    return _checked(Edit(layer, np.atleast_1d(units), states[:, np.atleast_1d(units)], part, steps))
 
 # %% ../../nbs/415_inside.interventions.ipynb #0596bdde
 class _Editor:
@@ -88,13 +103,12 @@ class _Editor:
     def __init__(self): self.edits,self.done,self.last = {},{},{}
 
     def add(self, i:int, cell:Cell, name:str, edit:Edit):
+        edit = _checked(edit)
         if edit.part not in cell.states:
             raise ValueError(f"{name} has no state {edit.part!r}; it has {', '.join(cell.states)}.")
-        k,units = cell.states.index(edit.part),np.asarray(edit.units)
+        k,units = cell.states.index(edit.part),edit.units
         if units.min() < -cell.sizes[k] or units.max() >= cell.sizes[k]:
             raise IndexError(f"units {units.tolist()}: {edit.part} of {name} has units 0 to {cell.sizes[k]-1}.")
-        if edit.steps is not None and not hasattr(_as_several(edit.steps), '__contains__'):
-            raise ValueError(f"steps={edit.steps!r} must be the number of a step, or several, such as range(0, 5).")
         self.edits.setdefault(i, []).append((k, units, edit))
 
     def __call__(self, i:int, t:int, state:tuple) -> tuple:

@@ -12,6 +12,7 @@ import html
 import textwrap
 from collections.abc import Sequence
 from itertools import cycle
+from numbers import Integral
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -26,12 +27,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
 
-from ..core import check_count
+from ..core import check_count, check_number
 from ..models.calibration import Reliability
 from ..models.ensemble import ManyNets
 from .labels import label_fonts, readable_tokens, token_label
 from .recording import Recording
 from .style import in_picture_style, ink_on, picture_colors
+from .trace import check_units
 
 # %% ../../nbs/425_inside.plots.ipynb #5890b426
 def _length(text:Text) -> float:
@@ -111,7 +113,7 @@ def _pick_units(a:np.ndarray, units:Any, most:int) -> tuple[np.ndarray, str]:
     "Columns to draw, and a label for them."
     n = a.shape[1]
     if units is not None:
-        units = np.atleast_1d(units)
+        units = check_units(units)
         if units.min() < -n or units.max() >= n:
             raise IndexError(f"units={units.tolist()}: there are units 0 to {n-1}.")
         return units % n,"unit"
@@ -326,8 +328,9 @@ def color_text(
     part:str='h', # A state or a gate
     doc:int=0, # A document
 ) -> ColoredText:
-    "Colour a document by a unit. Raises `IndexError` for a unit that is not there."
+    "Colour a document by a unit. Raises `IndexError` for a unit that is not there, `ValueError` for what is none."
     a = rec[layer, part, doc]
+    check_number('unit', unit, 'the number of one unit', lambda u: isinstance(u, Integral))
     _pick_units(a, unit, 1)
     title = f"unit {unit}, {part_name(part)} of layer {rec.layer(layer)}"
     return ColoredText(readable_tokens(rec.tokens(doc), rec.vocab), a[:, unit], part, title)

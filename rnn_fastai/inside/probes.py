@@ -8,11 +8,12 @@ __all__ = ['position_labels', 'token_labels', 'bracket_depth', 'rank_units', 'Pr
 
 # %% ../../nbs/420_inside.probes.ipynb #c8dc007b
 from collections.abc import Callable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..core import check_count
+from ..core import check_count, check_number
 from .recording import Recording
 
 if TYPE_CHECKING:   # loaded when a frame is asked for
@@ -171,6 +172,7 @@ def top_contexts(
     "Find where a unit is highest. Of steps closer than `before` to each other, only one is taken."
     import pandas as pd
     check_count('n', n)
+    check_number('unit', unit, 'the number of one unit', lambda u: isinstance(u, Integral))
     sign,best = -1 if lowest else 1,[]
     for d in range(len(rec)):
         a = rec[layer, part, d]

@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgba
 from matplotlib.rcsetup import cycler
 
+from ..files import check_place
+
 # %% ../../nbs/421_inside.style.ipynb #a5f59346
 class PictureColors(NamedTuple):
     "The colours of pictures on light or on dark paper."
@@ -97,10 +99,14 @@ def in_picture_style(
 # %% ../../nbs/421_inside.style.ipynb #d1127cb3
 def save_plot(
     ax:Any, # Axes, or an array of axes of one figure, as the `plot_*` functions give them
-    file:str|Path, # Its ending names the format: '.svg', '.pdf', '.png'
+    file:str|Path, # Its ending names the format: '.svg', '.pdf', '.png'; its folder is made
     **kwargs, # Other arguments of `Figure.savefig`
 ) -> Path: # The file
-    "Save a picture; text stays text in SVG and PDF. Raises `ValueError` for a format that matplotlib does not write."
-    figure = np.ravel(ax)[0].figure.figure
+    """Save a picture; text stays text in SVG and PDF. Raises `ValueError` for a format that matplotlib does not write,
+    `OSError` for a folder that cannot be."""
+    figure,folder = np.ravel(ax)[0].figure.figure,Path(file).parent
+    if not folder.is_dir():
+        check_place(folder)
+        folder.mkdir(parents=True)
     with mpl.rc_context({k: v for k,v in picture_style().items() if 'fonttype' in k}): figure.savefig(file, **kwargs)
     return Path(file)

@@ -52,10 +52,11 @@ def fastai_language_model(
 def encode_texts(
     ds:LMDataset, # A data set of the model
     texts:list[str], # Texts
+    name:str='texts', # What they are called, for the message
 ) -> list[torch.Tensor]: # Ids of each, in the model's direction
     "Tokenize texts as a data set does. Raises `TypeError` for what is not a text."
-    for t in texts:
-        if not isinstance(t, str): raise TypeError(f"This must be a text, not {type(t).__name__} {t!r}.")
+    for i,t in enumerate(texts):
+        if not isinstance(t, str): raise TypeError(f"{name}[{i}] must be a text, not {type(t).__name__} {t!r:.80}.")
     return [ids[0].as_subclass(torch.Tensor) for ids in ds.new(texts)] if texts else []
 
 def _check_known(text:str, toks:list[str], vocab:list[str], strict:bool):
@@ -75,7 +76,7 @@ def encode_prompts(
     strict:bool=True, # Raise for a prompt without a known word; otherwise warn
 ) -> list[torch.Tensor]: # Ids of each, in the model's direction
     "Tokenize prompts; an empty one becomes the beginning of a text. Raises `ValueError` where that is unknown."
-    ids = encode_texts(ds, texts)
+    ids = encode_texts(ds, texts, 'prompts')
     bos = ds.vocab.index(BOS) if BOS in ds.vocab else None
     words = ds.tokenizer is None or isinstance(ds.tokenizer, TextTokenizer)
     for k,text in enumerate(texts):

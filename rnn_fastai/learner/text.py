@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from numbers import Number
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,10 @@ def _after_a_look(method:Callable, to:str, ds_idx:int=1) -> Callable:
 # %% ../../nbs/605_learner.text.ipynb #83eb1a16
 _WRITING,_TAGGING = 'a language model, of language_model_learner','a tagger, of tagger_learner'
 _SORTING = 'a classifier, of text_classifier_learner'
+_SURE = 'calibrate', 'uncalibrate', 'plot_reliability', 'set_thresholds', 'choose_thresholds'
 _ELSEWHERE = {**dict.fromkeys(('generate', 'stream', 'beam_search', 'score'), _WRITING),
-              **dict.fromkeys(('tag', 'entities'), _TAGGING), 'classify': _SORTING}
+              **dict.fromkeys(('tag', 'entities'), _TAGGING), **dict.fromkeys(('classify', *_SURE), _SORTING),
+              'class_report': f'{_SORTING}, or {_TAGGING}'}
 
 def _check_metrics(metrics:Any):
     "Raise `TypeError` for a metric that cannot be called."
@@ -546,8 +549,9 @@ class AnsweringLearner(TextLearner):
         with_input:bool=False, # Give the text as the model reads it, too
         int8:bool=False, # On the CPU, weights in eight bits: faster, and slightly inexact; see `int8_kernel`
     ) -> tuple: # Label, its id, all probabilities
-        "Classify one text. Raises `ValueError` or `RuntimeError` for `int8` where there are no kernels for it."
-        if isinstance(item, (list, tuple, pd.DataFrame)):
+        """Classify one text. Raises `TypeError` for what is none, `ValueError` or `RuntimeError` for `int8` where there
+        are no kernels for it."""
+        if item is None or isinstance(item, (list, tuple, pd.DataFrame, Number, bytes)):
             raise TypeError(f"item is a {type(item).__name__}; predict takes one text. For many, call classify.")
         with self._in_bits(int8), self.no_bar(): return super().predict(item, rm_type_tfms, with_input)
 

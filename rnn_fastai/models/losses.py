@@ -124,9 +124,10 @@ def _check_thresholds(values:Any, kind:str) -> float|list[float]|None:
     "Thresholds as plain numbers. Raises `ValueError` for one that is no probability."
     if values is None: return None
     many = isinstance(values, (list, tuple, Tensor))
-    found = [float(v) for v in (values if many else [values])]
-    odd = [v for v in found if not 0 <= v <= 1]
-    if odd: raise ValueError(f"thresholds={odd[0]:g} is no probability; it must lie from 0 to 1.")
+    values = list(values) if many else [values]
+    odd = [v for v in values if not hasattr(v, '__float__') or not 0 <= float(v) <= 1]   # a text has none
+    if odd: raise ValueError(f"thresholds={odd[0]!r} is no probability; it must be a number from 0 to 1.")
+    found = list(map(float, values))
     if kind == 'labels' and many and len(found) != 1:
         raise ValueError(f"thresholds has {len(found)} numbers; one label of two has one, that of the second label.")
     return found if kind == 'multilabel' and many else found[0]

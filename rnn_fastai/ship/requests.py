@@ -73,12 +73,14 @@ class Field:
     most:float = 0      # The same
     max_items:int=1     # Of a list
     fields:tuple=()     # Of each object of a list
+    above:bool=False    # A number must be above `least`
 
     @property
     def allowed(self) -> str:
         "What it may hold, in words."
         size = f"{self.least:,} to {self.most:,}"
-        words = dict(text=f"a text of {size} characters", flag='true or false', number=f"a number from {size}",
+        number = f"a number above {self.least:,} and at most {self.most:,}" if self.above else f"a number from {size}"
+        words = dict(text=f"a text of {size} characters", flag='true or false', number=number,
                      texts=f"a list of 1 to {self.max_items} texts of {size} characters, not only blanks",
                      tokens=f"a list of up to {self.max_items} texts of {size} characters",
                      whole=f"a whole number from {size}",
@@ -87,11 +89,18 @@ class Field:
                              f"{', '.join(f.name for f in self.fields)}")[self.kind]
         return f"{words}, or null" if self.default is None else words
 
+    @property
+    def _item(self) -> str:
+        "What an item of a list may hold, in words."
+        kind,blank = ('whole', '') if self.kind == 'wholes' else ('text', ', not only blanks'*(self.kind == 'texts'))
+        return replace(self, kind=kind, default=...).allowed + blank
+
     def _fits(self, v:Any) -> bool:
         if self.kind == 'flag': return isinstance(v, bool)
         if self.kind == 'text': return _is_text(v, self.least, self.most)
         if self.kind in _LISTS: return isinstance(v, list) and len(v) <= self.max_items
-        return (_is_whole(v) if self.kind == 'whole' else _is_number(v)) and self.least <= v <= self.most
+        return (_is_whole(v) if self.kind == 'whole' else _is_number(v)) and self.least <= v <= self.most and not (
+            self.above and v == self.least)
 
     def _check_item(self, i:int, item:Any) -> Any:
         name = f'{self.name}[{i}]'
@@ -100,7 +109,7 @@ class Field:
             except RequestError as e: raise RequestError(f"{name}: {e}", 422, name, e.value, e.allowed) from None
         if self.kind == 'wholes': fits = _is_whole(item) and self.least <= item <= self.most
         else: fits = _is_text(item, self.least, self.most) and (self.kind == 'tokens' or item.strip())
-        if not fits: raise self._refusal(name, item)
+        if not fits: raise self._refusal(name, item, self._item)
         return item
 
     def check(self,
@@ -108,16 +117,17 @@ class Field:
     ) -> Any: # The same; a list as a tuple
         "Raise `RequestError` for what is not allowed; in a list, for the first item that is not."
         if value is None and self.default is None: return value
-        if not self._fits(value) or self.kind == 'texts' and not value: raise self._refusal(self.name, value)
+        if not self._fits(value) or self.kind == 'texts' and not value:
+            raise self._refusal(self.name, value, self.allowed)
         return tuple(self._check_item(i, v) for i,v in enumerate(value)) if self.kind in _LISTS else value
 
-    def _refusal(self, name:str, value:Any) -> RequestError:
-        return RequestError(f"{name} is {reprlib.repr(value)}; it must be {self.allowed}.", 422, name, value,
-                            self.allowed)
+    def _refusal(self, name:str, value:Any, allowed:str) -> RequestError:
+        return RequestError(f"{name} is {reprlib.repr(value)}; it must be {allowed}.", 422, name, value, allowed)
 
     def schema(self) -> dict:
         "What it may hold, as JSON Schema."
         low,high = (('minLength', 'maxLength') if self.kind in ('text', 'texts', 'tokens') else ('minimum', 'maximum'))
+        if self.above: low = 'exclusiveMinimum'
         kinds = dict(flag='boolean', whole='integer', wholes='integer', number='number', objects='object')
         own = dict(type=kinds.get(self.kind, 'string'))
         if self.kind == 'objects': own |= object_schema(self.fields)
@@ -127,6 +137,7 @@ class Field:
         if self.default is None: own['type'] = [own['type'], 'null']
         return own | dict(description=self.about) | ({} if self.default is ... else dict(default=self.default))
 
+# %% ../../nbs/742_ship.requests.ipynb #51983d9a
 def object_schema(
     fields:Iterable[Field], # Of an object
 ) -> dict:
@@ -188,7 +199,7 @@ def request_fields(
     chars,top,seed = dict(least=1, most=limits.max_chars),limits.max_words,2**53 - 1   # the largest that scripts hold
     def texts(what): return Field('texts', what, 'texts', max_items=limits.max_texts, **chars)
     def names(name, about, most=64): return Field(name, about, 'tokens', (), 1, 200, max_items=most)
-    def share(name, about): return Field(name, about, 'number', None, 0, 1)
+    def share(name, about, above=True): return Field(name, about, 'number', None, 0, 1, above=above)
     generate = [
         Field('prompt', 'What to go on from; an empty one begins a text', 'text', '', 0, limits.max_chars),
         Field('n_words', 'Most tokens to write', 'whole', min(50, top), 1, top),
@@ -198,7 +209,7 @@ def request_fields(
         Field('temperature', '0 always takes the likeliest token', 'number', 1., 0, 100),
         Field('top_k', 'Draw from that many likeliest tokens', 'whole', None, 1, 10**6),
         share('top_p', 'Draw from the fewest tokens with this probability together'),
-        share('min_p', 'Draw from tokens at least so likely, relative to the likeliest'),
+        share('min_p', 'Draw from tokens at least so likely, relative to the likeliest', False),
         share('typical_p', 'Draw from typical tokens with this probability together'),
         Field('repetition_penalty', 'Above 1 against tokens that came before', 'number', 1., 0.01, 100),
         Field('frequency_penalty', 'Against tokens, for each time that they were written', 'number', 0., -100, 100),

@@ -31,7 +31,7 @@ from ..learner.text import TextLearner
 from .batching import ModelWorker, Writing, learner_tasks
 from .bundle import load_bundle
 from .explore import explorer_fields, explorer_tasks, generated_json, learner_facts
-from .requests import Limits, RequestError, check_request, openapi, read_json
+from .requests import Limits, RequestError, check_request, openapi, read_json, request_fields
 
 # %% ../../nbs/746_ship.serve.ipynb #eccbf965
 def _needs_extra():
@@ -62,7 +62,12 @@ async def _refuse(request:Any, error:RequestError) -> Any: return _json(error.as
 
 async def _refuse_http(request:Any, error:Any) -> Any:
     "Paths and methods that are not there, as JSON."
-    words = {404: "There is nothing at this path; /docs lists what there is.",
+    facts,task = request.app.state.facts,request.url.path.strip('/')
+    other = task in request_fields(Limits()) and task not in facts['tasks']
+    paths = ', '.join(f'/{t}' for t in facts['tasks'])
+    missing = "There is nothing at this path; /docs lists what there is."
+    if other: missing = f"The model is a {facts['learner']}, which does not answer at /{task}. It answers at {paths}."
+    words = {404: missing,
              405: f"{request.method} is not for this path; /docs lists the methods."}
     res = await _refuse(request, RequestError(words.get(error.status_code, error.detail), error.status_code))
     res.headers.update(error.headers or {})
@@ -266,7 +271,7 @@ def make_app(
                 Exception: _fail}
     own_host = [Middleware(_OwnHost, hosts)] if hosts else []
     app = Starlette(routes=routes, lifespan=lifespan, middleware=own_host, exception_handlers=handlers)
-    app.state.worker = service.worker
+    app.state.worker,app.state.facts = service.worker,service.facts
     return app
 
 # %% ../../nbs/746_ship.serve.ipynb #3a8c5712

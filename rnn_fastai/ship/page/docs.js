@@ -13,8 +13,8 @@ function allowed(s) {
     const fields = s.items.properties ? ` with ${Object.keys(s.items.properties).join(', ')}` : '';
     return `${kind} of ${s.minItems} to ${s.maxItems} ${s.items.type}s${fields}`;
   }
-  const low = s.minimum ?? s.minLength, high = s.maximum ?? s.maxLength;
-  return low === undefined ? kind : `${kind}, ${low} to ${high}${s.maxLength === undefined ? '' : ' characters'}`;
+  const low = s.minimum ?? s.minLength ?? s.exclusiveMinimum, high = s.maximum ?? s.maxLength;
+  return low === undefined ? kind : `${kind}, ${s.exclusiveMinimum === undefined ? "" : "above "}${low} to ${high}${s.maxLength === undefined ? '' : ' characters'}`;
 }
 function table(schema) {
   const head = make('tr', '', ...['Field', 'Holds', 'Default', 'For'].map(t => make('th', t))), body = make('tbody');
