@@ -25,7 +25,7 @@ from fastcore.basics import ifnone
 from fastcore.foundation import L
 from fastcore.meta import delegates
 
-from ..core import check_count, check_names, shows, suggest
+from ..core import check_count, check_names, shows
 from ..devices import check_device
 from .cache import cached_corpus
 from .conll import no_file
