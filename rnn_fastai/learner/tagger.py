@@ -208,7 +208,8 @@ class _TagReader(TextLearner):
         """Probabilities and targets of all sentences, in order; after a sentence's end 0, and `IGNORE` for targets
         and tags. With a CRF, a tag's probability is its share of all sentences of tags, see `CRF.marginals`; the best
         tags are those of the best sentence, which may hold another tag than a token's likeliest."""
-        if inner and not isinstance(dl, TagDataLoader): return self._scores(self.dls.train.one_batch(), self.dls.train)   # `summary` would cut off letters
+        if inner and not isinstance(dl, TagDataLoader):   # `summary` would cut off letters
+            return self._scores(self.dls.train.one_batch(), self.dls.train)
         if dl is None: need_batches(self, ds_idx, 'predict')
         dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
         ds,n = dl.dataset,int(dl.dataset.lens.max(initial=0))
