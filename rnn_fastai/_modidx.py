@@ -4720,6 +4720,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'rnn_fastai.ship.explore._token_probs': ( 'ship.explore.html#_token_probs',
                                                                                    'rnn_fastai/ship/explore.py'),
                                          'rnn_fastai.ship.explore._traces': ('ship.explore.html#_traces', 'rnn_fastai/ship/explore.py'),
+                                         'rnn_fastai.ship.explore._typed': ('ship.explore.html#_typed', 'rnn_fastai/ship/explore.py'),
                                          'rnn_fastai.ship.explore._values': ('ship.explore.html#_values', 'rnn_fastai/ship/explore.py'),
                                          'rnn_fastai.ship.explore.ask': ('ship.explore.html#ask', 'rnn_fastai/ship/explore.py'),
                                          'rnn_fastai.ship.explore.compare': ('ship.explore.html#compare', 'rnn_fastai/ship/explore.py'),
