@@ -158,7 +158,8 @@ NAMES = ["Recurrent", "language_model_learner", "TextDataLoaders", "plot_states"
          "export_onnx", "OnnxModel", "load_bundle", "Checkpoint", "tagger_learner", "NeuralCache", "beam_search", "AWD_QRNN", "CRF",
          "edit_states", "linear_cross_entropy", "read_conllu"]
 PHRASES = {
-    "a cell of your own": "lessons/own_cell", "hidden state": "lessons/review", "gradient clipping": "api/learner.text_lstm",
+    "a cell of your own": "lessons/own_cell", "hidden state": "lessons/review", "gradient clipping": "lessons/human_numbers", "teacher forcing": "lessons/generate",
+    "wrap my own nn.GRU model": "guides/cells",
     "own data csv": "guides/data", "padding right lengths": "lessons/shapes", "stop tokens": "guides/generation",
     "beam search": "api/generate.beam", "word vectors": "lessons/characters", "byte level subwords": "api/data.subwords",
     "mixed precision": "api/callback.precision", "out of memory": "api/devices", "resume training": "guides/devices",
