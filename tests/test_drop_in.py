@@ -586,3 +586,30 @@ def test_fastais_head_on_our_classifier():
     learn.model[1] = head
     with learn.no_bar(): assert_close(learn.get_preds()[0], before, **CLOSE)
     assert isinstance(head, fast.PoolingLinearClassifier)
+
+
+@pytest.mark.parametrize('kind', ['classifier', 'tagger', 'lm'])
+def test_tta_is_get_preds_where_nothing_is_random(kind):
+    from test_serve import learner
+    learn = learner(kind)
+    with learn.no_bar():
+        for i in (0, 1):
+            want = learn.get_preds(dl=learn.dls[i].new(shuffle=False, drop_last=False))
+            assert_close(learn.tta(i), want, **CLOSE)
+            assert_close(learn.tta(i, use_max=True), want, **CLOSE)
+        (augmented,plain),y = learn.tta(beta=None, n=2)
+        assert_close((augmented, plain, y), (want[0], *want), **CLOSE)
+    assert learn.dls.valid.dataset.split_idx == 1
+
+
+def test_tta_is_fastais():
+    import pandas as pd
+    df = pd.DataFrame({'text': ['a fine film', 'a bad film', 'fine, fine', 'bad and dull', 'very fine', 'dull']*6})
+    df['label'],df['valid'] = ['pos' if 'fine' in t else 'neg' for t in df.text],[i > 25 for i in range(36)]
+    args = dict(text_col='text', label_col='label', valid_col='valid', bs=8, device='cpu')
+    ours = rf.text_classifier_learner(rf.TextDataLoaders.from_df(df, **args), 'AWD_LSTM', config=small(), pretrained=False)
+    dls = fast.TextDataLoaders.from_df(df, **args)
+    assert list(dls.vocab[0]) == list(ours.dls.vocab[0])
+    theirs = fast.TextLearner(dls, in_fastai(ours, 'classifier').model, loss_func=fast.CrossEntropyLossFlat())
+    theirs.model.load_state_dict(shared_weights(ours.model))
+    with ours.no_bar(), theirs.no_bar(): assert_close(ours.tta(), [torch.Tensor(p) if p.is_floating_point() else torch.as_tensor(p) for p in theirs.tta()], **CLOSE)

@@ -242,3 +242,15 @@ def test_a_learner_that_cannot_be_explored_says_what_can():
 
 def test_a_folder_without_a_recording_is_refused_before_the_model_is_loaded(tmp_path):
     with pytest.raises(FileNotFoundError, match='There is no recording in'): rf.serve(tmp_path, port=0, recording=tmp_path/'none')
+
+@pytest.mark.parametrize('kind', ['lm', 'backwards', 'classifier', 'tagger'])
+def test_unknown_words_are_told_as_they_were_typed(kind):
+    learn = writer(kind) if kind == 'backwards' else learner(kind)
+    text = 'the 안녕 film مرحبا 🙂'
+    told, = explore(learn, [text])
+    typed = [t for t in told['typed'] if t is not None]
+    assert typed == {'backwards': ['🙂', 'مرحبا', '안녕'], 'tagger': ['안녕', 'film', 'مرحبا', '🙂']}.get(kind, ['안녕', 'مرحبا', '🙂'])
+    assert [t is None for t in told['typed']] == [t != 'xxunk' for t in told['tokens']]
+    if kind in ('lm', 'backwards'): assert explore(learn, [tuple(told['tokens'])])[0]['typed'] == [None]*told['n_tokens']   # tokens tell no word
+    long, = explore(learn, [f'{text} '*80])   # of which some steps are shown
+    assert set(long['typed']) <= {None, *typed} and len(long['typed']) == len(long['tokens'])

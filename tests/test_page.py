@@ -383,3 +383,126 @@ def test_the_page_that_stands_still(browser, tmp_path, width, scheme):
     expect(page.locator('#said')).to_contain_text('Step 1, a')
     assert complaints == []
     page.close()
+
+def requests_of(page, kinds='explore|traces|compare|generate|classify|tag'):
+    "What a page asks from now on: a list of pairs, which grows."
+    asked = []
+    page.on('request', lambda r: asked.append((r.url.rsplit('/', 1)[1], r.post_data_json)) if re.search(f'/({kinds})$', r.url) else None)
+    return asked
+
+def test_a_text_is_read_while_it_is_typed(open_page):
+    with live('lm') as s:
+        page = open_page(s)
+        expect(page.locator('#text-help')).to_contain_text('A text of up to 1,500 characters is read while you type')
+        asked = requests_of(page)
+        text = page.get_by_label('Prompt')
+        text.press_sequentially('the story is', delay=30)
+        expect(page.locator('#status')).to_have_text('Read.')
+        expect(tokens_of(page)).to_have_count(4)
+        assert [name for name,_ in asked] == ['explore', 'traces'] and asked[0][1]['texts'] == ['the story is']   # no request for each key
+        for live_region in ('#detail', '#unit-said'): expect(page.locator(live_region)).to_have_attribute('aria-live', 'off')
+        text.press_sequentially(' bad')
+        expect(tokens_of(page)).to_have_count(5)
+        text.press('End'); text.press_sequentially(' '); text.press('Backspace')
+        page.wait_for_timeout(700)
+        assert [name for name,_ in asked] == ['explore', 'traces']*2   # the same text is not read again
+        page.get_by_label('Unit to change').fill('3')
+        expect(page.locator('#detail')).to_have_attribute('aria-live', 'polite')
+        page.get_by_role('button', name='Hold').click()
+        expect(page.locator('#texts')).to_be_visible()
+        del asked[:]
+        text.press_sequentially(', a film')
+        expect(tokens_of(page)).to_have_count(8)
+        assert {name for name,_ in asked} == {'explore', 'traces'} and asked[0][1]['edits']   # changed too, but nothing is written
+        expect(page.locator('#texts')).to_be_hidden()
+        text.fill('')
+        page.wait_for_timeout(700)
+        expect(page.locator('#problem')).to_be_hidden()
+        expect(tokens_of(page)).to_have_count(8)
+        text.fill('a film '*300)
+        expect(page.locator('#status')).to_have_text('A text of more than 1,500 characters is not read while you type; choose Only read.')
+        expect(tokens_of(page)).to_have_count(8)
+
+@pytest.mark.parametrize('kind,label,text', [('classifier', 'Text', 'a good film'), ('tagger', 'Sentence', 'the small dog')])
+def test_other_models_read_while_one_types_too(open_page, kind, label, text):
+    with live(kind) as s:
+        page = open_page(s)
+        page.get_by_role('textbox', name=label).press_sequentially(text)
+        expect(page.locator('#status')).to_have_text('Read.')
+        expect(page.locator('#answer-title')).to_have_text({'classifier': 'Class', 'tagger': 'Tags'}[kind])
+        expect(tokens_of(page)).to_have_count({'classifier': 4, 'tagger': 3}[kind])
+
+def test_a_text_that_is_written_is_not_replaced_by_one_that_was_typed(open_page):
+    with live('lm') as s:
+        page = open_page(s)
+        page.get_by_label('Prompt').fill('a film')
+        expect(page.locator('#status')).to_have_text('Read.')
+        page.get_by_label('Prompt').fill('the story')
+        page.wait_for_timeout(395)   # as it begins to be read
+        write(page, 'the story', 20)
+        done(page)
+        page.wait_for_timeout(700)
+        expect(page.locator('#status')).to_have_text(re.compile('^Done: 20 tokens'))
+        assert tokens_of(page).count() > 10
+
+def test_what_is_missing_is_said_beside_it(open_page):
+    with live('lm') as s:
+        page = open_page(s)
+        page.get_by_role('button', name='Only read').click()
+        expect(page.locator('#problem')).to_have_text('There is nothing to read yet. Type a text first.')
+        page.get_by_label('Prompt').fill('the story is bad')
+        page.get_by_role('button', name='Only read').click()
+        done(page)
+        value,missing = page.get_by_label('Value'),page.locator('#edit-problem')
+        expect(missing).to_be_hidden()
+        value.fill('')
+        page.get_by_role('button', name='Hold').click()
+        expect(missing).to_have_text('Value is empty: type the number that the unit is to hold, or choose Remove.')
+        expect(missing).to_have_attribute('role', 'alert')
+        expect(value).to_have_attribute('aria-invalid', 'true')
+        expect(value).to_be_focused()
+        assert page.get_by_role('switch').count() == 0
+        value.fill('2.5')
+        expect(missing).to_be_hidden()
+        page.get_by_label('Unit to change').fill('3')
+        page.get_by_role('button', name='Hold').click()
+        expect(page.locator('#status')).to_have_text('Changed.')
+        h = learner('lm').record('the story is bad', 0)[0, 'h', 0][-1, 3]
+        expect(page.locator('#unit-said')).to_have_text(f'After bad, unit 3 holds {h:.3f}; changed, 2.500.')
+        value.fill('')
+        page.get_by_role('button', name='Remove').click()   # needs no value
+        expect(page.locator('#unit-said')).to_have_text(f'After bad, unit 3 holds {h:.3f}; changed, 0.000.')
+        page.get_by_role('button', name=re.compile('^Forget')).click()
+        expect(page.locator('#unit-said')).to_have_text(f'After bad, unit 3 holds {h:.3f}.')
+
+def test_the_word_that_is_selected_first_is_explained(open_page):
+    with live('tagger') as s:
+        page = open_page(s)
+        page.get_by_label('Sentence').fill('the small dog runs')
+        page.get_by_role('button', name='Tag').click()
+        done(page)
+        last = tokens_of(page).last
+        expect(last).to_have_attribute('aria-selected', 'true')
+        expect(page.locator('#detail')).to_contain_text('runs is tagged')
+        assert max(tokens_of(page).evaluate_all('els => els.map(e => +e.style.getPropertyValue("--v"))')) == 1
+    with live('classifier') as s:
+        page = open_page(s)
+        page.get_by_role('textbox', name='Text').fill('a good film')
+        page.get_by_role('button', name='Classify').click()
+        done(page)
+        expect(page.locator('#detail')).to_contain_text(re.compile('^film adds'))
+
+@pytest.mark.parametrize('kind,label,button', [('lm', 'Prompt', 'Only read'), ('classifier', 'Text', 'Classify'), ('tagger', 'Sentence', 'Tag')])
+def test_unknown_words_are_shown_as_typed(open_page, kind, label, button):
+    with live(kind) as s:
+        page = open_page(s, 400)
+        page.get_by_role('textbox', name=label).fill('the 안녕 مرحبا 🙂')
+        page.get_by_role('button', name=button, exact=True).click()
+        done(page)
+        expect(page.locator('#unit-text .unknown')).to_have_text(['안녕', 'مرحبا', '🙂'])
+        assert page.locator('#unit-text .unknown').first.get_attribute('title').startswith('안녕 (unknown to the model): ')
+        expect(page.locator('#unit-said')).to_contain_text('After 🙂')
+        if kind == 'lm':
+            expect(tokens_of(page).last).to_have_attribute('aria-label', re.compile('^🙂, unknown to the model, probability'))
+            expect(page.locator('#detail')).to_contain_text('🙂 is unknown to the model, which reads xxunk in its place. The model gave xxunk a probability')
+        fits(page, 400)

@@ -386,3 +386,17 @@ def test_pictures_of_notebooks_are_of_the_family(path):
     styled = [i for i, s in enumerate(cells) if "plt.style.use(picture_style())" in s]
     if not path.stem.endswith(("inside.style", "inside.plots")): assert not draws or (styled and styled[0] <= draws[0])
     assert not [s for s in cells if re.search(r"'(bwr|RdBu_r|tab:\w+|steelblue|C7-)'", s)], "colours of the style: picture_colors()"
+
+
+def test_gates_of_a_document_and_of_some_steps():
+    rec = recording(TEXTS["words"])
+    def points(**args): return [ax.collections[0].get_offsets().data for ax in plots.plot_gates(rec, **args)]
+    for args in (dict(doc=1), dict(doc=-1), dict(doc=0, steps=slice(0, 10)), dict(steps=slice(0, 10)), dict(steps=slice(10, None))):
+        docs = [args["doc"]] if "doc" in args else [0, 1]
+        for got, gate in zip(points(**args), ("input", "forget", "output"), strict=True):
+            a = np.concatenate([rec["rnn", gate, d][args.get("steps", slice(None))] for d in docs])
+            np.testing.assert_allclose(got, np.stack([(a < 0.1).mean(0), (a > 0.9).mean(0)], 1))
+    with pytest.raises(ValueError, match="leaves none of the 8 steps of document 1"): plots.plot_gates(rec, doc=1, steps=slice(10, None))
+    with pytest.raises(ValueError, match=r"no values of 'input' in this recording at steps=slice\(90, None, None\)"): plots.plot_gates(rec, steps=slice(90, None))
+    with pytest.raises(IndexError) as refused: plots.plot_states(rec, doc=2)
+    with pytest.raises(IndexError, match=re.escape(str(refused.value))): plots.plot_gates(rec, doc=2)

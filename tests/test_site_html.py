@@ -113,6 +113,22 @@ def test_no_page_overflows_or_shifts_or_asks_anybody(browser, site, width, schem
     assert (complaints, wide, moved, sizeless) == ([], [], [], [])
 
 
+# Of the boxes whose table is wider than they are: how high the scroll bar is, and whether an edge is shaded.
+BARS = """() => [...document.querySelectorAll('.output, .table-wrapper')].filter(e => e.scrollWidth > e.clientWidth + 1)
+    .map(e => [e.offsetHeight - e.clientHeight, getComputedStyle(e).backgroundImage.includes('gradient')])"""
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_a_wide_table_shows_that_it_scrolls(browser, site, width):
+    with_bars = browser.browser_type.launch(executable_path=CHROMIUM, args=FLAGS, ignore_default_args=["--hide-scrollbars"])
+    page = with_bars.new_page(viewport=dict(width=width, height=900))
+    page.goto(f"file://{site}/lessons/first.html")
+    bars = page.evaluate(BARS)
+    over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    with_bars.close()
+    assert bars and all(height > 5 and shaded for height, shaded in bars) and over <= 0, (bars, over)
+
+
 class Slowly(SimpleHTTPRequestHandler):
     "Sends a page in parts, as a slow line or a busy machine does."
     def log_message(self, *args: object) -> None: pass
@@ -158,7 +174,8 @@ NAMES = ["Recurrent", "language_model_learner", "TextDataLoaders", "plot_states"
          "export_onnx", "OnnxModel", "load_bundle", "Checkpoint", "tagger_learner", "NeuralCache", "beam_search", "AWD_QRNN", "CRF",
          "edit_states", "linear_cross_entropy", "read_conllu"]
 PHRASES = {
-    "a cell of your own": "lessons/own_cell", "hidden state": "lessons/review", "gradient clipping": "api/learner.text_lstm",
+    "a cell of your own": "lessons/own_cell", "hidden state": "lessons/review", "gradient clipping": "lessons/human_numbers", "teacher forcing": "lessons/generate",
+    "wrap my own nn.GRU model": "guides/cells",
     "own data csv": "guides/data", "padding right lengths": "lessons/shapes", "stop tokens": "guides/generation",
     "beam search": "api/generate.beam", "word vectors": "lessons/characters", "byte level subwords": "api/data.subwords",
     "mixed precision": "api/callback.precision", "out of memory": "api/devices", "resume training": "guides/devices",

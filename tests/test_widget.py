@@ -158,3 +158,12 @@ def test_without_anywidget_a_page_stands_still(browser, tmp_path, monkeypatch): 
 def test_what_is_no_text_is_refused():
     with pytest.raises(TypeError, match='text=None must be a text'): learner('lm').explore(None)
     with pytest.raises(TypeError, match='recording is of type list; pass what learn.record'): learner('lm').explore('a', [rf.Recording()])
+
+def test_a_text_is_read_while_it_is_typed(show):
+    page,asked = show('lm', 'a film')
+    done(page)
+    del asked[:]
+    page.get_by_label('Prompt').press_sequentially(', the story', delay=20)
+    expect(page.locator('#status')).to_have_text('Read.')
+    assert [m['task'] for m,_ in asked] == ['explore', 'traces'] and asked[0][0]['body']['texts'] == ['a film, the story']
+    assert len(labels(page)) == 6

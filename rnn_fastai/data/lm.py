@@ -10,6 +10,7 @@ __all__ = ['TokenStream', 'DeviceStream', 'CorpusDataset', 'new_corpus', 'show_i
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ class CorpusDataset:
         self.split_idx,self.splits = i,splits
         return self
 
+    @contextmanager
+    def set_split_idx(self,
+        i:int, # Which part
+    ) -> Iterator['CorpusDataset']: # `self`
+        "As another part of the split within this context, as fastai's `tta` asks of a data set."
+        old,self.split_idx = self.split_idx,i
+        try: yield self
+        finally: self.split_idx = old
+
     def facts(self) -> dict[str, Any]:
         "What tells this data set from others, by name: sizes and checksums."
         return {'documents': len(self.docs), 'tokens': int(self.lens.sum()), 'backwards': self.backwards,
@@ -257,6 +267,12 @@ class ArrayDataLoader(SharedLoader, TfmdDL):
                              "documents by their number. Leave it out.")
         super().__init__(dataset, bs=bs, num_workers=num_workers, **kwargs)
         self._own = self.rng
+
+    @delegates(TfmdDL.new)
+    def new(self, dataset=None, cls=None, **kwargs):
+        "The same loader with other arguments; `shuffled`, as fastai's `tta` writes it, is `shuffle`."
+        if 'shuffled' in kwargs: kwargs['shuffle'] = kwargs.pop('shuffled')
+        return super().new(dataset, cls, **kwargs)
 
     def draw_seed(self) -> int:
         "A seed for the order of one epoch: from the global stream, or from `rng` where the user has set it."

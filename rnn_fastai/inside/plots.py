@@ -120,11 +120,16 @@ def _pick_units(a:np.ndarray, units:Any, most:int) -> tuple[np.ndarray, str]:
     if n <= check_count('max_units', most): return np.arange(n),"unit"
     return np.sort(np.argsort(-np.nan_to_num(np.nanvar(a, 0)))[:most]),f"unit ({most} of {n:,}: those that vary most)"
 
-def _steps(rec:Recording, doc:int, steps:Any, most:int) -> tuple[np.ndarray, str]:
-    "Steps of a document to draw, and a label for them."
+def _chosen(rec:Recording, doc:int, steps:Any) -> np.ndarray:
+    "Steps of a document, all by default. Raises `ValueError` where none is left."
     n = len(rec.ids(doc))
     at = np.arange(n)[slice(None) if steps is None else steps]
     if not len(at): raise ValueError(f"steps={steps!r} leaves none of the {n} steps of document {doc}.")
+    return at
+
+def _steps(rec:Recording, doc:int, steps:Any, most:int) -> tuple[np.ndarray, str]:
+    "Steps of a document to draw, and a label for them."
+    at = _chosen(rec, doc, steps)
     pick = _sample(len(at), check_count('max_steps', most))
     return at[pick],"token read" if len(pick) == len(at) else f"token read (one in {pick[1]} of {len(at):,} steps)"
 
@@ -342,14 +347,19 @@ def gate_saturation(
     gate:str, # Name of a gate
     low:float=0.1, # Below, a gate is shut
     high:float=0.9, # Above, a gate is open
+    doc:int|None=None, # A document; all by default
+    steps:slice|None=None, # Steps of each document; all by default
 ) -> tuple[np.ndarray, np.ndarray]: # units: share of steps in which it is shut; in which it is open
     "Count how often the gates of units are saturated, document by document, so that long recordings fit."
     shut,is_open,n = np.zeros(()),np.zeros(()),0
-    for d in range(len(rec)):
-        a = np.asarray(rec[layer, gate, d], np.float32)
+    if doc is not None: _chosen(rec, doc, steps)   # of all documents, some may be too short
+    for d in range(len(rec)) if doc is None else [doc]:
+        a = np.asarray(rec[layer, gate, d], np.float32)[slice(None) if steps is None else steps]
         a = a[~np.isnan(a).any(1)]
         shut,is_open,n = shut + (a < low).sum(0),is_open + (a > high).sum(0),n + len(a)
-    if not n: raise ValueError(f"There are no values of {gate!r} in this recording.")
+    if not n:
+        at = "" if steps is None else f" at steps={steps!r}"
+        raise ValueError(f"There are no values of {gate!r} in this recording{at}.")
     return shut/n,is_open/n
 
 # %% ../../nbs/425_inside.plots.ipynb #7637fc3d
@@ -368,16 +378,19 @@ def _panels(ax:Axes|None, shape:tuple[int, int], size:tuple[float, float], **kwa
 def plot_gates(
     rec:Recording, # With gates
     layer:str|int=0, # Name or number of a layer
+    doc:int|None=None, # A document; all by default
+    steps:slice|None=None, # Steps of each document; all by default
     ax:Axes|None=None, # Axes to draw in place of; a new figure by default
 ) -> np.ndarray: # Axes, one for each gate
-    "Draw how often each unit's gates are open against how often they are shut, over all documents."
+    """Draw how often each unit's gates are open against how often they are shut. Raises `IndexError`, `ValueError` for
+    a document or steps that are not there."""
     names = [p for p in rec.parts(layer) if p in _GATES]
     if not names:
         raise ValueError(f"No gates of {rec.layer(layer)!r} were recorded; capture with parts='gates'. A cell of "
                          "your own names them in `gate_names`.")
     _,(axs,) = _panels(ax, (1, len(names)), (0.6+3*len(names), 3.5))
     for ax,name in zip(axs, names, strict=True):
-        shut,is_open = gate_saturation(rec, layer, name)
+        shut,is_open = gate_saturation(rec, layer, name, doc=doc, steps=steps)
         ax.scatter(shut, is_open, s=14, alpha=0.6)
         ax.plot([0, 1], [1, 0], color=picture_colors().faint, lw=0.8)   # both shares together are one at most
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel='share of steps < 0.1',

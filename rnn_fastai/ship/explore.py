@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from fastai.text.core import UNK
 from fastai.torch_core import get_model
 from torch import Tensor
 
 from .. import __version__
 from ..callback.capture import loaders_vocab  # the module gives learners `record`
+from ..data.lm import CorpusDataset
 from ..data.loaders import label_vocab
 from ..generate.texts import Generated
 from ..inside.interventions import Edit, clamp, edit_states
@@ -164,6 +166,19 @@ def explore(
     name = _layer(learn, layer)
     return [_explore(learn, t, name, part, unit_edits(learn, edits), top) for t in texts]
 
+def _typed(learn:TextLearner, text:Any, read:_Reading) -> list[str|None]:
+    "For each token the word as it was typed, where the model does not know it and the text tells."
+    toks,ds = read.rec.tokens(0),learn.dls.train_ds
+    words = (read.answer or {}).get('words', ())   # of a tagger, one for each token
+    if len(words) == len(toks): lost = [w for w,t in zip(words, toks, strict=True) if t == UNK]
+    elif isinstance(text, str) and isinstance(ds, CorpusDataset) and ds.tokenizer:
+        lost = [t for t in next(iter(ds.tokenizer([text]))) if ds.corpus.vocab.id_of(t) == 0]
+        if ds.backwards: lost.reverse()
+    else: lost = []
+    if len(lost) != toks.count(UNK): return [None]*len(toks)   # tokens of which one does not see the words
+    left = iter(lost)
+    return [next(left) if t == UNK else None for t in toks]
+
 def _explore(learn:TextLearner, text:Any, layer:str, part:str, edits:list[Edit], top:int) -> dict:
     vocab = loaders_vocab(learn.dls)['vocab']
     if isinstance(learn, WritingLearner): _check_room(learn, text, vocab)
@@ -172,7 +187,8 @@ def _explore(learn:TextLearner, text:Any, layer:str, part:str, edits:list[Edit],
     n,cell = plain.rec.n_steps,_cell(learn, layer)
     steps = shown_steps(n)
     toks = np.array(plain.rec.tokens(0), object)[steps].tolist()
-    res = dict(tokens=toks, shown=readable_tokens(toks, vocab), steps=list(steps), n_tokens=n, layer=layer, part=part,
+    typed = np.array(_typed(learn, text, plain), object)[steps].tolist()
+    res = dict(tokens=toks, shown=readable_tokens(toks, vocab), typed=typed, steps=list(steps), n_tokens=n, layer=layer, part=part,
                parts=plain.rec.parts(0), states=list(cell.states), **_values(plain.rec, part, steps),
                **_said(plain, steps), changed=None if new is None else _said(new, steps))
     if plain.probs is None: return res

@@ -31,8 +31,9 @@ def _table(learn:TextLearner, text:str) -> str:
     "A text as a table of HTML."
     told, = explore_texts(learn, [text], top=3)
     if 'next' not in told: return f"<p>{html.escape(str(told['answer']))}</p>"
-    rows = [(t, _percent(p), ', '.join(f'{n} ({_percent(q)})' for n,q in near))
-            for t,p,near in zip(told['shown'], told['p'], told['next'], strict=True)]
+    words = [t or s for t,s in zip(told['typed'], told['shown'], strict=True)]
+    rows = [(w, _percent(p), ', '.join(f'{n} ({_percent(q)})' for n,q in near))
+            for w,p,near in zip(words, told['p'], told['next'], strict=True)]
     cells = ''.join('<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in row) + '</tr>' for row in rows)
     return f'<table><tr><th>token</th><th>probability</th><th>what may come next</th></tr>{cells}</table>'
 

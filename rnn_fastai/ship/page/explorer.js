@@ -44,6 +44,7 @@ button:disabled { color: var(--soft); border-color: var(--hair); cursor: default
 .token.against { background: color-mix(in srgb, var(--cool) calc(var(--v, 0) * 100%), transparent); }
 .token.given { color: var(--soft); }
 .token.special { font-size: .78em; border: 1px dashed var(--line); }
+.token.unknown { text-decoration: underline dotted var(--wrong); text-underline-offset: .2em; }
 [role=option] { cursor: pointer; }
 [role=option]:hover, .token[aria-selected=true], .token.at { box-shadow: 0 0 0 2px var(--accent); }
 .tagged { display: inline-block; text-align: center; line-height: 1.35; margin: .2rem .15rem; padding: .15rem .3rem; }
@@ -77,6 +78,7 @@ button.bar:hover, .bar[aria-checked=true] { border-color: var(--line); }
 canvas { display: block; width: 100%; } .unit canvas { height: 1.3rem; border: 1px solid var(--hair); border-radius: .25rem; }
 .scroll { max-height: 22rem; overflow: auto; border: 1px solid var(--hair); border-radius: .3rem; }
 #map { cursor: crosshair; }
+#edit-problem { margin-bottom: .8rem; }
 #edits { list-style: none; margin: 0 0 .8rem; padding: 0; display: grid; gap: .4rem; }
 #edits li { display: flex; gap: .6rem; align-items: center; }
 #edits label { display: flex; gap: .6rem; align-items: center; margin: 0; font-weight: 400; overflow-wrap: anywhere; min-width: 0; }
@@ -103,7 +105,7 @@ const PAGE = `
     <form id="ask-form">
       <label for="text" id="text-label">Prompt</label>
       <textarea id="text" rows="3" spellcheck="false" aria-describedby="text-help"></textarea>
-      <p class="help" id="text-help">What the model goes on from; an empty one begins a text. Ctrl+Enter writes.</p>
+      <p class="help" id="text-help">What the model goes on from; an empty one begins a text.</p>
       <div class="options" id="rules">
         <div><label for="n-words">New tokens</label><input id="n-words" type="number" min="1" max="1000" value="30" required></div>
         <div><label for="temperature">Temperature</label><input id="temperature" type="number" min="0" max="100" step="any" value="1" required></div>
@@ -155,10 +157,11 @@ const PAGE = `
     <form id="edit-form" class="options">
       <div><label for="edit-unit">Unit to change</label><input id="edit-unit" type="number" min="0" value="0" required></div>
       <div><label for="edit-part">State</label><select id="edit-part"></select></div>
-      <div><label for="edit-value">Value</label><input id="edit-value" type="number" step="any" value="1" min="-1000000000" max="1000000000"></div>
+      <div><label for="edit-value">Value</label><input id="edit-value" type="number" step="any" value="1" min="-1000000000" max="1000000000" aria-describedby="edit-problem"></div>
       <div class="plain"><button type="submit" id="hold">Hold</button></div>
       <div class="plain"><button type="button" id="remove">Remove</button></div>
     </form>
+    <p id="edit-problem" class="problem" role="alert" hidden></p>
     <ul id="edits" aria-label="Changes"></ul>
     <div id="compared" aria-live="polite"></div>
     <div id="texts" class="two" hidden>
@@ -177,6 +180,7 @@ const PAGE = `
 const ENDS = {length: 'that many were asked for', time: 'the time was up', 'stop token': 'a token ended it', 'stop string': 'a string ended it'};
 const CAN = {generate: 'writes', classify: 'classifies texts', tag: 'tags words'};
 const MOST_COMPARED = 200, LISTED = 10;   // words of two continuations; units that are listed
+const PAUSE = 400, MOST_TYPED = 1500;   // a text is read so many ms after the last key; the longest one, in characters
 
 // What is the same for all: small makers and words.
 function make(tag, cls, text) {
@@ -201,9 +205,9 @@ function floats(text) {   // from base64: float32, least byte first
   const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0)), view = new DataView(bytes.buffer);
   return Float32Array.from({length: bytes.length/4}, (_, i) => view.getFloat32(4*i, true));
 }
-function tokenSpan(token, text, tag = 'span') {
-  const el = make(tag, 'token', visible(text));
-  if (isSpecial(token)) { el.classList.add('special'); el.textContent = token; }
+function tokenSpan(token, text, unknown = false) {
+  const el = make('span', unknown ? 'token unknown' : 'token', visible(text));
+  if (isSpecial(token) && !unknown) { el.classList.add('special'); el.textContent = token; }
   return el;
 }
 function bar(name, p, tag = 'div', changed) {   // a second bar for the changed net
@@ -308,6 +312,7 @@ export function mount(host, transport, {text = ''} = {}) {
   let running = null;        // how to stop a text that is written
   let source = null;         // what is explored: {texts} or {tokens}
   let prompt = '', seed = null;
+  let looking = 0, seen = text;   // readings that are under way; the text that was read last
   let data = null, values = null, order = [], scale = 1, columns = 0;   // the answer, and its numbers
   let at = 0, unit = 0, lines = null;   // the token and the unit that are chosen; states and gates of the unit
   let picked = false;   // whether the reader chose the unit: another text leaves it then
@@ -344,7 +349,12 @@ export function mount(host, transport, {text = ''} = {}) {
   function clear() {
     for (const id of ['classes', 'tokens', 'detail', 'contexts', 'compared']) $(id).replaceChildren();
     for (const id of ['inside', 'change', 'near', 'texts', 'legend']) $(id).hidden = true;
+    for (const name of ['explore', 'classify', 'traces', 'compare']) turns[name] = (turns[name] || 0) + 1;   // what is under way comes too late
+    clearTimeout(turns.typing);
     data = lines = null;
+  }
+  function quiet(on) {   // while a text is typed, what is shown of it is not read out
+    for (const id of ['detail', 'unit-said', 'compared']) $(id).setAttribute('aria-live', on ? 'off' : 'polite');
   }
 
   // ---- Writing ----
@@ -355,9 +365,8 @@ export function mount(host, transport, {text = ''} = {}) {
   };
   async function write() {
     if (running) return;
-    problem(null); clear();
-    prompt = $('text').value;
-    $('answer-title').textContent = 'Text';
+    problem(null); clear(); quiet(false);
+    prompt = seen = $('text').value;
     $('answer-help').textContent = '';
     $('answer').hidden = false;
     running = new AbortController();
@@ -370,10 +379,10 @@ export function mount(host, transport, {text = ''} = {}) {
       const streams = transport.stream && facts.streams;
       const done = await (streams ? stream : whole)(body, t => { grown = t; });
       seed = done.seed;
-      await open({tokens: grown});
+      await explore({what: {tokens: grown}, words: prompt});
       say(`Done: ${done.tokens.length} tokens, as ${ENDS[done.ended] || done.ended}. Seed ${done.seed}.`);
     } catch (e) {
-      if (e.name === 'AbortError') await open({tokens: grown}).then(() => say('Stopped.')).catch(problem);
+      if (e.name === 'AbortError') await explore({what: {tokens: grown}, words: prompt}).then(() => say('Stopped.')).catch(problem);
       else { problem(e); if (!$('tokens').children.length) $('answer').hidden = true; }
     }
     running = null;
@@ -398,13 +407,36 @@ export function mount(host, transport, {text = ''} = {}) {
     keep([...a.start, ...a.old.tokens]);
     return {seed: a.seed, ...a.old};
   }
-  async function readOnly() {
-    if (running) return;
-    problem(null); clear();
-    prompt = $('text').value;
-    say('Reading…');
-    try { await open({texts: [prompt]}); say('Done.'); }
-    catch (e) { problem(e); $('answer').hidden = true; }
+  // ---- Reading ----
+  async function look(gently = false) {   // as asked; or gently, while the text is typed
+    clearTimeout(turns.typing);
+    const words = $('text').value;
+    if (running || (gently && (looking || words === seen || !words.trim()))) return;
+    if (gently && words.length > MOST_TYPED) {
+      say(`A text of more than ${MOST_TYPED.toLocaleString('en')} characters is not read while you type; choose ${$(writes ? 'read' : 'go').textContent}.`);
+      return;
+    }
+    if (!gently) {
+      problem(null); clear(); quiet(false);
+      $('answer').hidden = !words.trim();
+      if (!words.trim()) { problem(new Error('There is nothing to read yet. Type a text first.')); return; }
+      say('Reading…');
+    }
+    seen = words;
+    looking += 1;
+    try {
+      const about = kind === 'classify' ? await newest('classify', () => classify(words)) : true;
+      if (about && await explore({what: {texts: [words]}, words, about, gently})) say(gently ? 'Read.' : 'Done.');
+    } catch (e) {
+      if (gently) say(e.message);
+      else { problem(e); $('answer').hidden = true; }
+    }
+    looking -= 1;
+    if (!looking && $('text').value !== seen) typed();
+  }
+  function typed() {
+    clearTimeout(turns.typing);
+    turns.typing = setTimeout(() => look(true), PAUSE);
   }
 
   // ---- Classes and tags ----
@@ -412,24 +444,11 @@ export function mount(host, transport, {text = ''} = {}) {
   async function classify(text, label) {
     const body = {texts: [text]};
     if (label !== undefined) body.label = label;
-    try { [explained] = await ask('classify', facts.explains ? {...body, saliency: true} : body); }
+    try { return (await ask('classify', facts.explains ? {...body, saliency: true} : body))[0]; }
     catch (e) {
       if (!facts.explains || label !== undefined) throw e;
-      [explained] = await ask('classify', body);
-      explained.why = e.message;
+      return {...(await ask('classify', body))[0], why: e.message};
     }
-  }
-  async function read() {
-    problem(null); clear();
-    $('answer-title').textContent = kind === 'classify' ? 'Class' : 'Tags';
-    say('Reading…');
-    prompt = $('text').value;   // may be edited meanwhile
-    try {
-      explained = null;
-      if (kind === 'classify') await classify(prompt);
-      await open({texts: [prompt]});
-      say('Done.');
-    } catch (e) { problem(e); $('answer').hidden = true; }
   }
   function drawClasses() {
     const a = data.answer, box = $('classes'), changed = data.changed && data.changed.answer;
@@ -463,15 +482,15 @@ export function mount(host, transport, {text = ''} = {}) {
     $('answer-help').textContent = `Warm words speak for ${name}, cool words against it (gradient times input).`;
     els.forEach((el, i) => {
       paint(el, s[i]/top);
-      el.setAttribute('aria-label', `${explained.tokens[i]}, adds ${s[i].toFixed(3)}`);
+      el.setAttribute('aria-label', `${data.names[i]}, adds ${s[i].toFixed(3)}`);
       el.title = el.getAttribute('aria-label');
-      el.detail = `${explained.tokens[i]} adds ${s[i].toFixed(4)} to the score of ${name}.`;
+      el.detail = `${data.names[i]} adds ${s[i].toFixed(4)} to the score of ${name}.`;
     });
     legend($('legend'), 'against', 'for', true);
   }
   async function explainWord(el) {
     const i = Number(el.dataset.word), [a] = await ask('tag', {texts: [prompt], saliency_of: i});
-    if (el.getAttribute('aria-selected') !== 'true') return;   // another word was chosen meanwhile
+    if (!el.isConnected || el.getAttribute('aria-selected') !== 'true') return;   // another word was chosen meanwhile, or another text
     const els = [...$('tokens').querySelectorAll('.tagged')], top = most(a.saliency);
     els.forEach((w, k) => paint(w, a.saliency[k]/top));
     const first = a.saliency.map((s, k) => [s, k]).sort((x, y) => Math.abs(y[0]) - Math.abs(x[0])).slice(0, 5);
@@ -483,24 +502,32 @@ export function mount(host, transport, {text = ''} = {}) {
   }
 
   // ---- What is explored ----
-  async function open(what) {   // a new text
-    source = what;
-    at = Infinity;   // the last token
-    if (!picked) unit = null;   // the one that varies most
-    await explore();
-  }
-  async function explore() {
-    const body = {...source, layer: Number($('layer').value), part: $('part').value || 'h', edits: active()};
+  async function explore(next = {}) {   // the same text; or another: `what`, made of `words`
+    const what = next.what || source, body = {...what, layer: Number($('layer').value), part: $('part').value || 'h', edits: active()};
     const made = await newest('explore', () => ask('explore', body));
-    if (!made) return;
+    if (!made) return false;
     problem(null);
     [data] = made;
+    data.names = data.shown.map((name, i) => data.typed[i] ?? name);
+    lines = null;
+    if (next.what) {
+      [source, prompt, explained] = [what, next.words, next.about];
+      at = Infinity;   // the last token
+      if (!picked) unit = null;   // the one that varies most
+      $('texts').hidden = true;
+    }
     values = floats(data.values);
     columns = data.steps.length;
     at = Math.max(0, Math.min(at, columns - 1));
     rank();
     drawAll();
-    await Promise.all([trace(), continueBoth()]);
+    const chosen = options().find(el => el.getAttribute('aria-selected') === 'true');
+    await Promise.all([trace(), chosen && tell(chosen).catch(problem), next.gently || continueBoth()]);   // no text is written while one is typed
+    return true;
+  }
+  async function tell(el) {   // of a token that is chosen
+    if (kind === 'classify') $('detail').textContent = el.detail || '';
+    else if (kind === 'tag' && facts.explains) await explainWord(el);
   }
   function rank() {   // units by how much they vary over the text, and the scale of the colours
     const n = data.units.length, spread = new Float64Array(n);
@@ -520,7 +547,7 @@ export function mount(host, transport, {text = ''} = {}) {
 
   // ---- Tokens ----
   function tokenLabel(i) {
-    const name = data.shown[i], p = data.p && data.p[i], q = data.changed && data.changed.p && data.changed.p[i];
+    const name = data.names[i] + (data.typed[i] === null ? '' : ', unknown to the model'), p = data.p && data.p[i], q = data.changed && data.changed.p && data.changed.p[i];
     if (p === null || p === undefined) return name;
     return `${name}, probability ${percent(p)}${data.changed ? `, changed ${percent(q)}` : ''}`;
   }
@@ -528,7 +555,7 @@ export function mount(host, transport, {text = ''} = {}) {
     const box = $('tokens'), sampled = data.n_tokens > columns;
     if (kind === 'tag') drawTags();
     else {
-      const els = data.tokens.map((t, i) => option(tokenSpan(t, data.shown[i]), tokenLabel(i)));
+      const els = data.tokens.map((t, i) => option(tokenSpan(t, data.names[i], data.typed[i] !== null), tokenLabel(i)));
       box.replaceChildren(...els.flatMap(el => [el, ' ']).slice(0, -1));
       if (writes) els.forEach((el, i) => paint(el, colourOf(i)));
     }
@@ -585,6 +612,7 @@ export function mount(host, transport, {text = ''} = {}) {
     const box = $('detail');
     if (!writes) return;
     const head = make('p'), p = data.p[at], bars = make('div', 'two'), name = data.shown[at];
+    if (data.typed[at] !== null) head.append(make('code', '', data.names[at]), ' is unknown to the model, which reads ', make('code', '', name), ' in its place. ');
     if (p === null) head.append(make('code', '', name), ' begins the text.');
     else head.append('The model gave ', make('code', '', name), ` a probability of ${percent(p)}`, data.changed ? `; changed, ${percent(data.changed.p[at])}.` : '.');
     chance(bars, 'What it may have been', data.alternatives[at], name);
@@ -632,7 +660,7 @@ export function mount(host, transport, {text = ''} = {}) {
     g.font = '11px system-ui, sans-serif'; g.fillStyle = colours.soft; g.textAlign = 'right'; g.textBaseline = 'middle';
     const every = Math.max(1, Math.ceil(14/h));
     for (let y = 0; y < order.length; y += every) g.fillText(data.units[order[y]], LEFT - 5, Math.max((y + .5)*h, 6));
-    tokenAxis(g, data.shown, LEFT, width - LEFT, height - FOOT);
+    tokenAxis(g, data.names, LEFT, width - LEFT, height - FOOT);
     const y = order.indexOf(data.units.indexOf(unit));
     g.strokeStyle = colours.ink; g.lineWidth = 1.5;
     g.strokeRect(LEFT + at*w, 0, Math.max(w, 2), height - FOOT);
@@ -644,27 +672,33 @@ export function mount(host, transport, {text = ''} = {}) {
     for (let t = 0; t < columns; t++) { const v = held(t, k); low = Math.min(low, v); high = Math.max(high, v); }
     const top = Math.max(Math.abs(low), Math.abs(high), 1e-9);
     if (box.children.length !== columns || box.of !== data) {
-      box.replaceChildren(...data.tokens.flatMap((t, i) => [tokenSpan(t, data.shown[i]), ' ']).slice(0, -1));
+      box.replaceChildren(...data.tokens.flatMap((t, i) => [tokenSpan(t, data.names[i], data.typed[i] !== null), ' ']).slice(0, -1));
       box.of = data;
     }
     [...box.children].forEach((el, t) => {
       const v = held(t, k);
       paint(el, v/top);
-      el.title = `${data.shown[t]}: ${v.toFixed(3)}`;
+      el.title = `${data.names[t]}${data.typed[t] === null ? '' : ' (unknown to the model)'}: ${v.toFixed(3)}`;
       el.classList.toggle('at', t === at);
     });
     $('unit-title').textContent = `Unit ${unit} of ${data.layer}, ${data.part}`;
     box.setAttribute('aria-label', `Unit ${unit} over the text: from ${low.toFixed(2)} to ${high.toFixed(2)}`);
-    $('unit-said').textContent = `After ${data.shown[at]}, unit ${unit} holds ${held(at, k).toFixed(3)}.`;
+    sayUnit();
     legend($('unit-legend'), (-top).toFixed(2), top.toFixed(2), true);
     if (Number($('unit').value) !== unit) $('unit').value = unit;
+  }
+  function sayUnit() {   // with a change, when its numbers are there
+    const changed = lines && lines.unit === unit && lines.new && lines.new[data.part];
+    if (data.changed && !changed) return;
+    const now = held(at, data.units.indexOf(unit)).toFixed(3);
+    $('unit-said').textContent = `After ${data.names[at]}, unit ${unit} holds ${now}${changed ? `; changed, ${changed[at].toFixed(3)}` : ''}.`;
   }
   async function trace() {
     const body = {...source, units: [unit], layer: Number($('layer').value), edits: active()};
     const made = await newest('traces', () => ask('traces', body));
     if (!made || !made[0].traces.length) return;
     lines = made[0].traces[0];
-    drawTraces();
+    drawTraces(); sayUnit();
   }
   function drawTraces() {
     if (!lines || !colours) return;
@@ -690,7 +724,7 @@ export function mount(host, transport, {text = ''} = {}) {
       g.fillStyle = colours.soft; g.globalAlpha = .22; g.fillRect(LEFT + at*w, top, Math.max(w, 2), height); g.globalAlpha = 1;
     });
     g.fillStyle = colours.soft;
-    tokenAxis(g, data.shown, LEFT, width - LEFT, parts.length*H);
+    tokenAxis(g, data.names, LEFT, width - LEFT, parts.length*H);
     const range = v => `${Math.min(...v).toFixed(2)} to ${Math.max(...v).toFixed(2)}`;
     $('traces').setAttribute('aria-label', `Unit ${lines.unit}: ${parts.map(p => `${p} from ${range(lines.old[p])}${lines.new ? `, changed ${range(lines.new[p])}` : ''}`).join('; ')}`);
     $('traces-help').textContent = `Each line goes from the least to the largest value that is written beside it.${lines.new ? ' Solid as it is, dashed changed.' : ''}`;
@@ -742,7 +776,18 @@ export function mount(host, transport, {text = ''} = {}) {
   }
 
   // ---- Changes ----
+  function editProblem(words) {
+    $('edit-problem').hidden = !words;
+    $('edit-problem').textContent = words;
+    $('edit-value').setAttribute('aria-invalid', !!words);
+    if (words) $('edit-value').focus();
+  }
+  function hold() {
+    if ($('edit-value').value === '') editProblem('Value is empty: type the number that the unit is to hold, or choose Remove.');
+    else addEdit(Number($('edit-value').value));
+  }
   function addEdit(value) {
+    editProblem('');
     const n = Number($('edit-unit').value);
     if (!$('edit-form').reportValidity()) return;
     const edit = {layer: Number($('layer').value), name: data.layer, unit: n, part: $('edit-part').value, value, on: true};
@@ -811,7 +856,7 @@ export function mount(host, transport, {text = ''} = {}) {
     try {
       const made = await newest('nearest', () => ask('nearest', body));
       if (!made) return;
-      const table = make('table'), head = make('tr'), caption = make('caption', 'help', `Where ${data.part} of ${data.layer} was nearest to what it is after ${visible(data.shown[at])}`);
+      const table = make('table'), head = make('tr'), caption = make('caption', 'help', `Where ${data.part} of ${data.layer} was nearest to what it is after ${visible(data.names[at])}`);
       for (const [name, cls] of [['Distance', 'number'], ['Text', 'number'], ['Token', 'number'], ['Context', '']]) head.append(make('th', cls, name));
       table.append(caption, head);
       for (const c of made[0].contexts) {
@@ -825,13 +870,15 @@ export function mount(host, transport, {text = ''} = {}) {
 
   // ---- Start ----
   function names() {
+    $('answer-title').textContent = {classify: 'Class', tag: 'Tags'}[kind] || 'Text';
     if (!writes) {
       $('rules').hidden = $('read').hidden = $('stop').hidden = true;
       const word = kind === 'classify' ? 'Classify' : 'Tag';
       $('ask-title').textContent = $('go').textContent = word;
       $('text-label').textContent = kind === 'classify' ? 'Text' : 'Sentence';
-      $('text-help').textContent = 'Ctrl+Enter asks the model.';
+      $('text-help').textContent = '';
     }
+    $('text-help').append(` A text of up to ${MOST_TYPED.toLocaleString('en')} characters is read while you type. Ctrl+Enter ${writes ? 'writes' : 'asks the model'}.`);
     $('stop').hidden = !transport.stream || !writes;
     $('n-words').max = transport.stream && facts.streams ? facts.limits.max_words : Math.min(facts.limits.max_words, MOST_COMPARED);
     $('text').maxLength = facts.limits.max_chars;
@@ -840,26 +887,28 @@ export function mount(host, transport, {text = ''} = {}) {
     $('near-help').textContent = facts.recording ? `Where a recording of ${facts.recording} held a state like the one after the chosen token.` :
       transport.remedy;
   }
-  const submit = () => (writes ? write : read)();
+  const submit = () => writes ? write() : look();
   names();
   $('ask-form').addEventListener('submit', e => { e.preventDefault(); submit(); });
   $('ask-form').addEventListener('keydown', e => { if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) $('ask-form').requestSubmit(); });
   $('stop').addEventListener('click', () => running && running.abort());
-  $('read').addEventListener('click', readOnly);
+  $('read').addEventListener('click', () => look());
+  $('text').addEventListener('input', () => { quiet(true); typed(); });
+  $('text').addEventListener('blur', () => quiet(false));
   $('layer').addEventListener('change', () => { $('part').value = 'h'; $('contexts').replaceChildren(); explore().catch(problem); });
   $('part').addEventListener('change', () => { $('contexts').replaceChildren(); explore().catch(problem); });
   $('order').addEventListener('change', () => { rank(); drawCursor(); });
   $('unit').addEventListener('change', () => { if ($('unit').value !== '') pickUnit(Number($('unit').value)); });
-  $('edit-form').addEventListener('submit', e => { e.preventDefault(); if ($('edit-value').value !== '') addEdit(Number($('edit-value').value)); });
+  $('edit-form').addEventListener('submit', e => { e.preventDefault(); hold(); });
+  $('edit-value').addEventListener('input', () => editProblem(''));
   $('remove').addEventListener('click', () => addEdit(null));
   $('find').addEventListener('click', find);
   roving($('tokens'), 'aria-selected', el => {
     const i = options().indexOf(el);
     if (options().length === columns) pickToken(i);
-    if (kind === 'classify') $('detail').textContent = el.detail || '';
-    else if (kind === 'tag' && facts.explains) explainWord(el).catch(problem);
+    tell(el).catch(problem);
   });
-  roving($('classes'), 'aria-checked', el => facts.explains && classify(prompt, Number(el.dataset.label)).then(drawSaliency).catch(problem));
+  roving($('classes'), 'aria-checked', el => facts.explains && classify(prompt, Number(el.dataset.label)).then(a => { explained = a; drawSaliency(); }).catch(problem));
   roving($('units'), 'aria-checked', el => pickUnit(Number(el.dataset.unit)));
   $('map').addEventListener('pointerdown', e => {
     const box = $('map').getBoundingClientRect(), t = Math.floor((e.clientX - box.left - LEFT)/(box.width - LEFT)*columns);
@@ -874,16 +923,16 @@ export function mount(host, transport, {text = ''} = {}) {
     if (act) { e.preventDefault(); act(); }
   });
   const redraw = () => { if (data) { theme(); rank(); drawCursor(); drawTraces(); } };
-  const seen = new ResizeObserver(() => { if (data) { drawMap(); drawTraces(); } });
-  seen.observe(host);
+  const sizes = new ResizeObserver(() => { if (data) { drawMap(); drawTraces(); } });
+  sizes.observe(host);
   const follow = () => { host.style.colorScheme = notebookScheme(); colours = null; redraw(); };
   const watch = new MutationObserver(follow);
   watch.observe(document.body, {attributes: true, attributeFilter: ['class', 'data-jp-theme-light']});
   watch.observe(document.documentElement, {attributes: true, attributeFilter: ['theme']});
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', follow, {signal: abort.signal});
   follow();
-  if (text) (writes ? readOnly : read)();
-  return {redraw, close() { seen.disconnect(); watch.disconnect(); abort.abort(); if (running) running.abort(); }};
+  if (text) look();
+  return {redraw, close() { clearTimeout(turns.typing); sizes.disconnect(); watch.disconnect(); abort.abort(); if (running) running.abort(); }};
 }
 
 // ---- To a server ----
