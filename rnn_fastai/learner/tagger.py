@@ -10,6 +10,7 @@ __all__ = ['CRFLoss', 'best_tags', 'tag_probs', 'tag_field', 'TagMetric', 'TagAc
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.schedule import Learner
@@ -38,9 +39,11 @@ from rnn_fastai.data.schemes import (
 )
 
 from ..callback.schedule import KeepBest
-from ..core import check_count, show_frame, suggest
+from ..core import check_count, check_names, show_frame, suggest
 from ..data.loaders import text_vocab
-from ..data.tags import LMWords, TagDataLoader, TagDataLoaders, TagDataset, read_loaders, word_parts
+from rnn_fastai.data.tags import (
+    LMWords, TagDataLoader, TagDataLoaders, TagDataset, read_loaders, split_words, word_parts,
+)
 from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, TextTokenizer, WordTokenizer
 from ..data.vectors import Vectors, as_vectors, join_loaders
@@ -257,6 +260,18 @@ def _entity_probs(loss_func:Any, names:list[str], out:Tensor, real:Tensor,
     (field,scores),firsts = tag_field(loss_func, out),torch.tensor([inside[e.kind] for _,e in spans])
     return field.span_probs(scores, real, [(k, e.start, e.end) for k,e in spans], firsts, joins).tolist()
 
+# %% ../../nbs/630_learner.tagger.ipynb #89a01c19
+def _sentence(item:Any) -> list[str]:
+    "Words of what `predict` is given. Raises `TypeError` and `ValueError` for what is no sentence."
+    if not isinstance(item, (str, list, tuple, L, np.ndarray)):
+        raise TypeError(f"item is a {type(item).__name__}; predict takes one text, or a list of tokens. For many, call "
+                        "tag.")
+    words = list(split_words(item))
+    if not words: raise ValueError(f"item={item!r} has no token; give a text with a word, or a list of tokens.")
+    for i,w in enumerate(words):
+        if not isinstance(w, str): raise TypeError(f"item[{i}] is a {type(w).__name__}; a token must be a string.")
+    return words
+
 # %% ../../nbs/630_learner.tagger.ipynb #ebaeea02
 @delegates(TextLearner.__init__)
 class TaggerLearner(_TagReader):
@@ -267,8 +282,10 @@ class TaggerLearner(_TagReader):
         with_probs:bool=False, # Give each tag's probability too
         n_best:int|None=None, # Give the `n_best` likeliest taggings instead of the best one
     ) -> list: # Token and tag, in order; or a list of `Tagging`, see `tag`
-        "Tag one sentence. Raises `ValueError` where it has no token, `RuntimeError` for `int8` without kernels for it."
-        with self._in_bits(int8): return self.tag([item], no_bar=True, with_probs=with_probs, n_best=n_best)[0]
+        """Tag one sentence. Raises `TypeError` for what is none, `ValueError` where it has no token or an empty one,
+        `RuntimeError` for `int8` without kernels for it."""
+        words = _sentence(item)
+        with self._in_bits(int8): return self.tag([words], no_bar=True, with_probs=with_probs, n_best=n_best)[0]
 
     @torch.no_grad()
     def tag(self,
@@ -435,6 +452,7 @@ def tagger_learner(
     "Make a `Learner` that tags sentences. Raises `ValueError` for arguments that do not go together."
     arch = 'AWD_LSTM' if arch is fastai_awd.AWD_LSTM else arch
     lms = L(lms)
+    check_names(kwargs, tagger_learner)
     _check_tagger(dls, arch, config, crf, vectors, letters, check_count('shape_emb', shape_emb, 0), lms)
     for name,n in (('letter_emb', letter_emb), ('letter_hid', letter_hid)): check_count(name, n)
     allowed = tag_rules(dls, scheme) if crf else None
@@ -500,6 +518,7 @@ def train_tagger(
 ) -> TaggerLearner: # Trained
     """Train a tagger of words, their letters and shapes, with settings that fit the number of sentences. Raises
     `ValueError` for columns, tags or arguments that do not fit."""
+    check_names(kwargs, train_tagger)
     plan = tagger_plan(max(len(df), 1))   # a frame without rows is refused below
     epochs = check_count('epochs', ifnone(epochs, plan.epochs))
     vectors = None if vectors is None else as_vectors(vectors)
