@@ -91,6 +91,7 @@ def fix_links(text: str, here: str) -> str:
     text = re.sub(r"\]\(800_tutorial\.(\w+)\.ipynb\)", rf"]({lessons}\1.md)", text)
     notes = {"docs/design.md": "project/design.md", "docs/scale.md": "guides/scale.md", "docs/results.md": "project/results.md",
              "scale.md": "guides/scale.md", "design.md": "project/design.md",
+             "../docs/results.md": "project/results.md",
              "rnn_fastai/pretrained/awd_lstm_small.md": "project/small-model.md",
              "../rnn_fastai/pretrained/awd_lstm_small.md": "project/small-model.md"}
     for old, new in notes.items(): text = text.replace(f"]({old})", f"]({up}{new})")

@@ -42,7 +42,13 @@ from ..callback.schedule import KeepBest
 from ..core import check_count, check_names, show_frame, suggest
 from ..data.loaders import text_vocab
 from rnn_fastai.data.tags import (
-    LMWords, TagDataLoader, TagDataLoaders, TagDataset, read_loaders, split_words, word_parts,
+    LMWords,
+    TagDataLoader,
+    TagDataLoaders,
+    TagDataset,
+    read_loaders,
+    split_words,
+    word_parts,
 )
 from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, TextTokenizer, WordTokenizer
