@@ -37,10 +37,6 @@ from rnn_fastai.data.schemes import (
     name_entities,
     tag_place,
 )
-
-from ..callback.schedule import KeepBest
-from ..core import check_count, check_names, show_frame, suggest
-from ..data.loaders import text_vocab
 from rnn_fastai.data.tags import (
     LMWords,
     TagDataLoader,
@@ -50,6 +46,10 @@ from rnn_fastai.data.tags import (
     split_words,
     word_parts,
 )
+
+from ..callback.schedule import KeepBest
+from ..core import check_count, check_names, show_frame, suggest
+from ..data.loaders import text_vocab
 from ..data.task import IGNORE
 from ..data.tokenize import CorpusTokenizer, TextTokenizer, WordTokenizer
 from ..data.vectors import Vectors, as_vectors, join_loaders
