@@ -190,7 +190,8 @@ def _explore(learn:TextLearner, text:Any, layer:str, part:str, edits:list[Edit],
     typed = np.array(_typed(learn, text, plain), object)[steps].tolist()
     res = dict(tokens=toks, shown=readable_tokens(toks, vocab), typed=typed, steps=list(steps), n_tokens=n,
                layer=layer, part=part, parts=plain.rec.parts(0), states=list(cell.states),
-               **_values(plain.rec, part, steps), **_said(plain, steps), changed=None if new is None else _said(new, steps))
+               **_values(plain.rec, part, steps), **_said(plain, steps),
+               changed=None if new is None else _said(new, steps))
     if plain.probs is None: return res
     def names(ids): return readable_tokens([str(vocab[i]) for i in ids], vocab)
     for key,at in (('alternatives', [s - 1 for s in steps]), ('next', list(steps))):
