@@ -204,7 +204,7 @@ REFUSED = [
     ('explore', dict(texts=['a'], edits=[dict(layer=0, unit=1, value='2')]), 'edits', "edits[0]: value is '2'; it must be a number from"),
     ('explore', dict(texts=['a'], edits=[dict(layer=0, unit=-1)]), 'edits', 'edits[0]: unit is -1; it must be a whole number'),
     ('explore', dict(texts=['a'], edits=[dict(layer=0, unit=1)]*65), 'edits', 'it must be a list of up to 64 objects with the fields layer, unit, part, value'),
-    ('explore', dict(texts=[' ']), 'texts', 'it must be a list of 1 to 64 texts'),
+    ('explore', dict(texts=[' ']), 'texts', 'it must be a text of 1 to 20,000 characters'),
     ('explore', {}, 'texts', 'texts is missing'),
     ('explore', dict(tokens=['zzz']), 'tokens', "tokens has 'zzz', which is not in the vocabulary"),
     ('traces', dict(texts=['a'], units=[12]), 'units', 'units has 12; the numbers of 0.rnns.0 are 0 to 11'),

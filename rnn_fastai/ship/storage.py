@@ -258,7 +258,8 @@ def _own_files(folder:Path) -> dict:
 def _check_free(folder:Path, names:set[str]):
     "Raise `FileExistsError` for a file that no bundle has written."
     odd = sorted(n for n in names if (folder/n).exists())
-    if odd: raise FileExistsError(f"{folder} holds {', '.join(odd)} of something else than a bundle; name another folder.")
+    if odd: raise FileExistsError(f"{folder} holds {', '.join(odd)} of something else than a bundle; name another "
+                                  "folder.")
 
 def _settle(folder:Path):
     "Put the files of the valid bundle in their places, and remove what else writers left beside them."
