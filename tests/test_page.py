@@ -299,12 +299,16 @@ def test_classes_and_what_they_rest_on(open_page):
         assert classes.evaluate_all('els => els.map(e => e.ariaLabel)') == want
         fits(page, 400)
 
+def tagged(page):
+    "A page of a tagger, which has read a sentence."
+    page.get_by_label('Sentence').fill('the small dog runs')
+    page.get_by_role('button', name='Tag').click()
+    done(page)
+    return page
+
 def test_tags_and_what_they_rest_on(open_page):
     with live('tagger') as s:
-        page = open_page(s)
-        page.get_by_label('Sentence').fill('the small dog runs')
-        page.get_by_role('button', name='Tag').click()
-        done(page)
+        page = tagged(open_page(s))
         words = tokens_of(page)
         want = [f'{w}, {t}' for w,t in learner('tagger').predict('the small dog runs')]
         assert words.evaluate_all('els => els.map(e => e.getAttribute("aria-label"))') == want
@@ -477,10 +481,7 @@ def test_what_is_missing_is_said_beside_it(open_page):
 
 def test_the_word_that_is_selected_first_is_explained(open_page):
     with live('tagger') as s:
-        page = open_page(s)
-        page.get_by_label('Sentence').fill('the small dog runs')
-        page.get_by_role('button', name='Tag').click()
-        done(page)
+        page = tagged(open_page(s))
         last = tokens_of(page).last
         expect(last).to_have_attribute('aria-selected', 'true')
         expect(page.locator('#detail')).to_contain_text('runs is tagged')
